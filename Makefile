@@ -1,0 +1,111 @@
+# make help says what there is. The work is done by cargo and scripts/; nothing outside of target/ is written, except by
+# install and by the Debian packages that scripts/setup.sh finds missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PG ?= 15
+PROFILE ?= debug
+STATE := $(shell . scripts/common.sh && echo "$$STATE")
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export LITMUS_PGNATS_STATE := $(STATE)
+
+ifeq ($(STATE),)
+$(error scripts/common.sh gave no directory for the state)
+endif
+ifeq ($(filter $(PG),15 16 17 18),)
+$(error PG=$(PG): litmus_pgnats is built for PostgreSQL 15, 16, 17 and 18)
+endif
+ifeq ($(filter $(PROFILE),debug release),)
+$(error PROFILE=$(PROFILE): debug or release)
+endif
+
+# The private PostgreSQL. psql and pgbench are those of 15, which speak to every major.
+private := $(STATE)/pg$(PG)/bin/pg_config
+# What tests, demo and benchmarks are told.
+servers = env PG_CONFIG="$(private)" PSQL="$(STATE)/pg15/bin/psql" PGBENCH="$(STATE)/pg15/bin/pgbench" \
+	NATS_SERVER="$(STATE)/nats/bin/nats-server"
+# The server that `build` builds for.
+against = $(private)
+
+.PHONY: help setup build private install test test-all lint demo bench clean distclean
+
+help: ## say what there is
+	@echo 'make TARGET [PG=15|16|17|18]'
+	sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 14
+
+setup: ## install everything that building, testing and the demo need
+	@scripts/setup.sh
+
+build: ## build the extension; PG=15, PROFILE=debug|release
+	@[ "$(against)" != "$(private)" ] || scripts/setup.sh rust pg$(PG)
+	PGRX_PG_CONFIG_PATH="$(against)" cargo build --locked --no-default-features --features pg$(PG) \
+		$(if $(filter release,$(PROFILE)),--release)
+	# Each major overwrites this file.
+	mkdir -p "$(TARGET)/ext/pg$(PG)/$(PROFILE)"
+	cp "$(TARGET)/$(PROFILE)/liblitmus_pgnats.so" "$(TARGET)/ext/pg$(PG)/$(PROFILE)/litmus_pgnats.so"
+
+# Build for the private PostgreSQL and put it there.
+private: build
+	@stage=$$(scripts/stage.sh $(PG) $(PROFILE))
+	"$$stage/install.sh" "$(private)" >/dev/null
+
+install: ## build for your server and install there; PG_CONFIG=/path/to/pg_config, else the one in PATH
+	@. scripts/common.sh
+	pg_config="$(or $(PG_CONFIG),$(shell command -v pg_config))"
+	[ -n "$$pg_config" ] || die "no pg_config in PATH; say make install PG_CONFIG=/path/to/pg_config"
+	major=$$("$$pg_config" --version | sed -nE 's/^PostgreSQL ([0-9]+).*/\1/p')
+	[ -f "$$("$$pg_config" --includedir-server)/postgres.h" ] ||
+		die "$$pg_config has no server headers; install postgresql-server-dev-$$major or postgresql$$major-devel"
+	scripts/setup.sh rust
+	$(MAKE) --no-print-directory build PG="$$major" PROFILE=release against="$$pg_config"
+	stage=$$(scripts/stage.sh "$$major" release)
+	if [ -w "$$("$$pg_config" --pkglibdir)" ]; then
+		"$$stage/install.sh" "$$pg_config"
+	else
+		as_root "$$(realpath "$$stage")/install.sh" "$$pg_config"
+	fi
+
+test: ## run every test on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
+	@scripts/setup.sh rust pg15 pg$(PG) nats
+	$(MAKE) --no-print-directory private PROFILE=debug
+	$(servers) cargo nextest run --locked $(ARGS)
+	# cargo nextest runs no documentation tests. Building for them costs time, so only if there are any.
+	doctests='/^ *\/\/[\/!] *```/ { open = !open; if (open && /```(rust.*)?$$/) found = 1 } END { exit !found }'
+	if find src -name '*.rs' -exec cat {} + | awk "$$doctests"; then cargo test --locked --doc; fi
+
+test-all: ## run the tests on PostgreSQL 15, 16, 17 and 18
+	@for pg in 15 16 17 18; do $(MAKE) --no-print-directory test PG=$$pg; done
+
+lint: ## formatting, clippy, shellcheck, and that the pure half stays free of PostgreSQL
+	@scripts/setup.sh rust pg15
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	PGRX_PG_CONFIG_PATH="$(STATE)/pg15/bin/pg_config" \
+		cargo clippy --locked --all-targets --no-default-features --features pg15 -- -D warnings
+	# grep ends with 1 when it finds nothing and with 2 when a file is not there (renamed?): only the first will do.
+	status=0
+	grep -rnE 'pgrx|pg_sys' src/actors src/channel/{message,frame,server}.rs || status=$$?
+	[ $$status = 1 ] || { echo 'error: src/actors and the pure half of src/channel must be there, and free of pgrx' >&2; exit 1; }
+	if command -v shellcheck >/dev/null; then
+		shellcheck -x install.sh .ci/run scripts/*.sh $(wildcard demo/*.sh bench/*.sh)
+	fi
+
+demo: ## a guided tour in psql, on throw-away servers
+	@scripts/setup.sh rust pg15 pg$(PG) nats
+	$(MAKE) --no-print-directory private PROFILE=release
+	$(servers) demo/run.sh
+
+bench: ## measure, against yardsticks taken in the same run
+	@scripts/setup.sh rust pg15 pg$(PG) nats
+	$(MAKE) --no-print-directory private PROFILE=release
+	$(servers) bench/run.sh
+
+clean: ## remove what was built
+	@[ ! -d "$(TARGET)" ] || find "$(TARGET)" -mindepth 1 -maxdepth 1 ! -name state -exec rm -rf {} +
+
+distclean: clean ## remove also what setup has put into the project's state directory
+	@rm -rf "$(STATE)"

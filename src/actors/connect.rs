@@ -1,0 +1,307 @@
+//! Makes a NATS client from settings: reads the secret files, sets up TLS, tries the hosts one after another and
+//! says in the project's own terms why it did not work. Runs in the actor thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use tokio::time::timeout;
+
+use crate::error::{Error, Kind, Result};
+use crate::settings::options::Host;
+use crate::settings::{Credential, Secret, Settings, Tls, Verify};
+
+/// Largest secret or certificate file that is read, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
+/// Between PINGs; a server that answers neither of two is given up.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Messages between the connection and the task that owns the socket.
+const CLIENT_CAPACITY: usize = 2048;
+
+/// What a client reports while it lives; called in the actor thread.
+pub trait Observer: Clone + Send + Sync + 'static {
+    /// The connection broke; this client is of no more use.
+    fn lost(&self);
+    fn event(&self, event: Event);
+}
+
+/// Connects to the first host that answers, within `limit`, names resolved included.
+pub async fn connect<O: Observer>(
+    settings: &Settings,
+    hosts: &[Host],
+    name: &str,
+    limit: Duration,
+    observer: O,
+) -> Result<Client> {
+    let each = limit / u32::try_from(hosts.len()).unwrap_or(u32::MAX).max(1);
+    let mut failures = Vec::new();
+    for host in hosts {
+        match timeout(each, dial(settings, host, name, each, observer.clone())).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => failures.push(error),
+            Err(_) => failures.push(unreachable(host, "timed out".into())),
+        }
+    }
+    // The most telling failure: that of a server which was there.
+    let told = failures
+        .iter()
+        .position(|error| error.kind != Kind::Unreachable)
+        .unwrap_or(0);
+    match failures.into_iter().nth(told) {
+        Some(error) => Err(error),
+        None => Err(Error::new(Kind::Unreachable, "no NATS server is given")),
+    }
+}
+
+async fn dial<O: Observer>(
+    settings: &Settings,
+    host: &Host,
+    name: &str,
+    limit: Duration,
+    observer: O,
+) -> Result<Client> {
+    let established = Arc::new(AtomicBool::new(false));
+    let lifeline = Lifeline {
+        established: established.clone(),
+        observer: observer.clone(),
+    };
+    let options = ConnectOptions::new()
+        .name(name)
+        .connection_timeout(limit)
+        .request_timeout(None)
+        .ping_interval(PING_INTERVAL)
+        .client_capacity(CLIENT_CAPACITY)
+        .ignore_discovered_servers()
+        .reconnect_delay_callback(move |_| lifeline.before_attempt())
+        .event_callback(move |event| {
+            observer.event(event);
+            std::future::ready(())
+        });
+    let options = with_credential(options, &settings.credential).await?;
+    let options = with_tls(options, &settings.tls).await?;
+    let client = options
+        .connect(host.to_string())
+        .await
+        .map_err(|error| explain(host, &error))?;
+    // Nothing else has run since the connect, so no loss can have been missed.
+    established.store(true, Ordering::Relaxed);
+    Ok(client)
+}
+
+/// Tells the first connect from the reconnects that async-nats would make by itself.
+struct Lifeline<O> {
+    established: Arc<AtomicBool>,
+    observer: O,
+}
+
+impl<O: Observer> Lifeline<O> {
+    /// async-nats asks for a delay before each attempt to connect. When it asks again after the first success, the
+    /// connection has broken. It cannot be told not to reconnect by itself, so its task is ended here by an unwind
+    /// that tokio catches: the connection actor makes a new client instead, which reads secrets and resolves names
+    /// again, fails what was in flight at once, and is the one way for reconnect, reload and leaving a server.
+    fn before_attempt(&self) -> Duration {
+        if self.established.load(Ordering::Relaxed) {
+            self.observer.lost();
+            std::panic::resume_unwind(Box::new("connection lost"));
+        }
+        Duration::ZERO
+    }
+}
+
+async fn with_credential(options: ConnectOptions, credential: &Credential) -> Result<ConnectOptions> {
+    let reveal = |secret: &Secret| secret.reveal().to_string();
+    Ok(match credential {
+        Credential::NkeyFile(path) => options.nkey(seed(path, read_text("nkey_seed_path", path).await?)?),
+        Credential::Nkey(seed) => options.nkey(reveal(seed)),
+        Credential::TokenFile(path) => options.token(read_text("token_path", path).await?),
+        Credential::Token(token) => options.token(reveal(token)),
+        Credential::PasswordFile(user, path) => {
+            options.user_and_password(user.clone(), read_text("password_path", path).await?)
+        }
+        Credential::Password(user, password) => options.user_and_password(user.clone(), reveal(password)),
+        Credential::None => options,
+    })
+}
+
+fn seed(path: &str, text: String) -> Result<String> {
+    match nkeys::KeyPair::from_seed(&text) {
+        Ok(_) => Ok(text),
+        Err(_) => Err(file_error(
+            "nkey_seed_path",
+            path,
+            "It holds no NKey seed.".into(),
+        )),
+    }
+}
+
+async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> {
+    Ok(match &tls.verify {
+        Verify::Platform => options,
+        Verify::Ca(ca) => {
+            // async-nats reads these files itself; looking first gives an error that names the option.
+            read("tls_ca_path", ca).await?;
+            let options = options.require_tls(true).add_root_certificates(ca.into());
+            match &tls.client {
+                Some((certificate, key)) => {
+                    read("tls_cert_path", certificate).await?;
+                    read("tls_key_path", key).await?;
+                    options.add_client_certificate(certificate.into(), key.into())
+                }
+                None => options,
+            }
+        }
+        Verify::Insecure => options.require_tls(true).tls_client_config(insecure(tls).await?),
+    })
+}
+
+async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let failed = |error: rustls::Error| {
+        Error::new(Kind::TlsFailed, "could not set up TLS").detail(format!("{error}."))
+    };
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)));
+    let Some((certificate, key)) = &tls.client else {
+        return Ok(config.with_no_client_auth());
+    };
+    let chain = CertificateDer::pem_slice_iter(&read("tls_cert_path", certificate).await?)
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|error| file_error("tls_cert_path", certificate, format!("{error}.")))?;
+    let key_der = PrivateKeyDer::from_pem_slice(&read("tls_key_path", key).await?)
+        .map_err(|error| file_error("tls_key_path", key, format!("{error}.")))?;
+    config.with_client_auth_cert(chain, key_der).map_err(failed)
+}
+
+/// For `tls_insecure`: any certificate will do. Signatures are still checked, so the peer holds the key.
+#[derive(Debug)]
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A secret file, without the white space around its contents.
+async fn read_text(option: &str, path: &str) -> Result<String> {
+    let bytes = read(option, path).await?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| file_error(option, path, "It is not valid UTF-8.".into()))?;
+    match text.trim() {
+        "" => Err(file_error(option, path, "It is empty.".into())),
+        trimmed => Ok(trimmed.to_string()),
+    }
+}
+
+/// Reads a file in a thread of its own, because a file system may hang.
+async fn read(option: &str, path: &str) -> Result<Vec<u8>> {
+    let owned = path.to_string();
+    let outcome = tokio::task::spawn_blocking(move || {
+        let size = std::fs::metadata(&owned)?.len();
+        if size > MAX_FILE {
+            return Err(std::io::Error::other(format!(
+                "it has {size} bytes, the limit is {MAX_FILE}"
+            )));
+        }
+        std::fs::read(&owned)
+    });
+    match outcome.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(file_error(option, path, format!("{error}."))),
+        Err(_) => Err(file_error(option, path, "Reading it was given up.".into())),
+    }
+}
+
+fn file_error(option: &str, path: &str, why: String) -> Error {
+    let message = format!("could not use file \"{path}\" of option \"{option}\"");
+    Error::new(Kind::FileUnreadable, message).detail(why)
+}
+
+fn unreachable(host: &Host, why: String) -> Error {
+    Error::new(
+        Kind::Unreachable,
+        format!("could not connect to NATS server {host}"),
+    )
+    .detail(format!("{why}."))
+}
+
+/// async-nats's error as one of ours, its whole chain of causes in the detail.
+fn explain(host: &Host, error: &ConnectError) -> Error {
+    let mut causes = vec![error.to_string()];
+    let mut is_tls = error.kind() == ConnectErrorKind::Tls;
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        is_tls |= inner.is::<rustls::Error>()
+            || inner
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+                .is_some_and(|e| e.is::<rustls::Error>());
+        let text = inner.to_string();
+        if !causes.iter().any(|known| known.contains(&text)) {
+            causes.push(text);
+        }
+        cause = inner.source();
+    }
+    let why = causes.join(": ");
+    match error.kind() {
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Error::new(
+            Kind::AuthenticationRefused,
+            format!("NATS server {host} refused the authentication"),
+        )
+        .detail(format!("{why}.")),
+        _ if is_tls => Error::new(
+            Kind::TlsFailed,
+            format!("TLS handshake with NATS server {host} failed"),
+        )
+        .detail(format!("{why}.")),
+        _ => unreachable(host, why),
+    }
+}

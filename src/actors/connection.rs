@@ -1,0 +1,607 @@
+//! One NATS connection: its client, its state machine, and the messages held while NATS is away.
+//!
+//! ```text
+//!            connected                    all held messages handed over
+//!   Down ─────────────────> Handover ───────────────────────────────────> Up
+//!    ^                         │ lost                                      │ lost        Up ──reload──> Handover
+//!    └─────────────────────────┴───────────────────────────────────────────┘
+//! ```
+//!
+//! Runs in the actor thread. Callers learn the state from a watch channel ([`Status`]) and wait there; the actor
+//! itself never waits.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use actix::prelude::*;
+use async_nats::client::traits::Publisher;
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, Event, PublishErrorKind, Request, RequestErrorKind, ServerError, ServerInfo};
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::connect::{Observer, connect};
+use super::system::Vital;
+use crate::channel::message::Link;
+use crate::error::{Error, Kind, Result};
+use crate::settings::Settings;
+use crate::settings::options::Host;
+
+/// Longest time to establish a connection, names resolved and TLS included.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait between two attempts while NATS is away.
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// Longest time for the old connection to write what it holds when a new one replaces it.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// Shortest time between two log lines about errors that the server reports.
+const SERVER_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Publishes in order; answers with what could not be taken because the buffer is full.
+#[derive(Message)]
+#[rtype(result = "Vec<OutboundMessage>")]
+pub struct Publish(pub Vec<OutboundMessage>);
+
+/// A request; `None` when the connection is not up at the moment.
+#[derive(Message)]
+#[rtype(result = "Option<Result<async_nats::Message>>")]
+pub struct Ask {
+    pub subject: String,
+    pub request: Request,
+    pub timeout: Duration,
+}
+
+/// What the NATS server said of itself when the connection was made.
+#[derive(Message)]
+#[rtype(result = "Option<ServerInfo>")]
+pub struct Info;
+
+/// Takes over new settings; with `force` on a new connection in any case.
+#[derive(Message)]
+#[rtype(result = "Result<()>")]
+pub struct Reload {
+    pub settings: Settings,
+    pub force: bool,
+    pub limit: Duration,
+}
+
+/// Somebody waits for the connection: try now instead of after the backoff.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Nudge;
+
+/// Writes out what is held, as far as `0` allows, and stops.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish(pub Duration);
+
+/// From the client of this generation: its connection broke.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Lost(u64);
+
+/// From the client of this generation: an event.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Happened(u64, Event);
+
+/// What callers may know of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub link: Link,
+    /// Whether there ever was a connection with these settings.
+    pub was_up: bool,
+    /// Attempts that have failed.
+    pub failures: u64,
+    pub error: Option<Error>,
+    /// Counts the clients; whatever was derived from an older client is stale.
+    pub generation: u64,
+}
+
+/// Waits until the connection is up: until the deadline if it once was, otherwise for one attempt.
+pub async fn until_up(
+    status: &mut watch::Receiver<Status>,
+    connection: &Addr<Connection>,
+    deadline: Instant,
+) -> Result<Link> {
+    let before = {
+        let now = status.borrow_and_update();
+        if now.link.up {
+            return Ok(now.link);
+        }
+        now.failures
+    };
+    connection.do_send(Nudge);
+    let decided = status.wait_for(|s| s.link.up || (!s.was_up && s.failures > before));
+    let last = match timeout(deadline.saturating_duration_since(Instant::now()), decided).await {
+        Ok(Ok(now)) if now.link.up => return Ok(now.link),
+        Ok(Ok(now)) => now.error.clone(),
+        Ok(Err(_)) => None,
+        Err(_) => None,
+    };
+    Err(last
+        .or_else(|| status.borrow().error.clone())
+        .unwrap_or_else(not_connected))
+}
+
+fn not_connected() -> Error {
+    Error::new(
+        Kind::Unreachable,
+        "the connection to the NATS server is not established yet",
+    )
+}
+
+enum State {
+    Down,
+    /// A new client takes the held messages; later ones queue up behind them.
+    Handover(Client),
+    Up(Client),
+}
+
+/// The outcome of an attempt to connect.
+struct Dialled {
+    settings: Settings,
+    generation: u64,
+    client: Result<Client>,
+}
+
+/// The actor.
+pub struct Connection {
+    /// What the connection is called in NATS's monitoring.
+    name: String,
+    settings: Settings,
+    state: State,
+    held: VecDeque<OutboundMessage>,
+    status: watch::Sender<Status>,
+    /// Attempts so far; each makes a client of a generation of its own.
+    dials: u64,
+    /// An attempt is under way.
+    connecting: bool,
+    retry: Option<SpawnHandle>,
+    /// Servers that the NATS cluster told us of.
+    discovered: Vec<Host>,
+    server_errors: Flood,
+    _vital: Vital,
+}
+
+impl Connection {
+    /// Starts to connect; the status tells how it goes.
+    pub fn start(
+        name: String,
+        settings: Settings,
+        vital: Vital,
+    ) -> (Addr<Connection>, watch::Receiver<Status>) {
+        let (status, watched) = watch::channel(Status::default());
+        let connection = Connection {
+            name,
+            settings,
+            state: State::Down,
+            held: VecDeque::new(),
+            status,
+            dials: 0,
+            connecting: false,
+            retry: None,
+            discovered: Vec::new(),
+            server_errors: Flood::default(),
+            _vital: vital,
+        };
+        (Actor::start(connection), watched)
+    }
+
+    fn generation(&self) -> u64 {
+        self.status.borrow().generation
+    }
+
+    fn hosts(&self, settings: &Settings) -> Vec<Host> {
+        let mut hosts = settings.hosts.clone();
+        hosts.extend(
+            self.discovered
+                .iter()
+                .filter(|host| !settings.hosts.contains(host))
+                .cloned(),
+        );
+        hosts
+    }
+
+    /// Makes a new client, of a generation of its own, for these settings.
+    fn dial(
+        &mut self,
+        settings: Settings,
+        limit: Duration,
+        ctx: &Context<Self>,
+    ) -> impl Future<Output = Dialled> + use<> {
+        self.dials += 1;
+        let generation = self.dials;
+        let observer = Reporter {
+            connection: ctx.address(),
+            generation,
+        };
+        let (name, hosts) = (self.name.clone(), self.hosts(&settings));
+        async move {
+            let client = connect(&settings, &hosts, &name, limit, observer).await;
+            Dialled {
+                settings,
+                generation,
+                client,
+            }
+        }
+    }
+
+    fn attempt(&mut self, ctx: &mut Context<Self>) {
+        if let Some(retry) = self.retry.take() {
+            ctx.cancel_future(retry);
+        }
+        if self.connecting || !matches!(self.state, State::Down) {
+            return;
+        }
+        self.connecting = true;
+        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
+        let attempt = dial.into_actor(self).map(
+            |Dialled {
+                 settings,
+                 generation,
+                 client,
+             },
+             actor,
+             ctx| {
+                actor.connecting = false;
+                // A reload may have overtaken this attempt.
+                match client {
+                    Ok(client) if matches!(actor.state, State::Down) && actor.settings == settings => {
+                        actor.install(client, generation, ctx);
+                    }
+                    Err(error) if matches!(actor.state, State::Down) => actor.failed(error, ctx),
+                    _ => actor.attempt(ctx),
+                }
+            },
+        );
+        ctx.spawn(attempt);
+    }
+
+    fn failed(&mut self, error: Error, ctx: &mut Context<Self>) {
+        if self.status.borrow().error.as_ref() != Some(&error) {
+            log::warn!("{}: {error}", self.name);
+        }
+        self.status.send_modify(|status| {
+            status.failures += 1;
+            status.error = Some(error);
+        });
+        let failures = u32::try_from(self.status.borrow().failures.min(16)).unwrap_or(16);
+        let backoff = (Duration::from_millis(10) * 2u32.saturating_pow(failures)).min(MAX_BACKOFF);
+        self.retry = Some(ctx.run_later(backoff, |actor, ctx| {
+            actor.retry = None;
+            actor.attempt(ctx);
+        }));
+    }
+
+    /// Puts a connected client in the place of what was there; the old one first writes what it has taken.
+    fn install(&mut self, client: Client, generation: u64, ctx: &mut Context<Self>) {
+        let info = client.server_info();
+        self.discovered = info
+            .connect_urls
+            .iter()
+            .filter_map(|url| parse_url(url))
+            .collect();
+        let host = format!("{}:{}", info.host, info.port);
+        log::info!(
+            "{}: connected to NATS server {} {host}, version {}",
+            self.name,
+            info.server_id,
+            info.version
+        );
+        self.status.send_modify(|status| status.generation = generation);
+        let old = std::mem::replace(&mut self.state, State::Handover(client));
+        let flush = async move {
+            if let State::Up(old) | State::Handover(old) = old {
+                let _ = timeout(FLUSH_LIMIT, old.flush()).await;
+            }
+        };
+        ctx.spawn(flush.into_actor(self).map(|(), actor, ctx| actor.hand_over(ctx)));
+    }
+
+    /// Hands the held messages to the new client; when none is left, the connection is up.
+    fn hand_over(&mut self, ctx: &mut Context<Self>) {
+        let State::Handover(client) = &self.state else {
+            return;
+        };
+        let client = client.clone();
+        if !self.held.is_empty() {
+            let (generation, batch) = (self.generation(), self.held.drain(..).collect());
+            let handing = async move { send_all(&client, batch).await };
+            ctx.spawn(handing.into_actor(self).map(move |rest, actor, ctx| {
+                rest.into_iter()
+                    .rev()
+                    .for_each(|message| actor.held.push_front(message));
+                if actor.generation() == generation {
+                    actor.hand_over(ctx);
+                }
+            }));
+            return;
+        }
+        let info = client.server_info();
+        self.state = State::Up(client);
+        self.status.send_modify(|status| {
+            status.link = Link {
+                up: true,
+                max_payload: info.max_payload as u64,
+                headers: info.headers,
+            };
+            status.was_up = true;
+            status.failures = 0;
+            status.error = None;
+        });
+    }
+
+    fn lost(&mut self, ctx: &mut Context<Self>) {
+        self.state = State::Down;
+        log::warn!("{}: connection to the NATS server lost", self.name);
+        self.status.send_modify(|status| status.link.up = false);
+        self.attempt(ctx);
+    }
+}
+
+impl Actor for Connection {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.attempt(ctx);
+    }
+}
+
+impl Handler<Publish> for Connection {
+    type Result = ResponseFuture<Vec<OutboundMessage>>;
+
+    fn handle(&mut self, Publish(mut batch): Publish, _: &mut Self::Context) -> Self::Result {
+        if let State::Up(client) = &self.state {
+            let client = client.clone();
+            return Box::pin(async move { send_all(&client, batch).await });
+        }
+        let room = self
+            .settings
+            .capacity
+            .saturating_sub(self.held.len())
+            .min(batch.len());
+        let rest = batch.split_off(room);
+        // Copied, because a payload is a slice of all that was read from the socket with it.
+        self.held.extend(batch.into_iter().map(|m| OutboundMessage {
+            payload: Bytes::copy_from_slice(&m.payload),
+            ..m
+        }));
+        Box::pin(std::future::ready(rest))
+    }
+}
+
+/// Hands messages to the client in order; answers with those that it did not take because it is lost.
+async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<OutboundMessage> {
+    let mut messages = batch.into_iter();
+    while let Some(message) = messages.next() {
+        match client.publish_message(message.clone()).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == PublishErrorKind::Send => {
+                return std::iter::once(message).chain(messages).collect();
+            }
+            // Sessions check before they send; the limit may have changed in between.
+            Err(error) => log::warn!(
+                "message to subject \"{}\" was not published: {error}",
+                message.subject
+            ),
+        }
+    }
+    Vec::new()
+}
+
+impl Handler<Ask> for Connection {
+    type Result = ResponseFuture<Option<Result<async_nats::Message>>>;
+
+    fn handle(&mut self, ask: Ask, _: &mut Self::Context) -> Self::Result {
+        let State::Up(client) = &self.state else {
+            return Box::pin(std::future::ready(None));
+        };
+        let client = client.clone();
+        Box::pin(async move {
+            let Ask {
+                subject,
+                request,
+                timeout,
+            } = ask;
+            let outcome = client
+                .send_request(subject.clone(), request.timeout(Some(timeout)))
+                .await;
+            Some(outcome.map_err(|error| {
+                match error.kind() {
+                    RequestErrorKind::NoResponders => Error::new(
+                        Kind::NoResponders,
+                        format!("no responders are available for subject \"{subject}\""),
+                    ),
+                    RequestErrorKind::TimedOut => {
+                        let waited = timeout.as_millis();
+                        Error::new(
+                            Kind::Timeout,
+                            format!("no reply on subject \"{subject}\" within {waited} ms"),
+                        )
+                    }
+                    RequestErrorKind::MaxPayloadExceeded => Error::new(
+                        Kind::PayloadTooLarge,
+                        "message is larger than the NATS server allows",
+                    )
+                    .detail(format!("{error}.")),
+                    RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+                    RequestErrorKind::Other => Error::new(
+                        Kind::ConnectionLost,
+                        "the connection to the NATS server was lost while waiting for the reply",
+                    ),
+                }
+            }))
+        })
+    }
+}
+
+impl Handler<Info> for Connection {
+    type Result = Option<ServerInfo>;
+
+    fn handle(&mut self, _: Info, _: &mut Self::Context) -> Self::Result {
+        match &self.state {
+            State::Up(client) | State::Handover(client) => Some(client.server_info()),
+            State::Down => None,
+        }
+    }
+}
+
+impl Handler<Reload> for Connection {
+    type Result = ResponseActFuture<Self, Result<()>>;
+
+    fn handle(
+        &mut self,
+        Reload {
+            settings,
+            force,
+            limit,
+        }: Reload,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
+        if !force && !self.settings.needs_reconnect(&settings) {
+            self.settings = settings;
+            // Callers that wait for room may find it now.
+            self.status.send_modify(|_| {});
+            return Box::pin(fut::ready(Ok(())));
+        }
+        // The old connection serves on until the new one stands; if that fails, it stays.
+        let dial = self.dial(settings, limit.min(CONNECT_LIMIT), ctx);
+        Box::pin(dial.into_actor(self).map(
+            |Dialled {
+                 settings,
+                 generation,
+                 client,
+             },
+             actor,
+             ctx| match client {
+                Ok(client) => {
+                    actor.settings = settings;
+                    actor.install(client, generation, ctx);
+                    Ok(())
+                }
+                Err(error) => {
+                    if let State::Down = actor.state {
+                        actor.settings = settings;
+                        actor.attempt(ctx);
+                    }
+                    Err(error)
+                }
+            },
+        ))
+    }
+}
+
+impl Handler<Nudge> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, _: Nudge, ctx: &mut Self::Context) {
+        self.attempt(ctx);
+    }
+}
+
+impl Handler<Finish> for Connection {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, Finish(limit): Finish, _: &mut Self::Context) -> Self::Result {
+        let client = match &self.state {
+            State::Up(client) | State::Handover(client) => Some(client.clone()),
+            State::Down => None,
+        };
+        let flush = async move {
+            if let Some(client) = client {
+                let _ = timeout(limit, client.flush()).await;
+            }
+        };
+        Box::pin(flush.into_actor(self).map(|(), actor, ctx| {
+            if !actor.held.is_empty() {
+                log::warn!(
+                    "{}: {} messages for an unreachable NATS server are given up",
+                    actor.name,
+                    actor.held.len()
+                );
+            }
+            ctx.stop();
+        }))
+    }
+}
+
+impl Handler<Lost> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, Lost(generation): Lost, ctx: &mut Self::Context) {
+        if generation == self.generation() && !matches!(self.state, State::Down) {
+            self.lost(ctx);
+        }
+    }
+}
+
+impl Handler<Happened> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, Happened(generation, event): Happened, _: &mut Self::Context) {
+        if generation != self.generation() {
+            return;
+        }
+        match event {
+            Event::ServerError(ServerError::Other(what)) => {
+                if let Some(suppressed) = self.server_errors.pass() {
+                    log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
+                }
+            }
+            Event::LameDuckMode => log::info!("{}: the NATS server is about to shut down", self.name),
+            _ => {}
+        }
+    }
+}
+
+/// Brings what a client reports to its connection.
+#[derive(Clone)]
+struct Reporter {
+    connection: Addr<Connection>,
+    generation: u64,
+}
+
+impl Observer for Reporter {
+    fn lost(&self) {
+        self.connection.do_send(Lost(self.generation));
+    }
+
+    fn event(&self, event: Event) {
+        self.connection.do_send(Happened(self.generation, event));
+    }
+}
+
+/// Lets one log line pass in an interval and counts the others.
+#[derive(Default)]
+struct Flood {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Flood {
+    /// `Some` when a line may be written, with a remark on those that were not.
+    fn pass(&mut self) -> Option<String> {
+        let now = Instant::now();
+        if self
+            .last
+            .is_some_and(|last| now.duration_since(last) < SERVER_ERROR_LOG_INTERVAL)
+        {
+            self.suppressed += 1;
+            return None;
+        }
+        self.last = Some(now);
+        match std::mem::take(&mut self.suppressed) {
+            0 => Some(String::new()),
+            more => Some(format!(" ({more} more since the last such line)")),
+        }
+    }
+}
+
+fn parse_url(url: &str) -> Option<Host> {
+    let bare = url.rsplit_once("://").map_or(url, |(_, rest)| rest);
+    crate::settings::options::parse_hosts(bare, crate::settings::options::DEFAULT_PORT)
+        .ok()?
+        .into_iter()
+        .next()
+}

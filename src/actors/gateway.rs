@@ -1,0 +1,89 @@
+//! Accepts the sessions of the control channel. Runs in the actor thread.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::session::Session;
+use super::supervisor::Supervisor;
+use super::system::Vital;
+use crate::channel::server::Listener;
+
+/// After a failure to accept (too many open files, a refused user) the next attempt waits so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes in what the sessions have sent and ends them, within the time given.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish(pub Duration);
+
+/// The actor.
+pub struct Gateway {
+    listener: Option<Listener>,
+    supervisor: Addr<Supervisor>,
+    /// `true` once the runtime is to end. Each session holds a receiver.
+    finish: watch::Sender<bool>,
+    _vital: Vital,
+}
+
+/// Calls in flight for all sessions; told to backends with each reply.
+pub type Load = Rc<Cell<u16>>;
+
+impl Gateway {
+    pub fn new(listener: Listener, supervisor: Addr<Supervisor>, vital: Vital) -> Self {
+        Gateway {
+            listener: Some(listener),
+            supervisor,
+            finish: watch::Sender::new(false),
+            _vital: vital,
+        }
+    }
+}
+
+impl Actor for Gateway {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(listener) = self.listener.take() else {
+            return;
+        };
+        let (supervisor, finish) = (self.supervisor.clone(), self.finish.subscribe());
+        ctx.spawn(accept(listener, supervisor, finish).into_actor(self));
+    }
+}
+
+async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: watch::Receiver<bool>) {
+    let load = Load::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = finish.wait_for(|finish| *finish) => return,
+        };
+        match accepted {
+            Ok((reader, writer)) => {
+                let session = Session::new(writer, supervisor.clone(), load.clone());
+                actix::spawn(session.run(reader, finish.clone()));
+            }
+            Err(error) => {
+                log::warn!("control channel: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Handler<Finish> for Gateway {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Finish(limit): Finish, _: &mut Self::Context) -> Self::Result {
+        let finish = self.finish.clone();
+        Box::pin(async move {
+            finish.send_replace(true);
+            let _ = timeout(limit, finish.closed()).await;
+        })
+    }
+}

@@ -1,0 +1,17 @@
+//! The actor system of the runtime worker: everything that talks to NATS. Knows nothing of the database.
+//!
+//! One thread runs it all: an actix system on tokio's current-thread runtime.
+//!
+//! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one;
+//! - `supervisor.rs` keeps one connection for all sessions that present the same key;
+//! - `connection.rs` is one NATS connection and its state machine; `connect.rs` makes the client it is built on;
+//! - `system.rs` starts, watches and stops them.
+
+#![forbid(unsafe_code)]
+
+pub mod connect;
+pub mod connection;
+pub mod gateway;
+mod session;
+pub mod supervisor;
+pub mod system;

@@ -1,0 +1,228 @@
+//! Keeps one connection for all sessions that present the same database, server and user mapping. Runs in the
+//! actor thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::watch;
+
+use super::connection::{self, Connection, Status};
+use super::system::Vital;
+use crate::channel::message::{Key, Target};
+use crate::error::{Error, Kind, Result};
+use crate::settings::Settings;
+
+/// A connection that no session has used for so long is closed.
+const UNUSED_LIMIT: Duration = Duration::from_secs(300);
+
+/// The connection for a key; made with these settings if there is none yet.
+#[derive(Message)]
+#[rtype(result = "Handle")]
+pub struct Open {
+    pub target: Target,
+    pub settings: Settings,
+}
+
+/// A connection as its users hold it.
+#[derive(Clone)]
+pub struct Handle {
+    pub connection: Addr<Connection>,
+    pub status: watch::Receiver<Status>,
+    /// Counts the users; one is the supervisor itself.
+    users: Arc<()>,
+}
+
+/// A session no longer uses the connection of this key.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Left(pub Key);
+
+/// Which user mappings have a connection to a server.
+#[derive(Message)]
+#[rtype(result = "Vec<u32>")]
+pub struct MappingsInUse {
+    pub database: u32,
+    pub server: u32,
+}
+
+/// Gives the connections of a server new settings by user mapping; those without settings are closed.
+#[derive(Message)]
+#[rtype(result = "Result<()>")]
+pub struct Reload {
+    pub database: u32,
+    pub server: u32,
+    pub settings: Vec<(u32, Option<Settings>)>,
+    /// Connect anew even if nothing changed (the surface's `reload_conf_force`).
+    pub force: bool,
+    pub limit: Duration,
+}
+
+/// Stops all connections, which first write what they hold.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish(pub Duration);
+
+/// The actor.
+pub struct Supervisor {
+    /// First part of the connections' names in NATS's monitoring.
+    cluster: String,
+    connections: HashMap<Key, Handle>,
+    vital: Vital,
+}
+
+impl Supervisor {
+    pub fn new(cluster: String, vital: Vital) -> Self {
+        Supervisor {
+            cluster,
+            connections: HashMap::new(),
+            vital,
+        }
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Open> for Supervisor {
+    type Result = MessageResult<Open>;
+
+    fn handle(&mut self, Open { target, settings }: Open, _: &mut Self::Context) -> Self::Result {
+        let handle = self.connections.entry(target.key).or_insert_with(|| {
+            let name = format!(
+                "litmus_pgnats/{}/{}/{}",
+                self.cluster, target.database_name, target.server_name
+            );
+            let (connection, status) = Connection::start(name, settings, self.vital.clone());
+            Handle {
+                connection,
+                status,
+                users: Arc::new(()),
+            }
+        });
+        MessageResult(handle.clone())
+    }
+}
+
+impl Handler<Left> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Left(key): Left, ctx: &mut Self::Context) {
+        if self.is_unused(key) {
+            ctx.run_later(UNUSED_LIMIT, move |actor, _| {
+                if actor.is_unused(key) {
+                    actor.close(key);
+                }
+            });
+        }
+    }
+}
+
+impl Supervisor {
+    fn is_unused(&self, key: Key) -> bool {
+        self.connections
+            .get(&key)
+            .is_some_and(|handle| Arc::strong_count(&handle.users) == 1)
+    }
+
+    fn close(&mut self, key: Key) {
+        if let Some(handle) = self.connections.remove(&key) {
+            handle
+                .connection
+                .do_send(connection::Finish(connection::CONNECT_LIMIT));
+        }
+    }
+}
+
+impl Handler<MappingsInUse> for Supervisor {
+    type Result = Vec<u32>;
+
+    fn handle(
+        &mut self,
+        MappingsInUse { database, server }: MappingsInUse,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let keys = self.connections.keys();
+        keys.filter(|key| key.database == database && key.server == server)
+            .map(|key| key.mapping)
+            .collect()
+    }
+}
+
+impl Handler<Reload> for Supervisor {
+    type Result = ResponseFuture<Result<()>>;
+
+    fn handle(&mut self, reload: Reload, _: &mut Self::Context) -> Self::Result {
+        let Reload {
+            database,
+            server,
+            settings,
+            force,
+            limit,
+        } = reload;
+        let mut reloads = Vec::new();
+        for (mapping, settings) in settings {
+            let key = Key {
+                database,
+                server,
+                mapping,
+            };
+            match (self.connections.get(&key), settings) {
+                (Some(handle), Some(settings)) => {
+                    reloads.push(handle.connection.send(connection::Reload {
+                        settings,
+                        force,
+                        limit,
+                    }));
+                }
+                (Some(_), None) => self.close(key),
+                (None, _) => {}
+            }
+        }
+        Box::pin(async move {
+            let outcomes = futures::future::join_all(reloads).await;
+            outcomes
+                .into_iter()
+                .try_for_each(|outcome| outcome.unwrap_or_else(|_| Err(stopped())))
+        })
+    }
+}
+
+impl Handler<Finish> for Supervisor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Finish(limit): Finish, _: &mut Self::Context) -> Self::Result {
+        let finished = self.connections.drain().map(|(_, handle)| async move {
+            let _ = handle.connection.send(connection::Finish(limit)).await;
+        });
+        let finished = futures::future::join_all(finished);
+        Box::pin(async move {
+            finished.await;
+        })
+    }
+}
+
+/// Has the actor panic; for tests.
+#[cfg(debug_assertions)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Panic;
+
+#[cfg(debug_assertions)]
+impl Handler<Panic> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        std::panic::resume_unwind(Box::new("asked to panic"));
+    }
+}
+
+/// For whoever finds an actor stopped.
+pub fn stopped() -> Error {
+    Error::new(
+        Kind::RuntimeLost,
+        "the litmus_pgnats runtime worker is shutting down",
+    )
+}

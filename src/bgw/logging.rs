@@ -1,0 +1,136 @@
+//! Brings log records of the actor thread to the server log, which only the main thread may write.
+//!
+//! Records wait in a bounded queue. A byte on a socket wakes the main thread; the socket's end tells it that the
+//! actor thread is gone.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+
+use crate::pg::report::{self, Level};
+
+/// Records that may wait; what comes on top is counted only.
+const QUEUE: usize = 1024;
+
+type Entry = (log::Level, String);
+
+struct Logger {
+    queue: SyncSender<Entry>,
+    wake: UnixStream,
+    dropped: Arc<AtomicUsize>,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// The main thread's end.
+pub struct Records {
+    queue: Receiver<Entry>,
+    wake: UnixStream,
+    dropped: Arc<AtomicUsize>,
+}
+
+/// Held by the actor thread; when it is dropped, [`Records::read`] tells that the thread is gone.
+pub struct Alive {
+    wake: UnixStream,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        // The logger keeps a copy of the socket, so closing this one would not be seen.
+        let _ = self.wake.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Installs the logger of this process.
+pub fn install() -> std::io::Result<(Records, Alive)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let (sender, queue) = sync_channel(QUEUE);
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let logger = Logger {
+        queue: sender,
+        wake: theirs.try_clone()?,
+        dropped: dropped.clone(),
+    };
+    if log::set_logger(LOGGER.get_or_init(|| logger)).is_err() {
+        return Err(std::io::Error::other("a logger is installed already"));
+    }
+    Ok((
+        Records {
+            queue,
+            wake: ours,
+            dropped,
+        },
+        Alive { wake: theirs },
+    ))
+}
+
+/// Sets which records are kept.
+pub fn set_level(level: log::LevelFilter) {
+    log::set_max_level(level);
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // Libraries speak of their own matters; the actors say what counts.
+        metadata.target().starts_with("litmus_pgnats")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if self
+            .queue
+            .try_send((record.level(), record.args().to_string()))
+            .is_err()
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        // A full socket wakes the main thread as well.
+        let _ = (&self.wake).write(&[0]);
+    }
+
+    fn flush(&self) {}
+}
+
+impl Records {
+    /// What the main thread waits for.
+    pub fn socket(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// Writes the records that wait to the server log; `false` when the actor thread is gone.
+    pub fn write(&mut self) -> bool {
+        let mut bytes = [0; 256];
+        let alive = loop {
+            match self.wake.read(&mut bytes) {
+                Ok(0) => break false,
+                Ok(_) => {}
+                Err(_) => break true,
+            }
+        };
+        for (level, text) in self.queue.try_iter() {
+            write(level, &text);
+        }
+        match self.dropped.swap(0, Ordering::Relaxed) {
+            0 => {}
+            count => write(log::Level::Warn, &format!("{count} log messages were dropped")),
+        }
+        alive
+    }
+}
+
+fn write(level: log::Level, text: &str) {
+    let level = match level {
+        log::Level::Warn => Level::Warning,
+        // PostgreSQL's ERROR would end the worker; LOG is written in any case.
+        log::Level::Error | log::Level::Info => Level::Log,
+        log::Level::Debug | log::Level::Trace => Level::Debug,
+    };
+    report::message(level, text, "", "");
+}

@@ -1,0 +1,437 @@
+//! The blocking end of the control channel, for backends and executors: no thread, no tokio.
+//!
+//! How to wait is the caller's ([`Wait`]), so that PostgreSQL's latch and interrupts apply, and so that this file
+//! can be tested without PostgreSQL. A wait may fail (a cancelled statement): then the request is cancelled and its
+//! late reply ignored.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::frame::{Frame, decode, encode};
+use super::message::{Link, Reply, Request};
+use crate::error::{Error, Kind, Result};
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    Readable,
+    /// Readable or writable: reading on while writing keeps both ends from waiting for each other.
+    Both,
+}
+
+/// How a process waits for its socket.
+pub trait Wait {
+    /// Returns when the socket may be ready or the deadline has passed; fails if the statement is interrupted.
+    fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()>;
+    /// Whether [`Wait::wait`] would have an interrupt to serve; asked while polling.
+    fn interrupted(&self) -> bool;
+}
+
+/// Bytes read at a time.
+const READ: usize = 64 * 1024;
+/// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight.
+const POLL_LOAD: u16 = 2;
+
+/// A connection to the runtime worker.
+pub struct Client<W> {
+    socket: UnixStream,
+    wait: W,
+    /// Encoded frames; those before `sent` have been written.
+    out: Vec<u8>,
+    sent: usize,
+    input: BytesMut,
+    last_id: u32,
+    /// Calls that the runtime had in flight when it last replied.
+    load: u16,
+    news: Vec<(u16, Link)>,
+    broken: bool,
+}
+
+impl<W: Wait> Client<W> {
+    /// Takes over a connected socket.
+    pub fn new(socket: UnixStream, wait: W) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Client {
+            socket,
+            wait,
+            out: Vec::new(),
+            sent: 0,
+            input: BytesMut::new(),
+            last_id: 0,
+            load: 0,
+            news: Vec::new(),
+            broken: false,
+        })
+    }
+
+    /// Whether the runtime is gone; the connection is of no more use.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Bytes that wait to be written.
+    pub fn unsent(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// News of links that came in since the last call.
+    pub fn take_news(&mut self) -> Vec<(u16, Link)> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Adds a frame that has no reply; [`Client::flush`] writes it.
+    pub fn push(&mut self, request: &Request, body: &[u8]) -> Result<()> {
+        self.encode(0, request, body)
+    }
+
+    /// Writes what is unsent.
+    pub fn flush(&mut self, deadline: Instant) -> Result<()> {
+        while !self.try_flush()? {
+            self.read_news()?;
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    Kind::RuntimeUnavailable,
+                    "the litmus_pgnats runtime worker does not take messages",
+                )
+                .detail("It may be waiting for a NATS server that is slow or unreachable."));
+            }
+            self.wait
+                .wait(self.socket.as_raw_fd(), Interest::Both, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the socket takes at once; `true` when nothing is left.
+    pub fn try_flush(&mut self) -> Result<bool> {
+        while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match self.socket.write(rest) {
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lost(&error)),
+            }
+        }
+        self.out.clear();
+        self.out.shrink_to(READ);
+        self.sent = 0;
+        Ok(true)
+    }
+
+    /// Takes in what has arrived, without waiting: news is kept for [`Client::take_news`], late replies are dropped.
+    pub fn read_news(&mut self) -> Result<()> {
+        while self.read()? {}
+        while let Some(frame) = self.decode()? {
+            self.sort(frame);
+        }
+        Ok(())
+    }
+
+    /// Sends a request, behind whatever is unsent, and waits for its reply. Polls up to `poll` before it sleeps.
+    pub fn call(
+        &mut self,
+        request: &Request,
+        body: &[u8],
+        deadline: Instant,
+        poll: Duration,
+    ) -> Result<Frame<Reply>> {
+        self.last_id = self.last_id.wrapping_add(1).max(1);
+        let id = self.last_id;
+        self.encode(id, request, body)?;
+        let mut call = Call {
+            client: self,
+            id,
+            answered: false,
+        };
+        call.client.flush(deadline)?;
+        let frame = call.client.reply(id, deadline, poll)?;
+        call.answered = true;
+        match frame.message {
+            Reply::Failed(error) => Err(error),
+            _ => Ok(frame),
+        }
+    }
+
+    fn reply(&mut self, id: u32, deadline: Instant, poll: Duration) -> Result<Frame<Reply>> {
+        let started = Instant::now();
+        loop {
+            while let Some(frame) = self.decode()? {
+                self.load = frame.load;
+                if frame.id == id {
+                    return Ok(frame);
+                }
+                self.sort(frame);
+            }
+            if self.read()? {
+                continue;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Error::new(
+                    Kind::RuntimeUnavailable,
+                    "the litmus_pgnats runtime worker does not answer",
+                ));
+            }
+            let poll_on =
+                self.load <= POLL_LOAD && now.duration_since(started) < poll && !self.wait.interrupted();
+            if poll_on {
+                std::thread::yield_now();
+            } else {
+                self.wait
+                    .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
+            }
+        }
+    }
+
+    fn encode(&mut self, id: u32, request: &Request, body: &[u8]) -> Result<()> {
+        if self.broken {
+            return Err(Error::new(
+                Kind::RuntimeLost,
+                "the connection to the litmus_pgnats runtime worker is closed",
+            ));
+        }
+        encode(&mut self.out, id, 0, request, body).map_err(|error| {
+            Error::new(Kind::PayloadTooLarge, "message is too large").detail(format!("A {error}."))
+        })
+    }
+
+    fn decode(&mut self) -> Result<Option<Frame<Reply>>> {
+        let decoded = decode(&mut self.input);
+        decoded.map_err(|error| {
+            self.broken = true;
+            Error::new(
+                Kind::Protocol,
+                "unintelligible answer of the litmus_pgnats runtime worker",
+            )
+            .detail(format!("A {error}."))
+        })
+    }
+
+    /// A frame that nobody waits for.
+    fn sort(&mut self, frame: Frame<Reply>) {
+        if let Reply::Link { slot, link } = frame.message {
+            self.news.push((slot, link));
+        }
+    }
+
+    /// Reads once without waiting; `false` when there is nothing.
+    fn read(&mut self) -> Result<bool> {
+        let start = self.input.len();
+        self.input.resize(start + READ, 0);
+        let outcome = match self.input.get_mut(start..) {
+            Some(space) => self.socket.read(space),
+            None => Ok(0),
+        };
+        self.input
+            .truncate(start + outcome.as_ref().copied().unwrap_or(0));
+        match outcome {
+            Ok(0) => Err(self.lost(&io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Ok(true),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(self.lost(&error)),
+        }
+    }
+
+    fn lost(&mut self, error: &io::Error) -> Error {
+        self.broken = true;
+        // The kernel reports a reset, and not an end of file, if the runtime ended with frames of ours unread.
+        let unread = error.kind() == io::ErrorKind::ConnectionReset || self.unsent() > 0;
+        let lost = Error::new(
+            Kind::RuntimeLost,
+            "the litmus_pgnats runtime worker ended during the call",
+        );
+        if unread {
+            lost.detail("Messages that this session had published may not have been sent.")
+        } else {
+            lost
+        }
+    }
+}
+
+/// A request that waits for its reply; dropped without one, it is cancelled.
+struct Call<'a, W: Wait> {
+    client: &'a mut Client<W>,
+    id: u32,
+    answered: bool,
+}
+
+impl<W: Wait> Drop for Call<'_, W> {
+    fn drop(&mut self) {
+        if self.answered || self.client.broken {
+            return;
+        }
+        // Never waits: the statement is being given up. What is left is sent with the next statement.
+        if self
+            .client
+            .push(&Request::Cancel { request: self.id }, b"")
+            .and_then(|()| self.client.try_flush())
+            .is_err()
+        {
+            self.client.broken = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    /// Waits a little; fails, as for a cancelled statement, when told to.
+    struct Sleep {
+        interrupt: bool,
+    }
+
+    impl Wait for Sleep {
+        fn wait(&mut self, _: RawFd, _: Interest, _: Instant) -> Result<()> {
+            if self.interrupt {
+                return Err(Error::new(Kind::Interrupted, "cancelled"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(())
+        }
+        fn interrupted(&self) -> bool {
+            self.interrupt
+        }
+    }
+
+    /// The other end: reads requests and answers as told.
+    struct Peer {
+        socket: UnixStream,
+        buffer: BytesMut,
+    }
+
+    impl Peer {
+        fn next(&mut self) -> Frame<Request> {
+            loop {
+                if let Some(frame) = decode(&mut self.buffer).expect("valid frame") {
+                    return frame;
+                }
+                let mut chunk = [0; 4096];
+                let read = self.socket.read(&mut chunk).expect("read");
+                assert_ne!(read, 0, "client closed");
+                self.buffer.extend_from_slice(&chunk[..read]);
+            }
+        }
+        fn send(&mut self, id: u32, reply: &Reply, body: &[u8]) {
+            let mut wire = Vec::new();
+            encode(&mut wire, id, 7, reply, body).expect("encodes");
+            self.socket.write_all(&wire).expect("write");
+        }
+    }
+
+    fn pair() -> (Client<Sleep>, Peer) {
+        let (ours, theirs) = UnixStream::pair().expect("socket pair");
+        let client = Client::new(ours, Sleep { interrupt: false }).expect("client");
+        (
+            client,
+            Peer {
+                socket: theirs,
+                buffer: BytesMut::new(),
+            },
+        )
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    fn call(client: &mut Client<Sleep>, deadline: Instant) -> Result<Frame<Reply>> {
+        client.call(&Request::Fence, b"", deadline, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_late_reply_is_not_taken_for_the_next_ones() {
+        let (mut client, mut peer) = pair();
+        let given_up = call(&mut client, Instant::now()).expect_err("deadline has passed");
+        assert_eq!(given_up.kind, Kind::RuntimeUnavailable);
+        let first = peer.next();
+        assert!(matches!(peer.next().message, Request::Cancel { request } if request == first.id));
+        let answering = std::thread::spawn(move || {
+            let second = peer.next();
+            peer.send(first.id, &Reply::MappingsInUse { mappings: vec![1] }, b"late");
+            peer.send(
+                0,
+                &Reply::Link {
+                    slot: 4,
+                    link: Link::default(),
+                },
+                b"",
+            );
+            peer.send(second.id, &Reply::Done, b"");
+        });
+        assert_eq!(call(&mut client, soon()).expect("answered").message, Reply::Done);
+        answering.join().expect("peer");
+        assert_eq!(client.take_news(), [(4, Link::default())]);
+    }
+
+    #[test]
+    fn an_interrupted_wait_cancels_and_leaves_the_connection_usable() {
+        let (mut client, mut peer) = pair();
+        client.wait.interrupt = true;
+        assert_eq!(
+            call(&mut client, soon()).expect_err("interrupted").kind,
+            Kind::Interrupted
+        );
+        client.wait.interrupt = false;
+        let first = peer.next().id;
+        assert!(matches!(peer.next().message, Request::Cancel { request } if request == first));
+        let answering = std::thread::spawn(move || {
+            let id = peer.next().id;
+            peer.send(id, &Reply::Message { headers: vec![] }, b"body");
+        });
+        assert_eq!(
+            call(&mut client, soon()).expect("answered").body,
+            Bytes::from_static(b"body")
+        );
+        answering.join().expect("peer");
+    }
+
+    #[test]
+    fn the_end_of_the_runtime_is_an_error_at_once() {
+        let (mut client, peer) = pair();
+        drop(peer);
+        assert_eq!(
+            call(&mut client, soon()).expect_err("gone").kind,
+            Kind::RuntimeLost
+        );
+        assert!(client.is_broken());
+    }
+
+    #[test]
+    fn a_full_socket_waits_until_the_deadline_and_keeps_frames_whole() {
+        let (mut client, mut peer) = pair();
+        let message = Request::Publish {
+            slot: 0,
+            subject: "a".into(),
+            reply: None,
+            headers: vec![],
+            wait_ms: 0,
+        };
+        let body = vec![b'x'; 4 << 20];
+        client.push(&message, &body).expect("encodes");
+        let full = client
+            .flush(Instant::now() + Duration::from_millis(20))
+            .expect_err("nobody reads");
+        assert_eq!(full.kind, Kind::RuntimeUnavailable);
+        let reading = std::thread::spawn(move || (peer.next().body.len(), peer.next().body));
+        client.push(&message, b"next").expect("encodes");
+        client.flush(soon()).expect("written");
+        assert_eq!(
+            reading.join().expect("peer"),
+            (4 << 20, Bytes::from_static(b"next"))
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! What is said on the control channel. Pure.
+//!
+//! A backend sends [`Request`]s, the runtime [`Reply`]s. A request that is answered bears an id other than 0, and
+//! its reply bears the same; a reply whose request was given up is thus told apart from the next one's. Id 0 is for
+//! what needs no answer: publishes, cancels, and the runtime's news of a link.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::nats::headers::Headers;
+use crate::settings::Settings;
+
+/// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
+pub const PROTOCOL: u16 = 1;
+
+/// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// First on every connection.
+    Hello {
+        protocol: u16,
+        pid: u32,
+    },
+    /// Binds `slot`, a number of the session's own, to a NATS connection; opens the connection if needed.
+    Use {
+        slot: u16,
+        target: Target,
+        settings: Box<Settings>,
+        wait_ms: u32,
+    },
+    /// The frame's body is the payload. `wait_ms` 0: the session was told that the link is up and does not wait; the
+    /// runtime takes the message in any case. Otherwise the session sends a `Fence` behind its publishes.
+    Publish {
+        slot: u16,
+        subject: String,
+        reply: Option<String>,
+        headers: Headers,
+        wait_ms: u32,
+    },
+    /// Answered when every earlier publish of the session has been taken, or could not be.
+    Fence,
+    /// A NATS request; the body is the payload, and the reply's body the answer.
+    Ask {
+        slot: u16,
+        subject: String,
+        headers: Headers,
+        timeout_ms: u32,
+        wait_ms: u32,
+    },
+    ServerInfo {
+        slot: u16,
+        wait_ms: u32,
+    },
+    /// Which user mappings have a connection to this server.
+    MappingsInUse {
+        database: u32,
+        server: u32,
+    },
+    /// New settings by user mapping (0: none); `None` where the mapping or the server is gone.
+    Reload {
+        database: u32,
+        server: u32,
+        settings: Vec<(u32, Option<Settings>)>,
+        force: bool,
+        wait_ms: u32,
+    },
+    /// The session no longer waits for the reply to this request.
+    Cancel {
+        request: u32,
+    },
+    /// Has an actor panic; for tests.
+    #[cfg(debug_assertions)]
+    Panic,
+}
+
+/// From the runtime to a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Welcome {
+        protocol: u16,
+    },
+    Done,
+    Used(Link),
+    /// The body is the payload.
+    Message {
+        headers: Headers,
+    },
+    /// INFO of the NATS server that the connection is on, as JSON.
+    ServerInfo {
+        json: String,
+    },
+    MappingsInUse {
+        mappings: Vec<u32>,
+    },
+    Failed(Error),
+    /// News: the state of a slot's connection changed.
+    Link {
+        slot: u16,
+        link: Link,
+    },
+}
+
+/// Which connection a session means. Connections are shared by all sessions that present the same key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub key: Key,
+    pub database_name: String,
+    pub server_name: String,
+}
+
+/// Object ids of the database, the foreign server and the user mapping (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    pub database: u32,
+    pub server: u32,
+    pub mapping: u32,
+}
+
+/// What a session must know of its NATS connection to publish without asking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Whether publishes are taken without a `Fence`.
+    pub up: bool,
+    /// The server's limit for headers and payload, in bytes.
+    pub max_payload: u64,
+    /// Whether the server understands headers.
+    pub headers: bool,
+}

@@ -1,0 +1,16 @@
+//! The control channel: a Unix socket in the data directory between the runtime worker and every process that
+//! runs SQL.
+//!
+//! - `message.rs`: what is said, the whole protocol in one table of requests and replies;
+//! - `frame.rs`: how a message becomes bytes;
+//! - `server.rs`: the runtime's end, on tokio;
+//! - `client.rs`: the blocking end of backends and executors, without threads and tokio.
+
+pub mod client;
+pub mod frame;
+pub mod message;
+pub mod server;
+
+/// Where the socket is, relative to the data directory, which is the working directory of every process of
+/// PostgreSQL. A Unix socket's path is limited to 108 bytes; and base backups leave this folder's contents out.
+pub const SOCKET_PATH: &str = "pg_stat_tmp/litmus_pgnats.sock";

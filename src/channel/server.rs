@@ -1,0 +1,116 @@
+//! The runtime's end of the control channel, on tokio. Pure; runs in the runtime worker's actor thread.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::frame::{Frame, decode, encode};
+use super::message::{Reply, Request};
+
+/// How much is read at a time.
+const READ: usize = 64 * 1024;
+/// Most frames handed on together.
+const BATCH: usize = 1024;
+
+/// The listening socket. Only processes of the user that runs PostgreSQL get in.
+pub struct Listener {
+    listener: UnixListener,
+    owner: u32,
+}
+
+impl Listener {
+    /// Binds the socket, in place of one that a dead runtime left behind. The caller has made sure that no other
+    /// runtime lives.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let owner = std::fs::metadata(path)?.uid();
+        Ok(Listener { listener, owner })
+    }
+
+    /// The next connection; one of another user is closed and reported as an error.
+    pub async fn accept(&self) -> io::Result<(FrameReader, FrameWriter)> {
+        let (stream, _) = self.listener.accept().await?;
+        let peer = stream.peer_cred()?.uid();
+        if peer != self.owner {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("connection from user id {peer} refused"),
+            ));
+        }
+        Ok(split(stream))
+    }
+}
+
+/// The two halves of a connection, for frames.
+pub fn split(stream: UnixStream) -> (FrameReader, FrameWriter) {
+    let (read, write) = stream.into_split();
+    (
+        FrameReader {
+            read,
+            buffer: BytesMut::new(),
+        },
+        FrameWriter {
+            write,
+            buffer: Vec::new(),
+        },
+    )
+}
+
+/// Reads requests.
+pub struct FrameReader {
+    read: OwnedReadHalf,
+    buffer: BytesMut,
+}
+
+impl FrameReader {
+    /// Appends to `batch` all frames that have arrived, waiting for at least one. `false` at the end of the stream.
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self, batch: &mut Vec<Frame<Request>>) -> io::Result<bool> {
+        loop {
+            while batch.len() < BATCH {
+                match decode(&mut self.buffer).map_err(io::Error::other)? {
+                    Some(frame) => batch.push(frame),
+                    None => break,
+                }
+            }
+            if !batch.is_empty() {
+                return Ok(true);
+            }
+            if self.buffer.capacity() - self.buffer.len() < READ / 2 {
+                self.buffer.reserve(READ);
+            }
+            if self.read.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Writes replies.
+pub struct FrameWriter {
+    write: OwnedWriteHalf,
+    buffer: Vec<u8>,
+}
+
+impl FrameWriter {
+    /// Writes one frame; waits while the peer does not read.
+    pub async fn send(&mut self, id: u32, load: u16, reply: &Reply, body: &[u8]) -> io::Result<()> {
+        self.buffer.clear();
+        encode(&mut self.buffer, id, load, reply, body).map_err(io::Error::other)?;
+        self.write.write_all(&self.buffer).await?;
+        self.buffer.shrink_to(READ);
+        Ok(())
+    }
+}

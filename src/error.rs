@@ -1,0 +1,99 @@
+//! What can go wrong, as one enum of kinds.
+//!
+//! Pure: used by every process and thread. `sql/errors.rs` maps each kind to its SQLSTATE and hint.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The kinds of failure that a caller can tell apart; each has one SQLSTATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    // What the caller gave.
+    NullArgument,
+    InvalidSubject,
+    InvalidHeaders,
+    InvalidArgument,
+    InvalidEncoding,
+    PayloadTooLarge,
+    // Which server, and who may use it.
+    NoServer,
+    SeveralServers,
+    PermissionDenied,
+    FileOptionDenied,
+    IncompleteCredential,
+    // The connection to NATS.
+    Unreachable,
+    AuthenticationRefused,
+    TlsFailed,
+    FileUnreadable,
+    BufferFull,
+    ConnectionLost,
+    Unsupported,
+    // The answer to a request.
+    NoResponders,
+    Timeout,
+    ServiceError,
+    InvalidReply,
+    // The runtime worker and the control channel.
+    RuntimeUnavailable,
+    RuntimeLost,
+    WorkerSlots,
+    Protocol,
+    // Options of a foreign server or a user mapping.
+    UnknownOption,
+    MalformedOption,
+    ContradictoryOptions,
+    /// The statement was cancelled; PostgreSQL knows why.
+    Interrupted,
+}
+
+/// A failure: its kind, a message in PostgreSQL's style (lower case, no full stop) and, where there is more to
+/// say, a detail and a hint (sentences). Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    pub kind: Kind,
+    pub message: String,
+    pub detail: Option<String>,
+    /// In place of the kind's own hint.
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error {
+            kind,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.detail {
+            Some(detail) => write!(f, " ({detail})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

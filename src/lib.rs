@@ -1,0 +1,56 @@
+//! litmus_pgnats joins PostgreSQL and NATS.
+//!
+//! Three layers, from the outside in; `docs/design.md` has the reasons:
+//!
+//! - `sql`: the SQL surface, in backends; thin, blocking, without threads;
+//! - `channel`: the control channel, a Unix socket between backends and the runtime worker;
+//! - `actors`: the actor system in the runtime worker, which owns every NATS connection.
+//!
+//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `nats` and
+//! `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::unreachable,
+        clippy::todo
+    )
+)]
+#![warn(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+pub mod actors;
+#[cfg(feature = "pg")]
+mod bgw;
+pub mod channel;
+pub mod error;
+pub mod nats;
+#[cfg(feature = "pg")]
+mod pg;
+pub mod settings;
+#[cfg(feature = "pg")]
+mod sql;
+
+#[cfg(feature = "pg")]
+::pgrx::pg_module_magic!();
+
+/// Called by PostgreSQL when it loads the library: in the postmaster if preloaded, otherwise in a backend.
+#[cfg(feature = "pg")]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    sql::settings::define();
+    pg::catalog::watch_changes();
+    pg::executor::install(pg::executor::Reactions {
+        busy: sql::call::is_busy,
+        run_ended: sql::call::flush,
+        run_failed: sql::call::flush_now,
+        before_commit: sql::reload::before_commit,
+        before_prepare: sql::reload::before_prepare,
+        committed: sql::reload::committed,
+        aborted: sql::reload::aborted,
+    });
+    bgw::runtime::register();
+}

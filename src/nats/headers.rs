@@ -1,0 +1,102 @@
+//! Message headers: from a JSON object to name and value pairs, and their size on the wire. Pure.
+
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+
+/// Names and values in the order of the JSON object; a name with several values stands several times.
+pub type Headers = Vec<(String, String)>;
+
+/// Reads `{"name": "value", "other": ["first", "second"]}`.
+pub fn parse(json: &str) -> Result<Headers> {
+    let invalid = |why: String| Error::new(Kind::InvalidHeaders, "invalid message headers").detail(why);
+    let value: Value = serde_json::from_str(json).map_err(|e| invalid(format!("Not JSON: {e}.")))?;
+    let Value::Object(object) = value else {
+        return Err(invalid(
+            "Headers are a JSON object of strings and arrays of strings.".into(),
+        ));
+    };
+    let mut headers = Headers::with_capacity(object.len());
+    for (name, value) in object {
+        check_name(&name).map_err(invalid)?;
+        let values = match value {
+            Value::Array(values) => values,
+            single => vec![single],
+        };
+        for value in values {
+            let Value::String(value) = value else {
+                return Err(invalid(format!(
+                    "The value of header \"{name}\" is not a string or an array of strings."
+                )));
+            };
+            if value.contains(['\r', '\n']) {
+                return Err(invalid(format!(
+                    "A value of header \"{name}\" contains a line break."
+                )));
+            }
+            headers.push((name.clone(), value));
+        }
+    }
+    Ok(headers)
+}
+
+/// A header name is printable ASCII without space and colon (ADR-4).
+fn check_name(name: &str) -> std::result::Result<(), String> {
+    match name.bytes().find(|b| !(b'!'..=b'~').contains(b) || *b == b':') {
+        _ if name.is_empty() => Err("A header name is empty.".into()),
+        Some(_) => Err(format!(
+            "The header name {name:?} is not printable ASCII without space and colon."
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that these headers add to a message; the server counts them towards max_payload.
+pub fn wire_len(headers: &[(String, String)]) -> usize {
+    if headers.is_empty() {
+        return 0;
+    }
+    let frame = "NATS/1.0\r\n\r\n".len();
+    frame
+        + headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + ": \r\n".len())
+            .sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_and_arrays_of_strings() {
+        let headers = parse(r#"{"a": "1", "b": ["2", "3"]}"#).expect("valid");
+        let pair = |n: &str, v: &str| (n.to_string(), v.to_string());
+        assert_eq!(headers, [pair("a", "1"), pair("b", "2"), pair("b", "3")]);
+        assert_eq!(
+            wire_len(&headers),
+            "NATS/1.0\r\na: 1\r\nb: 2\r\nb: 3\r\n\r\n".len()
+        );
+        assert_eq!(wire_len(&[]), 0);
+    }
+
+    #[test]
+    fn refuses_injection_and_other_types() {
+        for bad in [
+            r#"[]"#,
+            r#""a""#,
+            r#"{"a": 1}"#,
+            r#"{"a": null}"#,
+            r#"{"a": ["1", 2]}"#,
+            r#"{"a": "x\r\nb: y"}"#,
+            r#"{"a": "x\ny"}"#,
+            r#"{"a\r\nb": "x"}"#,
+            r#"{"a b": "x"}"#,
+            r#"{"a:": "x"}"#,
+            r#"{"": "x"}"#,
+            r#"{"ä": "x"}"#,
+        ] {
+            assert_eq!(parse(bad).expect_err(bad).kind, Kind::InvalidHeaders, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! NATS's own rules for subjects and headers, as pure functions.
+//!
+//! Backends check what they were given before it leaves; the actors use the same types. Pure.
+
+#![forbid(unsafe_code)]
+
+pub mod headers;
+pub mod subject;

@@ -1,0 +1,91 @@
+//! Which subjects may be published to. Pure.
+
+use crate::error::{Error, Kind, Result};
+
+/// Longest subject, in bytes. A server drops a client whose control line (verb, subject, reply subject, sizes)
+/// exceeds 4,096 bytes, so both subjects together must stay well below that.
+pub const MAX_SUBJECT: usize = 2048;
+/// Longest reply subject, in bytes; see [`MAX_SUBJECT`].
+pub const MAX_REPLY: usize = 1024;
+
+/// Checks a subject that a message is sent to.
+pub fn check_publish(subject: &str) -> Result<()> {
+    check(subject, "subject", MAX_SUBJECT)
+}
+
+/// Checks a reply subject.
+pub fn check_reply(subject: &str) -> Result<()> {
+    check(subject, "reply subject", MAX_REPLY)
+}
+
+fn check(subject: &str, what: &str, longest: usize) -> Result<()> {
+    let invalid = |why: String| Err(Error::new(Kind::InvalidSubject, format!("invalid {what}")).detail(why));
+    if subject.is_empty() {
+        return invalid(format!("The {what} is empty."));
+    }
+    if subject.len() > longest {
+        return invalid(format!(
+            "The {what} has {} bytes, the limit is {longest}.",
+            subject.len()
+        ));
+    }
+    // Anything below the space would end or split the protocol line; NUL cannot occur in PostgreSQL's text.
+    if let Some(c) = subject.chars().find(|c| c.is_whitespace() || c.is_control()) {
+        return invalid(format!(
+            "The {what} contains the character U+{:04X}.",
+            u32::from(c)
+        ));
+    }
+    for token in subject.split('.') {
+        match token {
+            "" => return invalid(format!("The {what} \"{subject}\" has an empty token.")),
+            "*" | ">" => return invalid(format!("The {what} \"{subject}\" has the wildcard \"{token}\".")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_what_nats_accepts() {
+        for good in [
+            "a",
+            "a.b.c",
+            "sub.ject",
+            "ünïcode.主题",
+            "a-b_c/d.$SYS",
+            "foo*.b>r",
+            &"x".repeat(MAX_SUBJECT),
+        ] {
+            assert_eq!(check_publish(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_breaks_the_protocol_or_means_something_else() {
+        for bad in [
+            "",
+            ".",
+            ".a",
+            "a.",
+            "a..b",
+            "a b",
+            "a\tb",
+            "a\r\nPUB b 0\r\n",
+            "a\u{85}b",
+            "*",
+            "a.*",
+            "a.>",
+            ">",
+        ] {
+            let refused = check_publish(bad).expect_err(bad);
+            assert_eq!(refused.kind, Kind::InvalidSubject, "{bad}");
+        }
+        assert!(check_publish(&"x".repeat(MAX_SUBJECT + 1)).is_err());
+        assert!(check_reply(&"x".repeat(MAX_REPLY + 1)).is_err());
+    }
+}

@@ -1,0 +1,267 @@
+//! Arguments and results of SQL functions. Runs in backends, on the main thread.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString, c_char};
+use std::marker::PhantomData;
+
+use pgrx::{FromDatum, pg_sys};
+
+use super::report::guarded;
+use crate::error::{Error, Kind, Result};
+
+/// Version-1 calling convention; every function of the library uses it.
+pub static API_V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+
+/// Defines the C entry point `$symbol` of an SQL function whose body is `$body: fn(&Call) -> Result<Value>`.
+macro_rules! sql_function {
+    ($symbol:ident, $body:expr) => {
+        const _: () = {
+            #[unsafe(export_name = concat!("pg_finfo_", stringify!($symbol)))]
+            extern "C" fn finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
+                &$crate::pg::fmgr::API_V1
+            }
+
+            #[unsafe(export_name = stringify!($symbol))]
+            unsafe extern "C-unwind" fn entry(
+                fcinfo: ::pgrx::pg_sys::FunctionCallInfo,
+            ) -> ::pgrx::pg_sys::Datum {
+                // SAFETY: PostgreSQL's function manager calls this with the call's valid argument block; this frame
+                // has nothing to drop.
+                unsafe { $crate::pg::fmgr::run(fcinfo, $body) }
+            }
+        };
+    };
+}
+pub(crate) use sql_function;
+
+/// Runs a function's body and turns its outcome into PostgreSQL's.
+///
+/// # Safety
+/// `fcinfo` is the valid argument block of the running call; the caller has nothing to drop.
+pub unsafe fn run(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call<'_>) -> Result<Value>) -> pg_sys::Datum {
+    // SAFETY: as the caller promises.
+    unsafe {
+        guarded(|| {
+            let call = Call::new(fcinfo);
+            body(&call).map(|value| call.give(value))
+        })
+    }
+}
+
+/// The running call of an SQL function.
+pub struct Call<'a> {
+    fcinfo: pg_sys::FunctionCallInfo,
+    lifetime: PhantomData<&'a ()>,
+}
+
+/// What an SQL function returns.
+pub enum Value {
+    Void,
+    /// For text and json, as UTF-8.
+    Text(String),
+    Bytes(bytes::Bytes),
+    /// JSON text, returned as jsonb.
+    Jsonb(String),
+    /// One row of texts, each turned into its column's type by that type's input function.
+    Row(Vec<Option<String>>),
+}
+
+impl<'a> Call<'a> {
+    /// # Safety
+    /// `fcinfo` is the argument block of the running call and outlives `'a`.
+    pub unsafe fn new(fcinfo: pg_sys::FunctionCallInfo) -> Self {
+        Call {
+            fcinfo,
+            lifetime: PhantomData,
+        }
+    }
+
+    fn datum(&self, index: usize) -> Option<pg_sys::Datum> {
+        // SAFETY: fcinfo is valid (see `new`); the accessor is given indexes below nargs only.
+        unsafe {
+            let given = usize::try_from((*self.fcinfo).nargs).unwrap_or(0);
+            if index >= given || pgrx::fcinfo::pg_arg_is_null(self.fcinfo, index) {
+                return None;
+            }
+            Some(pgrx::fcinfo::pg_getarg_datum_raw(self.fcinfo, index))
+        }
+    }
+
+    /// Argument `index` of type bytea; `None` if it is NULL.
+    pub fn bytes(&self, index: usize) -> Option<&'a [u8]> {
+        let datum = self.datum(index)?;
+        // SAFETY: the SQL declaration says that this argument is a varlena. The detoasted value lives in the
+        // memory context of the call, which outlives 'a.
+        unsafe {
+            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let length = pgrx::varsize_any_exhdr(varlena);
+            Some(std::slice::from_raw_parts(
+                pgrx::vardata_any(varlena).cast::<u8>(),
+                length,
+            ))
+        }
+    }
+
+    /// Argument `index` of type text or json, as UTF-8; `None` if it is NULL.
+    pub fn text(&self, index: usize) -> Result<Option<Cow<'a, str>>> {
+        self.bytes(index).map(from_server).transpose()
+    }
+
+    /// Argument `index` of type jsonb in PostgreSQL's canonical text form; `None` if it is NULL.
+    pub fn jsonb(&self, index: usize) -> Result<Option<Cow<'a, str>>> {
+        let Some(datum) = self.datum(index) else {
+            return Ok(None);
+        };
+        // SAFETY: the SQL declaration says that this argument is jsonb; jsonb_out returns a NUL-terminated string
+        // in the memory context of the call.
+        let text = unsafe {
+            let out = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(datum)]);
+            out.map(|out| CStr::from_ptr(out.cast_mut_ptr::<c_char>()).to_bytes())
+        };
+        text.map(from_server).transpose()
+    }
+
+    /// Argument `index` of type integer; `None` if it is NULL.
+    pub fn int4(&self, index: usize) -> Option<i32> {
+        // An integer stands in the low half of the datum.
+        self.datum(index).map(|datum| datum.value() as i32)
+    }
+
+    /// Argument `index` of type oid; `None` if it is NULL.
+    pub fn oid(&self, index: usize) -> Option<u32> {
+        self.datum(index).map(|datum| datum.value() as u32)
+    }
+
+    /// Argument `index` of type text[] without NULLs.
+    pub fn text_array(&self, index: usize) -> Vec<String> {
+        // SAFETY: the SQL declaration says that this argument is text[].
+        let array = self
+            .datum(index)
+            .and_then(|datum| unsafe { Vec::<Option<String>>::from_datum(datum, false) });
+        array.unwrap_or_default().into_iter().flatten().collect()
+    }
+
+    /// Turns the result into a datum.
+    pub fn give(&self, value: Value) -> pg_sys::Datum {
+        match value {
+            Value::Void => pg_sys::Datum::from(0),
+            Value::Text(text) => varlena(&to_server(&text)),
+            Value::Bytes(bytes) => varlena(&bytes),
+            Value::Jsonb(text) => jsonb(&to_server(&text)).unwrap_or_else(|| self.null()),
+            Value::Row(columns) => self.row(&columns),
+        }
+    }
+
+    fn null(&self) -> pg_sys::Datum {
+        // SAFETY: fcinfo is valid (see `new`).
+        unsafe { pgrx::fcinfo::pg_return_null(self.fcinfo) }
+    }
+
+    fn row(&self, columns: &[Option<String>]) -> pg_sys::Datum {
+        let texts: Vec<Option<CString>> = columns
+            .iter()
+            .map(|c| {
+                c.as_ref()
+                    .and_then(|c| CString::new(to_server(c).into_owned()).ok())
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_char> = texts
+            .iter()
+            .map(|t| t.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut()))
+            .collect();
+        // SAFETY: the function is declared to return a row; the tuple descriptor tells how many columns it has, and
+        // BuildTupleFromCStrings reads just as many pointers, which live until it returns.
+        unsafe {
+            let mut descriptor = std::ptr::null_mut();
+            pg_sys::get_call_result_type(self.fcinfo, std::ptr::null_mut(), &raw mut descriptor);
+            if descriptor.is_null() || usize::try_from((*descriptor).natts).unwrap_or(0) != pointers.len() {
+                return self.null();
+            }
+            let metadata = pg_sys::TupleDescGetAttInMetadata(descriptor);
+            let tuple = pg_sys::BuildTupleFromCStrings(metadata, pointers.as_mut_ptr());
+            pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+        }
+    }
+}
+
+/// Text in the database's encoding as UTF-8.
+fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
+    let utf8 = match std::str::from_utf8(bytes) {
+        Ok(text) if server_is_utf8() => return Ok(Cow::Borrowed(text)),
+        // An ASCII-only text is the same in every server encoding.
+        Ok(text) if text.is_ascii() => return Ok(Cow::Borrowed(text)),
+        _ => convert(bytes, Direction::ToUtf8),
+    };
+    match String::from_utf8(utf8.into_owned()) {
+        Ok(text) => Ok(Cow::Owned(text)),
+        Err(_) => Err(Error::new(Kind::InvalidEncoding, "text is not valid UTF-8")
+            .detail("Text leaves the database as UTF-8. Publish bytea to send other bytes.")),
+    }
+}
+
+/// UTF-8 text in the database's encoding.
+fn to_server(text: &str) -> Cow<'_, [u8]> {
+    if server_is_utf8() || text.is_ascii() {
+        Cow::Borrowed(text.as_bytes())
+    } else {
+        convert(text.as_bytes(), Direction::ToServer)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToUtf8,
+    ToServer,
+}
+
+fn server_is_utf8() -> bool {
+    // SAFETY: reads the database's encoding, which does not change.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+}
+
+fn convert(bytes: &[u8], direction: Direction) -> Cow<'_, [u8]> {
+    let length = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
+    let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
+    // SAFETY: both functions read `length` bytes and return either their argument or a palloc'd, NUL-terminated
+    // string; they raise an error for bytes that cannot be converted.
+    unsafe {
+        let source = bytes.as_ptr().cast::<c_char>();
+        let converted = match direction {
+            Direction::ToUtf8 => pg_sys::pg_server_to_any(source, length, utf8),
+            Direction::ToServer => pg_sys::pg_any_to_server(source, length, utf8),
+        };
+        if converted.cast_const() == source {
+            Cow::Borrowed(bytes)
+        } else {
+            Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
+        }
+    }
+}
+
+/// Whether text can be stored in this database; raises PostgreSQL's own error if it cannot.
+pub fn check_text(text: &str) {
+    let _ = to_server(text);
+}
+
+fn varlena(bytes: &[u8]) -> pg_sys::Datum {
+    let size = bytes.len() + pg_sys::VARHDRSZ;
+    // SAFETY: palloc gives `size` bytes or raises an error; the header and all bytes behind it are written.
+    unsafe {
+        let varlena = pg_sys::palloc(size).cast::<pg_sys::varlena>();
+        pgrx::set_varsize_4b(varlena, i32::try_from(size).unwrap_or(i32::MAX));
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            pgrx::vardata_4b(varlena).cast::<u8>().cast_mut(),
+            bytes.len(),
+        );
+        pg_sys::Datum::from(varlena)
+    }
+}
+
+fn jsonb(text: &[u8]) -> Option<pg_sys::Datum> {
+    let text = CString::new(text).ok()?;
+    // SAFETY: jsonb_in takes a cstring and raises an error if it is not JSON.
+    unsafe {
+        pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))])
+    }
+}

@@ -1,0 +1,18 @@
+//! PostgreSQL's C API behind safe functions: the only place (with `bgw/threads.rs`) that has unsafe code.
+//!
+//! Everything here runs on the main thread of a backend or a background worker; pgrx turns PostgreSQL's errors
+//! into unwinding and back at each call.
+//!
+//! - `fmgr.rs`: arguments and results of SQL functions, and the macro that defines one;
+//! - `report.rs`: errors and log messages;
+//! - `wait.rs`: waiting for a socket with the latch and interrupts;
+//! - `catalog.rs`: foreign servers, user mappings and rights;
+//! - `executor.rs`: what happens at the end of a statement and of a transaction;
+//! - `worker.rs`: what a background worker does on its main thread.
+
+pub mod catalog;
+pub mod executor;
+pub mod fmgr;
+pub mod report;
+pub mod wait;
+pub mod worker;

@@ -1,0 +1,143 @@
+//! Errors and log messages in PostgreSQL's own way, and the boundary between Rust's unwinding and its long jumps.
+//! Runs on the main thread.
+
+use std::ffi::{CString, c_char, c_int};
+
+use pgrx::pg_sys::errcodes::PgSqlErrorCode;
+use pgrx::{PgLogLevel, pg_sys};
+
+use crate::error::{Error, Kind, Result};
+use crate::sql::errors::describe;
+
+// pgrx keeps most of these to itself, and wraps what it exports so that an error becomes a panic; here it must not.
+unsafe extern "C-unwind" {
+    fn errstart(level: c_int, domain: *const c_char) -> bool;
+    fn errcode(sqlstate: c_int) -> c_int;
+    fn errmsg_internal(format: *const c_char, ...) -> c_int;
+    fn errdetail_internal(format: *const c_char, ...) -> c_int;
+    fn errhint(format: *const c_char, ...) -> c_int;
+    fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+    fn ProcessInterrupts();
+}
+
+/// Levels of messages that do not end the statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Warning,
+    Log,
+    Debug,
+}
+
+/// Runs Rust code that PostgreSQL has called, and raises its error as PostgreSQL's.
+///
+/// # Safety
+/// The caller is called by PostgreSQL on the main thread and has nothing to drop.
+pub unsafe fn guarded<R: Copy>(work: impl FnOnce() -> Result<R>) -> R {
+    // SAFETY: the closure leaves only plain pointers behind, so the jump out of `throw` skips no destructor.
+    unsafe {
+        let outcome = pg_sys::panic::pgrx_extern_c_guard(|| work().map_err(Raw::of));
+        match outcome {
+            Ok(value) => value,
+            Err(raw) => throw(raw),
+        }
+    }
+}
+
+/// An error as C strings in PostgreSQL's memory, which outlive a long jump.
+#[derive(Clone, Copy)]
+struct Raw {
+    interrupted: bool,
+    sqlstate: PgSqlErrorCode,
+    message: *const c_char,
+    detail: *const c_char,
+    hint: *const c_char,
+}
+
+impl Raw {
+    fn of(error: Error) -> Raw {
+        let (sqlstate, hint) = describe(error.kind);
+        let hint = error.hint.as_deref().unwrap_or(hint);
+        Raw {
+            interrupted: error.kind == Kind::Interrupted,
+            sqlstate,
+            message: copy(&error.message),
+            detail: error.detail.as_deref().map_or(std::ptr::null(), copy),
+            hint: if hint.is_empty() {
+                std::ptr::null()
+            } else {
+                copy(hint)
+            },
+        }
+    }
+}
+
+fn copy(text: &str) -> *const c_char {
+    let text = printable(text);
+    // SAFETY: copies a NUL-terminated string into the current memory context.
+    unsafe { pg_sys::pstrdup(text.as_ptr()) }
+}
+
+fn printable(text: &str) -> CString {
+    CString::new(text.replace('\0', "\\0")).unwrap_or_default()
+}
+
+/// # Safety
+/// No frame between this one and PostgreSQL has anything to drop.
+unsafe fn throw(raw: Raw) -> ! {
+    // SAFETY: as the caller promises; the strings are NUL-terminated or null.
+    unsafe {
+        if raw.interrupted {
+            // Raises what the interrupt is for: a cancel, a timeout, the end of the session.
+            ProcessInterrupts();
+        }
+        emit(PgLogLevel::ERROR as c_int, raw);
+    }
+    // An ERROR does not come back.
+    std::process::abort()
+}
+
+/// # Safety
+/// The strings are NUL-terminated or null. For an error: as for [`throw`].
+unsafe fn emit(level: c_int, raw: Raw) {
+    // SAFETY: the calls follow the order of PostgreSQL's ereport.
+    unsafe {
+        if !errstart(level, std::ptr::null()) {
+            return;
+        }
+        errcode(raw.sqlstate as c_int);
+        errmsg_internal(c"%s".as_ptr(), raw.message);
+        if !raw.detail.is_null() {
+            errdetail_internal(c"%s".as_ptr(), raw.detail);
+        }
+        if !raw.hint.is_null() {
+            errhint(c"%s".as_ptr(), raw.hint);
+        }
+        errfinish(c"litmus_pgnats".as_ptr(), 0, std::ptr::null());
+    }
+}
+
+/// Writes a message that ends nothing: to the client or the server log, as the level and the settings say.
+pub fn message(level: Level, text: &str, detail: &str, hint: &str) {
+    let (elevel, sqlstate) = match level {
+        Level::Warning => (PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING),
+        Level::Log => (PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION),
+        Level::Debug => (PgLogLevel::DEBUG1, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION),
+    };
+    let (text, detail, hint) = (printable(text), printable(detail), printable(hint));
+    let optional = |text: &CString| {
+        if text.is_empty() {
+            std::ptr::null()
+        } else {
+            text.as_ptr()
+        }
+    };
+    let raw = Raw {
+        interrupted: false,
+        sqlstate,
+        message: text.as_ptr(),
+        detail: optional(&detail),
+        hint: optional(&hint),
+    };
+    // SAFETY: below ERROR nothing jumps; the strings live until the end of this function.
+    unsafe { emit(elevel as c_int, raw) }
+}

@@ -1,0 +1,321 @@
+//! The single way from an SQL function to the control channel and back.
+//!
+//! A session has one connection to the runtime worker, opened by the first call and again after the worker was
+//! restarted. Publishes collect in its buffer and leave together at the end of the statement, or when the buffer is
+//! full, or at once where nothing tells the end of the statement.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{server, settings};
+use crate::bgw;
+use crate::channel::SOCKET_PATH;
+use crate::channel::client::Client;
+use crate::channel::frame::Frame;
+use crate::channel::message::{Key, Link, PROTOCOL, Reply, Request};
+use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
+use crate::pg::{executor, wait};
+
+/// Publishes are written when so many bytes have collected.
+const FLUSH_SIZE: usize = 32 * 1024;
+/// How long the runtime may take to answer beyond the deadline that it was given.
+const GRACE: Duration = Duration::from_secs(2);
+/// Between two attempts to reach a runtime that is starting.
+const START_POLL: Duration = Duration::from_millis(5);
+
+/// A NATS connection as this session knows it.
+struct Slot {
+    number: u16,
+    link: Link,
+}
+
+struct Session {
+    client: Client<wait::LatchWait>,
+    slots: HashMap<Key, Slot>,
+    /// Something was published that a `Fence` has to follow.
+    fence: bool,
+}
+
+thread_local! {
+    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
+    static BUSY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with this process's session, which is connected if need be.
+fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
+    SESSION.with(|cell| {
+        let mut session = cell
+            .try_borrow_mut()
+            .map_err(|_| Error::new(Kind::Protocol, "the session is busy"))?;
+        if session.as_ref().is_some_and(|session| session.client.is_broken()) {
+            *session = None;
+        }
+        let session = match &mut *session {
+            Some(session) => session,
+            empty => empty.insert(Session::connect()?),
+        };
+        session.client.read_news()?;
+        work(session)
+    })
+}
+
+/// Like [`with_session`], but does nothing if there is none.
+fn if_connected(work: impl FnOnce(&mut Session)) {
+    SESSION.with(|cell| {
+        if let Ok(mut session) = cell.try_borrow_mut()
+            && let Some(session) = session.as_mut().filter(|session| !session.client.is_broken())
+        {
+            work(session);
+        }
+    });
+}
+
+/// One message to publish; `subject`, `reply` and `headers` have been checked.
+pub struct Outgoing<'a> {
+    pub subject: String,
+    pub reply: Option<String>,
+    pub headers: Headers,
+    pub payload: &'a [u8],
+}
+
+/// Publishes through the server that the call means.
+pub fn publish(message: Outgoing<'_>) -> Result<()> {
+    let key = server::choose()?;
+    with_session(|session| {
+        let Slot { number, link } = *session.slot(key)?;
+        check_size(&message.headers, message.payload, link)?;
+        let wait_ms = if link.up {
+            0
+        } else {
+            milliseconds(settings::connect_timeout())
+        };
+        let Outgoing {
+            subject,
+            reply,
+            headers,
+            payload,
+        } = message;
+        session.client.push(
+            &Request::Publish {
+                slot: number,
+                subject,
+                reply,
+                headers,
+                wait_ms,
+            },
+            payload,
+        )?;
+        session.fence |= !link.up;
+        if session.client.unsent() >= FLUSH_SIZE || !executor::called_by_running_query() {
+            session.flush()
+        } else {
+            BUSY.set(true);
+            Ok(())
+        }
+    })
+}
+
+/// Sends a request that has a reply through the server that the call means. `request` gets the slot's number and the
+/// time in milliseconds for reaching NATS; `time` is what the runtime may take otherwise.
+pub fn ask(
+    headers: &Headers,
+    payload: &[u8],
+    time: Duration,
+    request: impl FnOnce(u16, u32) -> Request,
+) -> Result<Frame<Reply>> {
+    let key = server::choose()?;
+    with_session(|session| {
+        let Slot { number, link } = *session.slot(key)?;
+        check_size(headers, payload, link)?;
+        session.fence_off()?;
+        let wait = settings::connect_timeout();
+        session.call(&request(number, milliseconds(wait)), payload, wait.max(time))
+    })
+}
+
+/// Sends a request that concerns no slot.
+pub fn tell(request: &Request, time: Duration) -> Result<Frame<Reply>> {
+    with_session(|session| session.call(request, b"", time))
+}
+
+/// Sends without waiting for anything; for the end of a transaction, where no error may be raised.
+pub fn post(request: &Request) {
+    if_connected(|session| {
+        if session.client.push(request, b"").is_ok() {
+            let _ = session.client.try_flush();
+        }
+    });
+}
+
+/// Whether something published waits to be written, or to be confirmed.
+pub fn is_busy() -> bool {
+    BUSY.get()
+}
+
+/// At the end of a run of the executor: nothing that was published waits any longer.
+pub fn flush() -> Result<()> {
+    BUSY.set(false);
+    SESSION.with(|cell| match cell.try_borrow_mut() {
+        Ok(mut session) => match session.as_mut() {
+            Some(session) if !session.client.is_broken() => session.flush(),
+            _ => Ok(()),
+        },
+        Err(_) => Ok(()),
+    })
+}
+
+/// After a failure: what was published before it is sent as far as that needs no waiting.
+pub fn flush_now() {
+    if_connected(|session| {
+        let _ = session.client.try_flush();
+    });
+}
+
+impl Session {
+    fn connect() -> Result<Self> {
+        executor::hook_exit();
+        let deadline = Instant::now() + settings::connect_timeout();
+        let mut start = bgw::runtime::Starter::default();
+        let socket = loop {
+            match connect_socket(Path::new(SOCKET_PATH)) {
+                Ok(socket) => break socket,
+                // Its backlog is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => start.ensure()?,
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    Kind::RuntimeUnavailable,
+                    "the litmus_pgnats runtime worker is not running",
+                ));
+            }
+            wait::sleep(START_POLL)?;
+        };
+        let client = Client::new(socket.into(), wait::LatchWait::default()).map_err(|error| {
+            Error::new(
+                Kind::RuntimeUnavailable,
+                format!("could not use the control channel: {error}"),
+            )
+        })?;
+        let mut session = Session {
+            client,
+            slots: HashMap::new(),
+            fence: false,
+        };
+        let hello = Request::Hello {
+            protocol: PROTOCOL,
+            pid: std::process::id(),
+        };
+        session
+            .client
+            .call(&hello, b"", deadline + GRACE, Duration::ZERO)?;
+        Ok(session)
+    }
+
+    /// The slot for a key; opens the NATS connection the first time.
+    fn slot(&mut self, key: Key) -> Result<&Slot> {
+        for (number, link) in self.client.take_news() {
+            if let Some(slot) = self.slots.values_mut().find(|slot| slot.number == number) {
+                slot.link = link;
+            }
+        }
+        if !self.slots.contains_key(&key) {
+            let slot = self.open(key)?;
+            self.slots.insert(key, slot);
+        }
+        self.slots
+            .get(&key)
+            .ok_or_else(|| Error::new(Kind::Protocol, "unknown slot"))
+    }
+
+    fn open(&mut self, key: Key) -> Result<Slot> {
+        let target = server::target(key)?;
+        let gone = || Error::new(Kind::NoServer, "the foreign server was dropped");
+        let settings = Box::new(server::read_settings(key)?.ok_or_else(gone)?);
+        let number = u16::try_from(self.slots.len() + 1)
+            .map_err(|_| Error::new(Kind::Protocol, "too many NATS connections in one session"))?;
+        let wait = settings::connect_timeout();
+        let request = Request::Use {
+            slot: number,
+            target,
+            settings,
+            wait_ms: milliseconds(wait),
+        };
+        match self.call(&request, b"", wait)?.message {
+            Reply::Used(link) => Ok(Slot { number, link }),
+            _ => Err(unexpected_reply()),
+        }
+    }
+
+    fn call(&mut self, request: &Request, body: &[u8], time: Duration) -> Result<Frame<Reply>> {
+        self.client.call(
+            request,
+            body,
+            Instant::now() + time + GRACE,
+            settings::busy_poll(),
+        )
+    }
+
+    /// Writes what was published, and waits until it was taken if the link was down.
+    fn flush(&mut self) -> Result<()> {
+        if self.fence {
+            return self.fence_off();
+        }
+        self.client.flush(Instant::now() + settings::connect_timeout())
+    }
+
+    fn fence_off(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.fence) {
+            self.call(&Request::Fence, b"", settings::connect_timeout())?;
+        }
+        Ok(())
+    }
+}
+
+/// Connects without waiting; a full backlog is `WouldBlock`.
+fn connect_socket(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+fn check_size(headers: &Headers, payload: &[u8], link: Link) -> Result<()> {
+    if !headers.is_empty() && !link.headers {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the NATS server does not support message headers",
+        ));
+    }
+    let size = (crate::nats::headers::wire_len(headers) + payload.len()) as u64;
+    if size > link.max_payload {
+        return Err(Error::new(
+            Kind::PayloadTooLarge,
+            "message is larger than the NATS server allows",
+        )
+        .detail(format!(
+            "Headers and payload have {size} bytes, max_payload of the server is {}.",
+            link.max_payload
+        )));
+    }
+    Ok(())
+}
+
+/// For a reply of another type than the request asks for.
+pub fn unexpected_reply() -> Error {
+    Error::new(
+        Kind::Protocol,
+        "unexpected answer of the litmus_pgnats runtime worker",
+    )
+}
+
+/// A time as the channel carries it.
+pub fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}

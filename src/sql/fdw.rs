@@ -1,0 +1,58 @@
+//! The validator of the foreign-data wrapper: called by CREATE and ALTER of servers and user mappings.
+
+use crate::error::{Error, Kind, Result};
+use crate::pg::catalog::{self, Catalogue};
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::report::{self, Level};
+use crate::settings::Options;
+use crate::settings::validate::{Target, files, secrets, validate};
+
+sql_function!(litmus_pgnats_fdw_validator, check);
+
+fn check(call: &Call<'_>) -> Result<Value> {
+    let target = match catalog::catalogue(call.oid(1).unwrap_or(0)) {
+        Catalogue::Server => Target::Server,
+        Catalogue::UserMapping => Target::UserMapping,
+        Catalogue::Other => Target::Other,
+    };
+    // PostgreSQL passes each option as name=value.
+    let split = |option: String| {
+        option
+            .split_once('=')
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+    };
+    let options: Options = call.text_array(0).into_iter().filter_map(split).collect();
+    validate(target, &options)?;
+    check_files(&options)?;
+    if target == Target::Server {
+        warn_of_secrets(&options);
+    }
+    Ok(Value::Void)
+}
+
+/// Whoever may have the server process read a file may learn what is in it.
+fn check_files(options: &Options) -> Result<()> {
+    match files(options).next() {
+        Some(option) if !catalog::may_read_server_files() => Err(Error::new(
+            Kind::FileOptionDenied,
+            format!("permission denied to set option \"{option}\""),
+        )
+        .detail("The option names a file that the server process reads.")),
+        _ => Ok(()),
+    }
+}
+
+fn warn_of_secrets(options: &Options) {
+    let given: Vec<String> = secrets(options).map(|name| format!("\"{name}\"")).collect();
+    if !given.is_empty() {
+        report::message(
+            Level::Warning,
+            &format!(
+                "option {} of a foreign server can be read by every user of the database",
+                given.join(" and ")
+            ),
+            "The options of foreign servers are in the catalogue pg_foreign_server, which everybody may read.",
+            "Give the secret in a user mapping, or name a file that holds it.",
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! The SQL surface. Runs in backends, on their only thread.
+//!
+//! - `publish.rs`, `request.rs`, `server_info.rs`, `reload.rs`, `version.rs`: the functions, a file a topic;
+//! - `call.rs`: the single way from a function to the control channel and back;
+//! - `server.rs`: which foreign server a call means, and whether the role may use it;
+//! - `fdw.rs`: the validator of the foreign-data wrapper;
+//! - `settings.rs`: the configuration parameters;
+//! - `errors.rs`: SQLSTATE and hint of each kind of error.
+
+pub mod call;
+pub mod errors;
+#[cfg(debug_assertions)]
+mod faults;
+mod fdw;
+mod publish;
+pub mod reload;
+mod request;
+pub mod server;
+mod server_info;
+pub mod settings;
+mod version;

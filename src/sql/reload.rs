@@ -1,0 +1,122 @@
+//! `litmus_pgnats_reload_conf()` and `litmus_pgnats_reload_conf_force()`.
+//!
+//! If the transaction has changed anything, say the server's options, the reload takes effect when it commits, and
+//! not at all when it rolls back; a failure then is in the server log. Otherwise it is done at once and a failure is
+//! an error.
+
+use std::cell::RefCell;
+
+use super::call::{self, milliseconds, unexpected_reply};
+use super::{server, settings};
+use crate::channel::message::{Key, Reply, Request};
+use crate::error::{Error, Kind, Result};
+use crate::pg::catalog;
+use crate::pg::fmgr::{Call, Value, sql_function};
+
+sql_function!(litmus_pgnats_reload_conf, |_: &Call<'_>| reload(false));
+sql_function!(litmus_pgnats_reload_conf_force, |_: &Call<'_>| reload(true));
+
+/// A server whose connections are to be reloaded.
+#[derive(Clone)]
+struct Pending {
+    database: u32,
+    server: u32,
+    mappings: Vec<u32>,
+    force: bool,
+}
+
+thread_local! {
+    static AT_COMMIT: RefCell<Vec<Pending>> = const { RefCell::new(Vec::new()) };
+    static COMMITTING: RefCell<Vec<Request>> = const { RefCell::new(Vec::new()) };
+}
+
+fn reload(force: bool) -> Result<Value> {
+    let (database, _) = catalog::database();
+    let mut found = Vec::new();
+    for server in server::to_reload()? {
+        let request = Request::MappingsInUse {
+            database,
+            server: server.oid,
+        };
+        let Reply::MappingsInUse { mappings } = call::tell(&request, settings::connect_timeout())?.message
+        else {
+            return Err(unexpected_reply());
+        };
+        found.push(Pending {
+            database,
+            server: server.oid,
+            mappings,
+            force,
+        });
+    }
+    if catalog::transaction_has_written() {
+        AT_COMMIT.with_borrow_mut(|pending| pending.extend(found));
+        return Ok(Value::Void);
+    }
+    for pending in found {
+        call::tell(&pending.request()?, settings::connect_timeout())?;
+    }
+    Ok(Value::Void)
+}
+
+impl Pending {
+    fn request(&self) -> Result<Request> {
+        let Pending {
+            database,
+            server,
+            force,
+            ..
+        } = *self;
+        let settings = self.mappings.iter().map(|mapping| {
+            let key = Key {
+                database,
+                server,
+                mapping: *mapping,
+            };
+            Ok((*mapping, server::read_settings(key)?))
+        });
+        let settings = settings.collect::<Result<Vec<_>>>()?;
+        Ok(Request::Reload {
+            database,
+            server,
+            settings,
+            force,
+            wait_ms: milliseconds(settings::connect_timeout()),
+        })
+    }
+}
+
+/// Reads the settings while the catalogue can still be read.
+pub fn before_commit() -> Result<()> {
+    let requests = AT_COMMIT
+        .take()
+        .iter()
+        .map(Pending::request)
+        .collect::<Result<Vec<_>>>()?;
+    COMMITTING.set(requests);
+    Ok(())
+}
+
+/// The settings stand: sends them.
+pub fn committed() {
+    for request in COMMITTING.take() {
+        call::post(&request);
+    }
+}
+
+/// Nothing happened.
+pub fn aborted() {
+    AT_COMMIT.take();
+    COMMITTING.take();
+}
+
+/// A prepared transaction may be committed by another session, which knows nothing of the reload.
+pub fn before_prepare() -> Result<()> {
+    if AT_COMMIT.with_borrow(Vec::is_empty) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        "cannot PREPARE a transaction that has called litmus_pgnats_reload_conf",
+    ))
+}

@@ -1,0 +1,157 @@
+//! Which foreign server a call means, whether the calling role may use it, and with which settings.
+
+use std::cell::RefCell;
+use std::ffi::CString;
+
+use super::settings;
+use crate::channel::message::{Key, Target};
+use crate::error::{Error, Kind, Result};
+use crate::pg::catalog::{self, Server};
+use crate::settings::Settings;
+
+/// The outcome of a choice, and what it depends on.
+struct Choice {
+    role: u32,
+    named: Option<CString>,
+    generation: u64,
+    key: Key,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Choice>> = const { RefCell::new(None) };
+}
+
+/// The key of the server that the current role's call means; fails if there is none or the role may not use it.
+/// Looks at the catalogue only if a server, a mapping, a right, the role or the parameter changed since last time.
+pub fn choose() -> Result<Key> {
+    let (role, named, generation) = (catalog::current_role(), settings::server(), catalog::generation());
+    let known = LAST.with_borrow(|last| {
+        let same = |c: &&Choice| c.role == role && c.generation == generation && c.named == named;
+        last.as_ref().filter(same).map(|choice| choice.key)
+    });
+    if let Some(key) = known {
+        return Ok(key);
+    }
+    let server = find(named.as_ref())?;
+    check_usage(role, &server)?;
+    let (database, _) = catalog::database();
+    let mapping = catalog::user_mapping(role, server.oid).unwrap_or(0);
+    let key = Key {
+        database,
+        server: server.oid,
+        mapping,
+    };
+    LAST.set(Some(Choice {
+        role,
+        named,
+        generation,
+        key,
+    }));
+    Ok(key)
+}
+
+fn find(named: Option<&CString>) -> Result<Server> {
+    let mut servers = catalog::servers()?;
+    if let Some(named) = named {
+        let named = named.to_string_lossy();
+        let detail = format!(
+            "The parameter litmus_pgnats.server names it; it has to be a server of {}.",
+            catalog::WRAPPER
+        );
+        let missing = || {
+            Error::new(
+                Kind::NoServer,
+                format!("foreign server \"{named}\" does not exist"),
+            )
+            .detail(detail)
+        };
+        return servers
+            .into_iter()
+            .find(|server| server.name == named)
+            .ok_or_else(missing);
+    }
+    match servers.len() {
+        0 => Err(Error::new(
+            Kind::NoServer,
+            "no foreign server for NATS is defined in this database",
+        )),
+        1 => servers.pop().ok_or_else(|| {
+            Error::new(
+                Kind::NoServer,
+                "no foreign server for NATS is defined in this database",
+            )
+        }),
+        _ => {
+            let names: Vec<String> = servers
+                .into_iter()
+                .map(|server| format!("\"{}\"", server.name))
+                .collect();
+            Err(Error::new(
+                Kind::SeveralServers,
+                "several foreign servers for NATS are defined in this database",
+            )
+            .detail(format!("They are {}.", names.join(", "))))
+        }
+    }
+}
+
+fn check_usage(role: u32, server: &Server) -> Result<()> {
+    if catalog::has_usage(role, server.oid) {
+        return Ok(());
+    }
+    let (name, role) = (&server.name, catalog::role_name(role));
+    Err(Error::new(
+        Kind::PermissionDenied,
+        format!("permission denied for foreign server {name}"),
+    )
+    .detail(format!(
+        "Role \"{role}\" has no USAGE privilege on foreign server \"{name}\"."
+    )))
+}
+
+/// The servers that a reload by the current role concerns: the chosen one, or else all that it may use.
+pub fn to_reload() -> Result<Vec<Server>> {
+    let role = catalog::current_role();
+    if let Some(named) = settings::server() {
+        let server = find(Some(&named))?;
+        check_usage(role, &server)?;
+        return Ok(vec![server]);
+    }
+    let (usable, other): (Vec<_>, Vec<_>) = catalog::servers()?
+        .into_iter()
+        .partition(|server| catalog::has_usage(role, server.oid));
+    match (usable.is_empty(), other.first()) {
+        (false, _) => Ok(usable),
+        (true, Some(server)) => check_usage(role, server).map(|()| vec![]),
+        (true, None) => find(None).map(|server| vec![server]),
+    }
+}
+
+/// The target of a key, with the names for NATS's monitoring.
+pub fn target(key: Key) -> Result<Target> {
+    let (_, database_name) = catalog::database();
+    let server = catalog::servers()?
+        .into_iter()
+        .find(|server| server.oid == key.server);
+    let server = server.ok_or_else(|| Error::new(Kind::NoServer, "the foreign server was dropped"))?;
+    Ok(Target {
+        key,
+        database_name,
+        server_name: server.name,
+    })
+}
+
+/// The settings that a key's server and user mapping have now; `None` if one of them is gone.
+pub fn read_settings(key: Key) -> Result<Option<Settings>> {
+    let Some(server) = catalog::server_options(key.server) else {
+        return Ok(None);
+    };
+    let mapping = match key.mapping {
+        0 => None,
+        mapping => match catalog::mapping_options(mapping) {
+            Some(options) => Some(options),
+            None => return Ok(None),
+        },
+    };
+    Settings::resolve(&server, mapping.as_ref()).map(Some)
+}
