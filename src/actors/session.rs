@@ -370,10 +370,12 @@ async fn hand_in(handle: &Handle, messages: Vec<OutboundMessage>, deadline: Opti
 }
 
 fn buffer_full(status: &Status, total: usize, refused: usize) -> Error {
-    let why = status
-        .error
-        .as_ref()
-        .map_or_else(String::new, |error| format!(" Last error: {error}"));
+    let why = status.error.as_ref().map_or_else(String::new, |error| {
+        let detail = error.detail.as_deref().unwrap_or_default();
+        format!(" Last error: {}. {detail}", error.message)
+            .trim_end()
+            .to_string()
+    });
     Error::new(
         Kind::BufferFull,
         "the NATS server is unreachable and the buffer for messages is full",
@@ -440,10 +442,11 @@ fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
     if let Some(error) = headers.get("Nats-Service-Error") {
         let code = headers
             .get("Nats-Service-Error-Code")
-            .map_or("none", |code| code.as_str());
+            .map_or_else(String::new, |code| format!(" code {}", code.as_str()));
+        let error = error.as_str().trim_end_matches('.');
         return Err(
             Error::new(Kind::ServiceError, "the service that was asked reports an error")
-                .detail(format!("Error code {code}: {}", error.as_str())),
+                .detail(format!("Error{code}: {error}.")),
         );
     }
     let pairs = headers.iter().flat_map(|(name, values)| {

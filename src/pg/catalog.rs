@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_char};
 use pgrx::pg_sys;
 use pgrx::spi::Spi;
 
+use super::fmgr::from_server;
 use crate::error::{Error, Kind, Result};
 use crate::settings::Options;
 
@@ -52,7 +53,7 @@ pub struct Server {
 
 /// All servers of our wrapper in this database, by name.
 pub fn servers() -> Result<Vec<Server>> {
-    let query = "SELECT s.oid, s.srvname::pg_catalog.text FROM pg_catalog.pg_foreign_server s \
+    let query = "SELECT s.oid FROM pg_catalog.pg_foreign_server s \
          JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid OPERATOR(pg_catalog.=) s.srvfdw \
          WHERE w.fdwname OPERATOR(pg_catalog.=) 'litmus_pgnats_fdw' ORDER BY s.srvname";
     let read = || -> pgrx::spi::Result<Vec<Server>> {
@@ -60,11 +61,10 @@ pub fn servers() -> Result<Vec<Server>> {
             let rows = client.select(query, None, &[])?;
             let mut servers = Vec::with_capacity(rows.len());
             for row in rows {
-                if let (Some(oid), Some(name)) = (row.get::<pg_sys::Oid>(1)?, row.get::<String>(2)?) {
-                    servers.push(Server {
-                        oid: oid.to_u32(),
-                        name,
-                    });
+                if let Some(oid) = row.get::<pg_sys::Oid>(1)?.map(pg_sys::Oid::to_u32)
+                    && let Some(name) = server_name(oid)
+                {
+                    servers.push(Server { oid, name });
                 }
             }
             Ok(servers)
@@ -73,6 +73,15 @@ pub fn servers() -> Result<Vec<Server>> {
     read().map_err(|error| {
         Error::new(Kind::NoServer, "could not read the foreign servers").detail(format!("{error}."))
     })
+}
+
+/// The name of a server; `None` if it is gone. Not read by SPI, which takes text for UTF-8.
+fn server_name(server: u32) -> Option<String> {
+    // SAFETY: with the flag a missing server gives a null pointer; the name lives in the current memory context.
+    unsafe {
+        let found = pg_sys::GetForeignServerExtended(server.into(), pg_sys::FSV_MISSING_OK as u16);
+        (!found.is_null()).then(|| string((*found).servername))
+    }
 }
 
 /// The options of a server; `None` if it is gone.
@@ -161,7 +170,16 @@ unsafe fn string(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: as the caller promises.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    utf8(unsafe { CStr::from_ptr(text) })
+}
+
+/// A name or an option in the database's encoding as UTF-8.
+pub fn utf8(text: &CStr) -> String {
+    match from_server(text.to_bytes()) {
+        Ok(text) => text.into_owned(),
+        // The name of a database may be in another encoding.
+        Err(_) => text.to_string_lossy().into_owned(),
+    }
 }
 
 /// The role whose rights count at this moment.

@@ -132,13 +132,18 @@ impl<'a> Call<'a> {
         self.datum(index).map(|datum| datum.value() as u32)
     }
 
-    /// Argument `index` of type text[] without NULLs.
-    pub fn text_array(&self, index: usize) -> Vec<String> {
-        // SAFETY: the SQL declaration says that this argument is text[].
+    /// Argument `index` of type text[] without NULLs, as UTF-8.
+    pub fn text_array(&self, index: usize) -> Result<Vec<String>> {
+        // SAFETY: the SQL declaration says that this argument is text[]; its elements are read as bytes, because
+        // pgrx takes text for UTF-8.
         let array = self
             .datum(index)
-            .and_then(|datum| unsafe { Vec::<Option<String>>::from_datum(datum, false) });
-        array.unwrap_or_default().into_iter().flatten().collect()
+            .and_then(|datum| unsafe { pgrx::Array::<&[u8]>::from_datum(datum, false) });
+        array
+            .iter()
+            .flat_map(|array| array.iter().flatten())
+            .map(|bytes| from_server(bytes).map(Cow::into_owned))
+            .collect()
     }
 
     /// Turns the result into a datum.
@@ -185,7 +190,7 @@ impl<'a> Call<'a> {
 }
 
 /// Text in the database's encoding as UTF-8.
-fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
+pub fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
     let utf8 = match std::str::from_utf8(bytes) {
         Ok(text) if server_is_utf8() => return Ok(Cow::Borrowed(text)),
         // An ASCII-only text is the same in every server encoding.
@@ -199,8 +204,8 @@ fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
     }
 }
 
-/// UTF-8 text in the database's encoding.
-fn to_server(text: &str) -> Cow<'_, [u8]> {
+/// UTF-8 text in the database's encoding; raises PostgreSQL's own error if that lacks a character.
+pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     if server_is_utf8() || text.is_ascii() {
         Cow::Borrowed(text.as_bytes())
     } else {

@@ -4,8 +4,9 @@
 use std::ffi::{CString, c_char, c_int};
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
-use pgrx::{PgLogLevel, pg_sys};
+use pgrx::{PgLogLevel, PgTryBuilder, pg_sys};
 
+use super::fmgr::to_server;
 use crate::error::{Error, Kind, Result};
 use crate::sql::errors::describe;
 
@@ -77,8 +78,14 @@ fn copy(text: &str) -> *const c_char {
     unsafe { pg_sys::pstrdup(text.as_ptr()) }
 }
 
+/// Text for a message in the database's encoding, where a character that this lacks is escaped.
 fn printable(text: &str) -> CString {
-    CString::new(text.replace('\0', "\\0")).unwrap_or_default()
+    let text = text.replace('\0', "\\0");
+    let escaped = || text.escape_default().to_string().into_bytes();
+    let bytes = PgTryBuilder::new(|| to_server(&text).into_owned())
+        .catch_others(|_| escaped())
+        .execute();
+    CString::new(bytes).unwrap_or_default()
 }
 
 /// # Safety

@@ -21,7 +21,7 @@ fn check(call: &Call<'_>) -> Result<Value> {
             .split_once('=')
             .map(|(name, value)| (name.to_string(), value.to_string()))
     };
-    let options: Options = call.text_array(0).into_iter().filter_map(split).collect();
+    let options: Options = call.text_array(0)?.into_iter().filter_map(split).collect();
     validate(target, &options)?;
     check_files(&options)?;
     if target == Target::Server {

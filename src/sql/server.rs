@@ -53,7 +53,7 @@ pub fn choose() -> Result<Key> {
 fn find(named: Option<&CString>) -> Result<Server> {
     let mut servers = catalog::servers()?;
     if let Some(named) = named {
-        let named = named.to_string_lossy();
+        let named = catalog::utf8(named);
         let detail = format!(
             "The parameter litmus_pgnats.server names it; it has to be a server of {}.",
             catalog::WRAPPER
