@@ -145,12 +145,12 @@ async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> 
         Verify::Platform => options,
         Verify::Ca(ca) => {
             // async-nats reads these files itself; looking first gives an error that names the option.
-            read("tls_ca_path", ca).await?;
+            certificates("tls_ca_path", ca).await?;
             let options = options.require_tls(true).add_root_certificates(ca.into());
             match &tls.client {
                 Some((certificate, key)) => {
-                    read("tls_cert_path", certificate).await?;
-                    read("tls_key_path", key).await?;
+                    certificates("tls_cert_path", certificate).await?;
+                    private_key("tls_key_path", key).await?;
                     options.add_client_certificate(certificate.into(), key.into())
                 }
                 None => options,
@@ -173,12 +173,25 @@ async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
     let Some((certificate, key)) = &tls.client else {
         return Ok(config.with_no_client_auth());
     };
-    let chain = CertificateDer::pem_slice_iter(&read("tls_cert_path", certificate).await?)
+    let chain = certificates("tls_cert_path", certificate).await?;
+    let key = private_key("tls_key_path", key).await?;
+    config.with_client_auth_cert(chain, key).map_err(failed)
+}
+
+/// The certificates in a PEM file; at least one.
+async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_slice_iter(&read(option, path).await?)
         .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|error| file_error("tls_cert_path", certificate, format!("{error}.")))?;
-    let key_der = PrivateKeyDer::from_pem_slice(&read("tls_key_path", key).await?)
-        .map_err(|error| file_error("tls_key_path", key, format!("{error}.")))?;
-    config.with_client_auth_cert(chain, key_der).map_err(failed)
+        .map_err(|error| file_error(option, path, format!("{error}.")))?;
+    if found.is_empty() {
+        return Err(file_error(option, path, "It holds no certificate.".into()));
+    }
+    Ok(found)
+}
+
+async fn private_key(option: &str, path: &str) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(&read(option, path).await?)
+        .map_err(|_| file_error(option, path, "It holds no private key.".into()))
 }
 
 /// For `tls_insecure`: any certificate will do. Signatures are still checked, so the peer holds the key.

@@ -481,6 +481,8 @@ impl Handler<Reload> for Connection {
                     Ok(())
                 }
                 Err(error) => {
+                    // After a commit nobody waits for the outcome.
+                    log::warn!("{}: could not connect with the new options: {error}", actor.name);
                     if let State::Down = actor.state {
                         actor.settings = settings;
                         actor.attempt(ctx);

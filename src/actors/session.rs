@@ -236,7 +236,13 @@ impl Session {
                 let deadline = Instant::now() + Duration::from_millis(wait_ms.into());
                 self.call(id, async move {
                     let mut status = handle.status;
-                    let link = until_up(&mut status, &handle.connection, deadline).await?;
+                    let now = status.borrow().clone();
+                    // While NATS is away, a new session may fill the buffer like those that were there before.
+                    let link = if now.was_up {
+                        now.link
+                    } else {
+                        until_up(&mut status, &handle.connection, deadline).await?
+                    };
                     Ok((Reply::Used(link), Bytes::new()))
                 })
                 .await
@@ -327,8 +333,8 @@ impl Session {
 
     /// Sends news of the slot's link when it changes next.
     fn watch(&mut self, slot: u16, mut status: watch::Receiver<Status>) {
+        let before = status.borrow_and_update().link;
         self.news.push(Box::pin(async move {
-            let before = status.borrow_and_update().link;
             let changed = status.wait_for(|status| status.link != before).await.is_ok();
             changed.then_some((slot, status))
         }));
