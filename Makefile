@@ -23,11 +23,18 @@ ifeq ($(filter $(PROFILE),debug release),)
 $(error PROFILE=$(PROFILE): debug or release)
 endif
 
-# The private PostgreSQL. psql and pgbench are those of 15, which speak to every major.
+# The private PostgreSQL. The release build goes into a copy of it, so that demo and benchmarks leave tests alone, which
+# may run at the same time.
 private := $(STATE)/pg$(PG)/bin/pg_config
-# What tests, demo and benchmarks are told.
-servers = env PG_CONFIG="$(private)" PSQL="$(STATE)/pg15/bin/psql" PGBENCH="$(STATE)/pg15/bin/pgbench" \
+home := $(STATE)/$(if $(filter release,$(PROFILE)),release/)pg$(PG)
+# What tests, demo and benchmarks are told. psql and pgbench are those of 15, which speak to every major.
+served = $(private)
+servers = env PG_CONFIG="$(served)" PSQL="$(STATE)/pg15/bin/psql" PGBENCH="$(STATE)/pg15/bin/pgbench" \
 	NATS_SERVER="$(STATE)/nats/bin/nats-server"
+# The demo's and the benchmarks' own clients of NATS. They are built in a place of their own: the library is among what
+# they are built with, without PostgreSQL, and each of the two builds would have the other repeated.
+clients := $(abspath $(TARGET))/clients
+demo bench: served = $(STATE)/release/pg$(PG)/bin/pg_config
 # The server that `build` builds for.
 against = $(private)
 
@@ -50,8 +57,14 @@ build: ## build the extension; PG=15, PROFILE=debug|release
 
 # Build for the private PostgreSQL and put it there.
 private: build
-	@stage=$$(scripts/stage.sh $(PG) $(PROFILE))
-	"$$stage/install.sh" "$(private)" >/dev/null
+	@if ! cmp -s "$(STATE)/pg$(PG)/.source" "$(home)/.source"; then
+		rm -rf "$(home)" "$(home).new"
+		mkdir -p "$(dir $(home))"
+		cp -a "$(STATE)/pg$(PG)" "$(home).new"
+		mv "$(home).new" "$(home)"
+	fi
+	stage=$$(scripts/stage.sh $(PG) $(PROFILE))
+	"$$stage/install.sh" "$(home)/bin/pg_config" >/dev/null
 
 install: ## build for your server and install there; PG_CONFIG=/path/to/pg_config, else the one in PATH
 	@. scripts/common.sh
@@ -97,12 +110,14 @@ lint: ## formatting, clippy, shellcheck, and that the pure half stays free of Po
 demo: ## a guided tour in psql, on throw-away servers
 	@scripts/setup.sh rust pg15 pg$(PG) nats
 	$(MAKE) --no-print-directory private PROFILE=release
-	$(servers) demo/run.sh
+	cargo build --locked --release --example nats --target-dir "$(clients)"
+	$(servers) EXAMPLES="$(clients)/release/examples" demo/run.sh
 
-bench: ## measure, against yardsticks taken in the same run
+bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request, DURATION=5 (seconds), RUNS=3
 	@scripts/setup.sh rust pg15 pg$(PG) nats
 	$(MAKE) --no-print-directory private PROFILE=release
-	$(servers) bench/run.sh
+	cargo build --locked --release --example bench_client --target-dir "$(clients)"
+	$(servers) EXAMPLES="$(clients)/release/examples" bench/run.sh
 
 clean: ## remove what was built
 	@[ ! -d "$(TARGET)" ] || find "$(TARGET)" -mindepth 1 -maxdepth 1 ! -name state -exec rm -rf {} +

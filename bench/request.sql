@@ -1,0 +1,1 @@
+SELECT nats_request_text('c', 'hello');
