@@ -94,6 +94,10 @@ pub struct Status {
     /// Attempts that have failed.
     pub failures: u64,
     pub error: Option<Error>,
+    /// While the connection is up.
+    pub client: Option<Client>,
+    /// The default JetStream domain.
+    pub domain: Option<String>,
     /// Counts the clients; whatever was derived from an older client is stale.
     pub generation: u64,
 }
@@ -171,7 +175,10 @@ impl Connection {
         settings: Settings,
         vital: Vital,
     ) -> (Addr<Connection>, watch::Receiver<Status>) {
-        let (status, watched) = watch::channel(Status::default());
+        let (status, watched) = watch::channel(Status {
+            domain: settings.domain.clone(),
+            ..Status::default()
+        });
         let connection = Connection {
             name,
             settings,
@@ -319,8 +326,10 @@ impl Connection {
             return;
         }
         let info = client.server_info();
-        self.state = State::Up(client);
+        self.state = State::Up(client.clone());
         self.status.send_modify(|status| {
+            status.client = Some(client);
+            status.domain = self.settings.domain.clone();
             status.link = Link {
                 up: true,
                 max_payload: info.max_payload as u64,
@@ -335,7 +344,10 @@ impl Connection {
     fn lost(&mut self, ctx: &mut Context<Self>) {
         self.state = State::Down;
         log::warn!("{}: connection to the NATS server lost", self.name);
-        self.status.send_modify(|status| status.link.up = false);
+        self.status.send_modify(|status| {
+            status.link.up = false;
+            status.client = None;
+        });
         self.attempt(ctx);
     }
 }
@@ -462,7 +474,8 @@ impl Handler<Reload> for Connection {
         if !force && !self.settings.needs_reconnect(&settings) {
             self.settings = settings;
             // Callers that wait for room may find it now.
-            self.status.send_modify(|_| {});
+            self.status
+                .send_modify(|status| status.domain = self.settings.domain.clone());
             return Box::pin(fut::ready(Ok(())));
         }
         // The old connection serves on until the new one stands; if that fails, it stays.

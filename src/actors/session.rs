@@ -7,30 +7,31 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use actix::prelude::*;
-use async_nats::HeaderMap;
 use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable, LocalBoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
-use super::connection::{Ask, Info, Publish, Status, until_up};
+use super::calls::{self, Answer, header_map};
+use super::connection::{Publish, Status};
 use super::gateway::Load;
+use super::object_store::Parts;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
 use crate::channel::frame::Frame;
-use crate::channel::message::{Key, PROTOCOL, Reply, Request};
+use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Reply, Request, StoreCall};
 use crate::channel::server::{FrameReader, FrameWriter};
 use crate::error::{Error, Kind, Result};
-use crate::nats::headers::Headers;
 
 /// Requests of one session that may wait for their reply; a backend has one, an executor a few.
 const MAX_CALLS: usize = 64;
+/// Parts of an object that wait between a session and the object store.
+const PARTS: usize = 4;
 /// When the runtime ends, what a session sent before is waited for so long.
 const LAST_READ: Duration = Duration::from_millis(20);
 
-/// A reply and its body.
-type Answer = (Reply, Bytes);
 /// A call's id and outcome; none if it was cancelled.
 type Called = (u32, Option<Result<Answer>>);
 /// A slot whose link has changed, and where to look; none if the connection is gone.
@@ -51,6 +52,9 @@ pub struct Session {
     calls: FuturesUnordered<LocalBoxFuture<'static, Called>>,
     cancels: HashMap<u32, AbortHandle>,
     news: FuturesUnordered<LocalBoxFuture<'static, Changed>>,
+    /// Objects that are being put, and got, by the call's id.
+    uploads: HashMap<u32, mpsc::Sender<Bytes>>,
+    downloads: StreamMap<u32, ReceiverStream<Answer>>,
     /// Why a publish that a `Fence` will ask for could not be taken.
     refused: Option<Error>,
 }
@@ -66,6 +70,8 @@ impl Session {
             calls: FuturesUnordered::new(),
             cancels: HashMap::new(),
             news: FuturesUnordered::new(),
+            uploads: HashMap::new(),
+            downloads: StreamMap::new(),
             refused: None,
         }
     }
@@ -94,6 +100,9 @@ impl Session {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
+                // In this order, so that a download's parts are out before its last word.
+                biased;
+                Some((id, part)) = self.downloads.next() => self.reply(id, Ok(part)).await?,
                 more = reader.next(&mut batch) => {
                     if !more? {
                         return Ok(());
@@ -103,6 +112,7 @@ impl Session {
                 Some((id, outcome)) = self.calls.next() => {
                     self.load.set(self.load.get().saturating_sub(1));
                     self.cancels.remove(&id);
+                    self.uploads.remove(&id);
                     if let Some(outcome) = outcome {
                         self.reply(id, outcome).await?;
                     }
@@ -187,15 +197,14 @@ impl Session {
     }
 
     async fn dispatch(&mut self, id: u32, request: Request, body: Bytes) -> std::io::Result<()> {
-        let done = |reply| Ok((reply, Bytes::new()));
         match request {
             Request::Hello { protocol, .. } => {
-                let outcome = if protocol == PROTOCOL {
+                self.welcome = protocol == PROTOCOL;
+                let outcome = if self.welcome {
                     done(Reply::Welcome { protocol })
                 } else {
                     Err(other_protocol(protocol))
                 };
-                self.welcome = outcome.is_ok();
                 self.reply(id, outcome).await
             }
             Request::Fence => {
@@ -203,6 +212,7 @@ impl Session {
                 self.reply(id, outcome).await
             }
             Request::Cancel { request } => {
+                self.uploads.remove(&request);
                 if let Some(cancel) = self.cancels.get(&request) {
                     cancel.abort();
                 }
@@ -233,19 +243,7 @@ impl Session {
                         handle: handle.clone(),
                     },
                 );
-                let deadline = Instant::now() + Duration::from_millis(wait_ms.into());
-                self.call(id, async move {
-                    let mut status = handle.status;
-                    let now = status.borrow().clone();
-                    // While NATS is away, a new session may fill the buffer like those that were there before.
-                    let link = if now.was_up {
-                        now.link
-                    } else {
-                        until_up(&mut status, &handle.connection, deadline).await?
-                    };
-                    Ok((Reply::Used(link), Bytes::new()))
-                })
-                .await
+                self.call(id, calls::link(handle, wait_ms)).await
             }
             Request::Ask {
                 slot,
@@ -254,26 +252,41 @@ impl Session {
                 timeout_ms,
                 wait_ms,
             } => {
-                let Some(slot) = self.slots.get(&slot) else {
-                    return self.reply(id, Err(unknown_slot())).await;
-                };
-                let ask = ask(slot.handle.clone(), subject, headers, body, timeout_ms, wait_ms);
-                self.call(id, ask).await
+                self.call_slot(id, slot, |handle| {
+                    calls::ask(handle, subject, headers, body, timeout_ms, wait_ms)
+                })
+                .await
             }
             Request::ServerInfo { slot, wait_ms } => {
-                let Some(slot) = self.slots.get(&slot) else {
-                    return self.reply(id, Err(unknown_slot())).await;
+                self.call_slot(id, slot, |handle| calls::server_info(handle, wait_ms))
+                    .await
+            }
+            Request::JetStream { slot, api, call } => {
+                let parts = self.parts(id, &call);
+                self.call_slot(id, slot, |handle| {
+                    calls::jetstream(handle, api, call, body, parts)
+                })
+                .await
+            }
+            Request::Upload { upload } => {
+                // Waits while earlier parts are on their way; the session has nothing else to say meanwhile.
+                let taken = match self.uploads.get(&upload) {
+                    Some(parts) if !body.is_empty() => parts.send(body).await.is_ok(),
+                    _ => false,
                 };
-                let info = server_info(slot.handle.clone(), wait_ms);
-                self.call(id, info).await
+                if !taken {
+                    self.uploads.remove(&upload);
+                }
+                Ok(())
             }
             Request::MappingsInUse { database, server } => {
                 let mappings = self.supervisor.send(MappingsInUse { database, server });
-                self.call(id, async move {
-                    let mappings = mappings.await.map_err(|_| stopped())?;
-                    Ok((Reply::MappingsInUse { mappings }, Bytes::new()))
-                })
-                .await
+                let call = async move {
+                    done(Reply::MappingsInUse {
+                        mappings: mappings.await.map_err(|_| stopped())?,
+                    })
+                };
+                self.call(id, call).await
             }
             Request::Reload {
                 database,
@@ -290,11 +303,13 @@ impl Session {
                     force,
                     limit,
                 });
-                self.call(id, async move {
-                    reload.await.map_err(|_| stopped())??;
-                    Ok((Reply::Done, Bytes::new()))
-                })
-                .await
+                let call = async move {
+                    reload
+                        .await
+                        .map_err(|_| stopped())?
+                        .and_then(|()| done(Reply::Done))
+                };
+                self.call(id, call).await
             }
             #[cfg(debug_assertions)]
             Request::Panic => {
@@ -304,6 +319,43 @@ impl Session {
             // Taken by `take`.
             Request::Publish { .. } => Ok(()),
         }
+    }
+
+    /// Starts a call on the connection of a slot.
+    async fn call_slot<C>(
+        &mut self,
+        id: u32,
+        slot: u16,
+        call: impl FnOnce(Handle) -> C,
+    ) -> std::io::Result<()>
+    where
+        C: Future<Output = Result<Answer>> + 'static,
+    {
+        match self.slots.get(&slot) {
+            Some(slot) => self.call(id, call(slot.handle.clone())).await,
+            None => self.reply(id, Err(unknown_slot())).await,
+        }
+    }
+
+    /// Channels for the object that a call may stream.
+    fn parts(&mut self, id: u32, call: &JetStreamCall) -> Parts {
+        let (sender, upload) = mpsc::channel(PARTS);
+        if let JetStreamCall::Store {
+            call: StoreCall::Put { .. },
+            ..
+        } = call
+        {
+            self.uploads.insert(id, sender);
+        }
+        let (download, parts) = mpsc::channel(PARTS);
+        if let JetStreamCall::Store {
+            call: StoreCall::Get { .. },
+            ..
+        } = call
+        {
+            self.downloads.insert(id, ReceiverStream::new(parts));
+        }
+        Parts { upload, download }
     }
 
     /// Starts a call whose reply is sent when it is there. Calls without an id want no reply.
@@ -392,119 +444,8 @@ fn buffer_full(status: &Status, total: usize, refused: usize) -> Error {
     ))
 }
 
-async fn ask(
-    handle: Handle,
-    subject: String,
-    headers: Headers,
-    body: Bytes,
-    timeout_ms: u32,
-    wait_ms: u32,
-) -> Result<Answer> {
-    let mut status = handle.status;
-    let started = Instant::now();
-    let limit = started + Duration::from_millis(timeout_ms.into());
-    let reach = limit.min(started + Duration::from_millis(wait_ms.into()));
-    loop {
-        until_up(&mut status, &handle.connection, reach).await?;
-        let mut request = async_nats::Request::new().payload(body.clone());
-        if let Some(headers) = header_map(&headers) {
-            request = request.headers(headers);
-        }
-        let timeout = limit.saturating_duration_since(Instant::now());
-        let asked = handle
-            .connection
-            .send(Ask {
-                subject: subject.clone(),
-                request,
-                timeout,
-            })
-            .await;
-        match asked.map_err(|_| stopped())? {
-            Some(Err(error)) if error.kind == Kind::Timeout => {
-                let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
-                return Err(Error::new(Kind::Timeout, message));
-            }
-            Some(answer) => return answer.and_then(reply_to_sql),
-            // A new connection is being put in place of the old one.
-            None => wait_for_change(&mut status, reach).await?,
-        }
-    }
-}
-
-async fn wait_for_change(status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<()> {
-    match timeout_at(deadline, status.changed()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(stopped()),
-        Err(_) => Err(Error::new(
-            Kind::Unreachable,
-            "the connection to the NATS server is not established yet",
-        )),
-    }
-}
-
-/// A service that failed says so in headers (ADR-32).
-fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
-    let headers = message.headers.unwrap_or_default();
-    if let Some(error) = headers.get("Nats-Service-Error") {
-        let code = headers
-            .get("Nats-Service-Error-Code")
-            .map_or_else(String::new, |code| format!(" code {}", code.as_str()));
-        let error = error.as_str().trim_end_matches('.');
-        return Err(
-            Error::new(Kind::ServiceError, "the service that was asked reports an error")
-                .detail(format!("Error{code}: {error}.")),
-        );
-    }
-    let pairs = headers.iter().flat_map(|(name, values)| {
-        values
-            .iter()
-            .map(move |v| (name.to_string(), v.as_str().to_string()))
-    });
-    Ok((
-        Reply::Message {
-            headers: pairs.collect(),
-        },
-        message.payload,
-    ))
-}
-
-async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
-    let mut status = handle.status;
-    let deadline = Instant::now() + Duration::from_millis(wait_ms.into());
-    until_up(&mut status, &handle.connection, deadline).await?;
-    let info = handle
-        .connection
-        .send(Info)
-        .await
-        .map_err(|_| stopped())?
-        .ok_or_else(stopped)?;
-    let json = serde_json::json!({
-        "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
-        "version": info.version, "auth_required": info.auth_required, "tls_required": info.tls_required,
-        "max_payload": info.max_payload, "proto": info.proto, "client_id": info.client_id, "go": info.go,
-        "nonce": info.nonce, "connect_urls": info.connect_urls, "client_ip": info.client_ip,
-        "headers": info.headers, "lame_duck_mode": info.lame_duck_mode,
-    });
-    Ok((
-        Reply::ServerInfo {
-            json: json.to_string(),
-        },
-        Bytes::new(),
-    ))
-}
-
-/// Headers as the client takes them; the session's end has checked names and values already.
-fn header_map(headers: &Headers) -> Option<HeaderMap> {
-    let mut map = HeaderMap::new();
-    for (name, value) in headers {
-        if let (Ok(name), Ok(value)) = (
-            name.parse::<async_nats::HeaderName>(),
-            value.parse::<async_nats::HeaderValue>(),
-        ) {
-            map.append(name, value);
-        }
-    }
-    (!map.is_empty()).then_some(map)
+fn done(reply: Reply) -> Result<Answer> {
+    Ok((reply, Bytes::new()))
 }
 
 fn unknown_slot() -> Error {

@@ -9,6 +9,9 @@ use actix::prelude::*;
 use tokio::sync::watch;
 
 use super::connection::{self, Connection, Status};
+use super::jetstream::JetStream;
+use super::key_value::KeyValue;
+use super::object_store::ObjectStore;
 use super::system::Vital;
 use crate::channel::message::{Key, Target};
 use crate::error::{Error, Kind, Result};
@@ -29,6 +32,9 @@ pub struct Open {
 #[derive(Clone)]
 pub struct Handle {
     pub connection: Addr<Connection>,
+    pub jetstream: Addr<JetStream>,
+    pub key_value: Addr<KeyValue>,
+    pub object_store: Addr<ObjectStore>,
     pub status: watch::Receiver<Status>,
     /// Counts the users; one is the supervisor itself.
     users: Arc<()>,
@@ -98,6 +104,9 @@ impl Handler<Open> for Supervisor {
             let (connection, status) = Connection::start(name, settings, self.vital.clone());
             Handle {
                 connection,
+                jetstream: JetStream::new(status.clone()).start(),
+                key_value: KeyValue::new(status.clone()).start(),
+                object_store: ObjectStore::new(status.clone()).start(),
                 status,
                 users: Arc::new(()),
             }

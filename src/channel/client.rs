@@ -35,6 +35,8 @@ pub trait Wait {
 
 /// Bytes read at a time.
 const READ: usize = 64 * 1024;
+/// Size of the parts of an upload.
+const PART: usize = 128 * 1024;
 /// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight.
 const POLL_LOAD: u16 = 2;
 
@@ -50,6 +52,8 @@ pub struct Client<W> {
     /// Calls that the runtime had in flight when it last replied.
     load: u16,
     news: Vec<(u16, Link)>,
+    /// A reply to the running call that came before the call was sent whole.
+    early: Option<Frame<Reply>>,
     broken: bool,
 }
 
@@ -66,6 +70,7 @@ impl<W: Wait> Client<W> {
             last_id: 0,
             load: 0,
             news: Vec::new(),
+            early: None,
             broken: false,
         })
     }
@@ -140,24 +145,56 @@ impl<W: Wait> Client<W> {
         deadline: Instant,
         poll: Duration,
     ) -> Result<Frame<Reply>> {
-        self.last_id = self.last_id.wrapping_add(1).max(1);
-        let id = self.last_id;
-        self.encode(id, request, body)?;
-        let mut call = Call {
-            client: self,
-            id,
-            answered: false,
-        };
+        let call = self.start(request, body, OnDrop::Cancel)?;
         call.client.flush(deadline)?;
-        let frame = call.client.reply(id, deadline, poll)?;
-        call.answered = true;
-        match frame.message {
-            Reply::Failed(error) => Err(error),
-            _ => Ok(frame),
+        let frame = call.client.reply(call.id, deadline, poll)?;
+        call.finish(frame)
+    }
+
+    /// Sends a request and then `upload` in parts; gives the parts of the answer to `download`, and returns the last
+    /// word. `idle` is the longest wait for progress. A transfer that is given up closes the connection.
+    pub fn stream(
+        &mut self,
+        request: &Request,
+        upload: Option<&[u8]>,
+        idle: Duration,
+        mut download: impl FnMut(Frame<Reply>) -> Result<()>,
+    ) -> Result<Frame<Reply>> {
+        let call = self.start(request, b"", OnDrop::Close)?;
+        let (client, id) = (&mut *call.client, call.id);
+        for part in upload.into_iter().flat_map(|upload| upload.chunks(PART)) {
+            client.encode(0, &Request::Upload { upload: id }, part)?;
+            client.flush(Instant::now() + idle)?;
+            if client.early.is_some() {
+                break;
+            }
+        }
+        client.flush(Instant::now() + idle)?;
+        loop {
+            let frame = client.reply(id, Instant::now() + idle, Duration::ZERO)?;
+            if !matches!(frame.message, Reply::Size(_) | Reply::Part) {
+                return call.finish(frame);
+            }
+            download(frame)?;
         }
     }
 
+    fn start(&mut self, request: &Request, body: &[u8], on_drop: OnDrop) -> Result<Call<'_, W>> {
+        self.last_id = self.last_id.wrapping_add(1).max(1);
+        let id = self.last_id;
+        self.encode(id, request, body)?;
+        self.early = None;
+        Ok(Call {
+            client: self,
+            id,
+            on_drop: Some(on_drop),
+        })
+    }
+
     fn reply(&mut self, id: u32, deadline: Instant, poll: Duration) -> Result<Frame<Reply>> {
+        if let Some(frame) = self.early.take() {
+            return Ok(frame);
+        }
         let started = Instant::now();
         loop {
             while let Some(frame) = self.decode()? {
@@ -212,10 +249,12 @@ impl<W: Wait> Client<W> {
         })
     }
 
-    /// A frame that nobody waits for.
+    /// A frame that came while nobody waited for one: news, the early end of an upload, or a late reply.
     fn sort(&mut self, frame: Frame<Reply>) {
-        if let Reply::Link { slot, link } = frame.message {
-            self.news.push((slot, link));
+        match frame.message {
+            Reply::Link { slot, link } => self.news.push((slot, link)),
+            _ if frame.id == self.last_id => self.early = Some(frame),
+            _ => {}
         }
     }
 
@@ -260,26 +299,45 @@ impl<W: Wait> Client<W> {
     }
 }
 
-/// A request that waits for its reply; dropped without one, it is cancelled.
+/// What becomes of a request that is given up.
+enum OnDrop {
+    Cancel,
+    /// Frames are on their way in both directions; the end of the connection is what stops them.
+    Close,
+}
+
+/// A request that waits for its reply.
 struct Call<'a, W: Wait> {
     client: &'a mut Client<W>,
     id: u32,
-    answered: bool,
+    on_drop: Option<OnDrop>,
+}
+
+impl<W: Wait> Call<'_, W> {
+    fn finish(mut self, frame: Frame<Reply>) -> Result<Frame<Reply>> {
+        self.on_drop = None;
+        match frame.message {
+            Reply::Failed(error) => Err(error),
+            _ => Ok(frame),
+        }
+    }
 }
 
 impl<W: Wait> Drop for Call<'_, W> {
     fn drop(&mut self) {
-        if self.answered || self.client.broken {
-            return;
-        }
-        // Never waits: the statement is being given up. What is left is sent with the next statement.
-        if self
-            .client
-            .push(&Request::Cancel { request: self.id }, b"")
-            .and_then(|()| self.client.try_flush())
-            .is_err()
-        {
+        // Never waits: the statement is being given up. What is left of a cancel is sent with the next statement.
+        let outcome = match self.on_drop {
+            _ if self.client.broken => return,
+            None => return,
+            Some(OnDrop::Cancel) => {
+                let cancel = self.client.push(&Request::Cancel { request: self.id }, b"");
+                cancel.and_then(|()| self.client.try_flush().map(|_| ()))
+            }
+            Some(OnDrop::Close) => Err(Error::new(Kind::Interrupted, "given up")),
+        };
+        if outcome.is_err() {
             self.client.broken = true;
+            let _ = self.client.socket.shutdown(std::net::Shutdown::Both);
         }
     }
 }

@@ -53,6 +53,16 @@ pub enum Request {
         slot: u16,
         wait_ms: u32,
     },
+    /// The body is the payload or the value.
+    JetStream {
+        slot: u16,
+        api: Api,
+        call: JetStreamCall,
+    },
+    /// A part of the object that the request `upload` puts, in the body; an empty one ends it.
+    Upload {
+        upload: u32,
+    },
     /// Which user mappings have a connection to this server.
     MappingsInUse {
         database: u32,
@@ -75,6 +85,108 @@ pub enum Request {
     Panic,
 }
 
+/// Where and for how long a JetStream call asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Api {
+    /// In place of the server's own default.
+    pub domain: Option<String>,
+    /// Milliseconds for each answer of JetStream.
+    pub timeout_ms: u32,
+    pub wait_ms: u32,
+}
+
+/// What is asked of JetStream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum JetStreamCall {
+    /// Answered with the stream sequence.
+    Publish {
+        subject: String,
+        headers: Headers,
+    },
+    Bucket {
+        bucket: String,
+        call: BucketCall,
+    },
+    Store {
+        store: String,
+        call: StoreCall,
+    },
+}
+
+/// What is asked of a key-value bucket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum BucketCall {
+    /// Answered with the revision.
+    Put {
+        key: String,
+        expect: Expect,
+    },
+    /// Answered with `Found` or `Absent`.
+    Get {
+        key: String,
+    },
+    /// Leaves a marker; with `purge` drops the history as well.
+    Delete {
+        key: String,
+        purge: bool,
+    },
+    /// Rows of revision, operation, value and time: of the latest entry only, or of all that are kept.
+    Entries {
+        key: String,
+        history: bool,
+    },
+    Keys,
+    Create(BucketConfig),
+    Drop,
+}
+
+/// What is asked of an object store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum StoreCall {
+    /// The object's parts follow as `Upload`s.
+    Put {
+        name: String,
+        size: u64,
+    },
+    /// Answered with `Size`, then the parts as `Part`s, then `Done` once the digest was verified.
+    Get {
+        name: String,
+    },
+    Delete {
+        name: String,
+    },
+    /// Rows as `nats_get_file_info` returns them.
+    Info {
+        name: String,
+    },
+    List,
+}
+
+/// What a key must be for a put to succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expect {
+    Anything,
+    /// It does not exist, or was deleted.
+    Absent,
+    /// Its latest revision is this.
+    Revision(u64),
+}
+
+/// How to create a key-value bucket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BucketConfig {
+    /// Values kept for each key.
+    pub history: u8,
+    /// Milliseconds; 0: for ever.
+    pub ttl_ms: u64,
+    pub replicas: u8,
+    /// In memory instead of in files.
+    pub memory: bool,
+}
+
+/// A row of a result, as text that the columns' types read.
+pub type Row = Vec<Option<String>>;
+
 /// From the runtime to a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -94,6 +206,16 @@ pub enum Reply {
     MappingsInUse {
         mappings: Vec<u32>,
     },
+    /// A stream sequence or a revision.
+    Number(u64),
+    /// The body is the value.
+    Found,
+    Absent,
+    Rows(Vec<Row>),
+    /// Bytes of the object whose parts follow.
+    Size(u64),
+    /// A part of an object, in the body; the reply to the same request is still to come.
+    Part,
     Failed(Error),
     /// News: the state of a slot's connection changed.
     Link {

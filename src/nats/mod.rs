@@ -5,4 +5,5 @@
 #![forbid(unsafe_code)]
 
 pub mod headers;
+pub mod names;
 pub mod subject;

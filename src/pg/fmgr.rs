@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use pgrx::{FromDatum, pg_sys};
 
 use super::report::guarded;
+use crate::channel::message::Row;
 use crate::error::{Error, Kind, Result};
 
 /// Version-1 calling convention; every function of the library uses it.
@@ -62,8 +63,14 @@ pub enum Value {
     Bytes(bytes::Bytes),
     /// JSON text, returned as jsonb.
     Jsonb(String),
+    Null,
+    Int8(i64),
+    /// Filled by `BytesBuilder`.
+    Built(BytesBuilder),
+    /// Rows as in `Row`, of a function that returns a set.
+    Rows(Vec<Row>),
     /// One row of texts, each turned into its column's type by that type's input function.
-    Row(Vec<Option<String>>),
+    Row(Row),
 }
 
 impl<'a> Call<'a> {
@@ -127,6 +134,20 @@ impl<'a> Call<'a> {
         self.datum(index).map(|datum| datum.value() as i32)
     }
 
+    /// Argument `index` of type bigint; `None` if it is NULL.
+    pub fn int8(&self, index: usize) -> Option<i64> {
+        self.datum(index).map(|datum| datum.value() as i64)
+    }
+
+    /// Argument `index` of type interval, in milliseconds (a month has 30 days); `None` if it is NULL.
+    pub fn interval_ms(&self, index: usize) -> Option<i64> {
+        const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
+        // SAFETY: the SQL declaration says that this argument is an interval, which is passed by reference.
+        let interval = unsafe { *self.datum(index)?.cast_mut_ptr::<pg_sys::Interval>() };
+        let days = i64::from(interval.month) * 30 + i64::from(interval.day);
+        Some(interval.time.saturating_add(days.saturating_mul(DAY_US)) / 1000)
+    }
+
     /// Argument `index` of type oid; `None` if it is NULL.
     pub fn oid(&self, index: usize) -> Option<u32> {
         self.datum(index).map(|datum| datum.value() as u32)
@@ -153,6 +174,10 @@ impl<'a> Call<'a> {
             Value::Text(text) => varlena(&to_server(&text)),
             Value::Bytes(bytes) => varlena(&bytes),
             Value::Jsonb(text) => jsonb(&to_server(&text)).unwrap_or_else(|| self.null()),
+            Value::Null => self.null(),
+            Value::Int8(number) => pg_sys::Datum::from(number),
+            Value::Built(builder) => builder.datum,
+            Value::Rows(rows) => self.rows(&rows),
             Value::Row(columns) => self.row(&columns),
         }
     }
@@ -162,30 +187,103 @@ impl<'a> Call<'a> {
         unsafe { pgrx::fcinfo::pg_return_null(self.fcinfo) }
     }
 
-    fn row(&self, columns: &[Option<String>]) -> pg_sys::Datum {
-        let texts: Vec<Option<CString>> = columns
-            .iter()
-            .map(|c| {
-                c.as_ref()
-                    .and_then(|c| CString::new(to_server(c).into_owned()).ok())
-            })
-            .collect();
-        let mut pointers: Vec<*mut c_char> = texts
-            .iter()
-            .map(|t| t.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut()))
-            .collect();
-        // SAFETY: the function is declared to return a row; the tuple descriptor tells how many columns it has, and
-        // BuildTupleFromCStrings reads just as many pointers, which live until it returns.
+    fn row(&self, columns: &Row) -> pg_sys::Datum {
+        // SAFETY: the function is declared to return a row, which the descriptor describes.
         unsafe {
             let mut descriptor = std::ptr::null_mut();
             pg_sys::get_call_result_type(self.fcinfo, std::ptr::null_mut(), &raw mut descriptor);
-            if descriptor.is_null() || usize::try_from((*descriptor).natts).unwrap_or(0) != pointers.len() {
-                return self.null();
+            match tuple(descriptor, columns) {
+                Some(tuple) => pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data),
+                None => self.null(),
             }
-            let metadata = pg_sys::TupleDescGetAttInMetadata(descriptor);
-            let tuple = pg_sys::BuildTupleFromCStrings(metadata, pointers.as_mut_ptr());
-            pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
         }
+    }
+
+    fn rows(&self, rows: &[Row]) -> pg_sys::Datum {
+        // SAFETY: the function is declared to return a set; InitMaterializedSRF puts a tuple store and its row's
+        // descriptor into the result info, or raises an error.
+        unsafe {
+            pg_sys::InitMaterializedSRF(self.fcinfo, pg_sys::MAT_SRF_USE_EXPECTED_DESC);
+            let result = (*self.fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            for row in rows {
+                if let Some(tuple) = tuple((*result).setDesc, row) {
+                    pg_sys::tuplestore_puttuple((*result).setResult, tuple);
+                    pg_sys::heap_freetuple(tuple);
+                }
+            }
+        }
+        pg_sys::Datum::from(0)
+    }
+}
+
+/// A row from texts, each read by its column's input function; `None` if there are not as many as columns.
+///
+/// # Safety
+/// `descriptor` is null or valid.
+unsafe fn tuple(descriptor: pg_sys::TupleDesc, columns: &Row) -> Option<pg_sys::HeapTuple> {
+    let texts: Vec<Option<CString>> = columns
+        .iter()
+        .map(|c| {
+            c.as_ref()
+                .and_then(|c| CString::new(to_server(c).into_owned()).ok())
+        })
+        .collect();
+    let mut pointers: Vec<*mut c_char> = texts
+        .iter()
+        .map(|t| t.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut()))
+        .collect();
+    // SAFETY: as the caller promises; BuildTupleFromCStrings reads as many pointers as the descriptor has columns,
+    // and the strings live until it returns.
+    unsafe {
+        if descriptor.is_null() || usize::try_from((*descriptor).natts).unwrap_or(0) != pointers.len() {
+            return None;
+        }
+        let metadata = pg_sys::TupleDescGetAttInMetadata(descriptor);
+        Some(pg_sys::BuildTupleFromCStrings(metadata, pointers.as_mut_ptr()))
+    }
+}
+
+/// A bytea that is filled part by part, without a second copy of it.
+pub struct BytesBuilder {
+    datum: pg_sys::Datum,
+    next: *mut u8,
+    room: usize,
+}
+
+impl BytesBuilder {
+    /// Allocates `size` bytes in the memory context of the call.
+    pub fn new(size: usize) -> Self {
+        // SAFETY: palloc gives the room or raises an error; the bytes are set to zero, so none is uninitialized.
+        unsafe {
+            let whole = size + pg_sys::VARHDRSZ;
+            let varlena = pg_sys::palloc0(whole).cast::<pg_sys::varlena>();
+            pgrx::set_varsize_4b(varlena, i32::try_from(whole).unwrap_or(i32::MAX));
+            let next = pgrx::vardata_4b(varlena).cast::<u8>().cast_mut();
+            BytesBuilder {
+                datum: pg_sys::Datum::from(varlena),
+                next,
+                room: size,
+            }
+        }
+    }
+
+    /// Appends bytes; `false`, and nothing done, if they do not fit.
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() > self.room {
+            return false;
+        }
+        // SAFETY: `next` points to `room` bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.next, bytes.len());
+            self.next = self.next.add(bytes.len());
+        }
+        self.room -= bytes.len();
+        true
+    }
+
+    /// Whether all bytes have been given.
+    pub fn is_full(&self) -> bool {
+        self.room == 0
     }
 }
 
@@ -249,18 +347,9 @@ pub fn check_text(text: &str) {
 }
 
 fn varlena(bytes: &[u8]) -> pg_sys::Datum {
-    let size = bytes.len() + pg_sys::VARHDRSZ;
-    // SAFETY: palloc gives `size` bytes or raises an error; the header and all bytes behind it are written.
-    unsafe {
-        let varlena = pg_sys::palloc(size).cast::<pg_sys::varlena>();
-        pgrx::set_varsize_4b(varlena, i32::try_from(size).unwrap_or(i32::MAX));
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            pgrx::vardata_4b(varlena).cast::<u8>().cast_mut(),
-            bytes.len(),
-        );
-        pg_sys::Datum::from(varlena)
-    }
+    let mut builder = BytesBuilder::new(bytes.len());
+    builder.push(bytes);
+    builder.datum
 }
 
 fn jsonb(text: &[u8]) -> Option<pg_sys::Datum> {

@@ -17,7 +17,7 @@ use crate::bgw;
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::Client;
 use crate::channel::frame::Frame;
-use crate::channel::message::{Key, Link, PROTOCOL, Reply, Request};
+use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 use crate::pg::{executor, wait};
@@ -137,6 +137,51 @@ pub fn ask(
         let wait = settings::connect_timeout();
         session.call(&request(number, milliseconds(wait)), payload, wait.max(time))
     })
+}
+
+/// Asks JetStream. The value is checked against the server's limit; an object is not, it travels in parts.
+pub fn jetstream(domain: Option<String>, call: JetStreamCall, body: &[u8]) -> Result<Frame<Reply>> {
+    let headers = match &call {
+        JetStreamCall::Publish { headers, .. } => headers.clone(),
+        _ => Headers::new(),
+    };
+    // Some calls take several answers of JetStream; each has the time-out.
+    let time = settings::jetstream_timeout() * 4;
+    ask(&headers, body, time, |slot, wait_ms| Request::JetStream {
+        slot,
+        api: api(domain, wait_ms),
+        call,
+    })
+}
+
+/// Puts or gets an object.
+pub fn stream(
+    domain: Option<String>,
+    call: JetStreamCall,
+    upload: Option<&[u8]>,
+    download: impl FnMut(Frame<Reply>) -> Result<()>,
+) -> Result<Frame<Reply>> {
+    let key = server::choose()?;
+    with_session(|session| {
+        let slot = session.slot(key)?.number;
+        session.flush()?;
+        let wait = settings::connect_timeout();
+        let idle = wait + settings::jetstream_timeout() * 4 + GRACE;
+        let request = Request::JetStream {
+            slot,
+            api: api(domain, milliseconds(wait)),
+            call,
+        };
+        session.client.stream(&request, upload, idle, download)
+    })
+}
+
+fn api(domain: Option<String>, wait_ms: u32) -> Api {
+    Api {
+        domain,
+        timeout_ms: milliseconds(settings::jetstream_timeout()),
+        wait_ms,
+    }
 }
 
 /// Sends a request that concerns no slot.

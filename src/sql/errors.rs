@@ -89,6 +89,45 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_INVALID_TEXT_REPRESENTATION,
             "nats_request_binary returns any reply as it is.",
         ),
+        Kind::JetStreamUnavailable => (
+            ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
+            "Enable JetStream in the NATS server and for the account, and check the option domain.",
+        ),
+        Kind::JetStreamRefused => (ERRCODE_FDW_ERROR, ""),
+        Kind::NoStream => (
+            ERRCODE_FDW_TABLE_NOT_FOUND,
+            "Create a stream that includes the subject.",
+        ),
+        Kind::ExpectationFailed => (
+            ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "Somebody else wrote first; read the present state and try again.",
+        ),
+        Kind::StreamFull => (
+            ERRCODE_DISK_FULL,
+            "Raise the limits of the stream or remove messages.",
+        ),
+        Kind::AckTimeout => (
+            ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
+            "The write may or may not have been stored. litmus_pgnats.jetstream_timeout sets the time.",
+        ),
+        Kind::InvalidName => (ERRCODE_INVALID_NAME, ""),
+        Kind::BucketNotFound => (
+            ERRCODE_FDW_SCHEMA_NOT_FOUND,
+            "Putting a value or a file creates it.",
+        ),
+        Kind::KeyExists => (
+            ERRCODE_UNIQUE_VIOLATION,
+            "nats_update_* changes a key, nats_put_* writes it in any case.",
+        ),
+        Kind::ObjectNotFound => (
+            ERRCODE_UNDEFINED_FILE,
+            "nats_get_file_list lists the objects of a store.",
+        ),
+        Kind::ObjectTooLarge => (
+            ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            "PostgreSQL's limit for a value is 1 GB.",
+        ),
+        Kind::DigestMismatch => (ERRCODE_DATA_CORRUPTED, "Put the object again."),
         Kind::RuntimeUnavailable => (
             ERRCODE_CANNOT_CONNECT_NOW,
             "The server log tells why the litmus_pgnats runtime worker does not run.",

@@ -1,6 +1,6 @@
 //! The SQL surface. Runs in backends, on their only thread.
 //!
-//! - `publish.rs`, `request.rs`, `server_info.rs`, `reload.rs`, `version.rs`: the functions, a file a topic;
+//! - `publish.rs`, `request.rs`, `jetstream.rs`, `key_value.rs`, `object_store.rs`, `server_info.rs`, `reload.rs`, `version.rs`: the functions, a file a topic;
 //! - `call.rs`: the single way from a function to the control channel and back;
 //! - `server.rs`: which foreign server a call means, and whether the role may use it;
 //! - `fdw.rs`: the validator of the foreign-data wrapper;
@@ -12,6 +12,9 @@ pub mod errors;
 #[cfg(debug_assertions)]
 mod faults;
 mod fdw;
+mod jetstream;
+mod key_value;
+mod object_store;
 mod publish;
 pub mod reload;
 mod request;

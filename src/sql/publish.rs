@@ -61,7 +61,8 @@ fn publish(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+/// The bytes of a text.
+pub fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
         Cow::Owned(text) => Cow::Owned(text.into_bytes()),

@@ -66,7 +66,7 @@ fn request(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Bytes> {
 }
 
 /// A reply as text that PostgreSQL can store.
-fn text(reply: Bytes) -> Result<String> {
+pub fn text(reply: Bytes) -> Result<String> {
     let invalid = |what: &str| Error::new(Kind::InvalidEncoding, format!("reply is not valid text: {what}"));
     let text = String::from_utf8(reply.into()).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -79,7 +79,7 @@ fn text(reply: Bytes) -> Result<String> {
 }
 
 /// A reply as JSON text.
-fn json(reply: Bytes) -> Result<String> {
+pub fn json(reply: Bytes) -> Result<String> {
     let text = text(reply)?;
     match serde_json::from_str::<&serde_json::value::RawValue>(&text) {
         Ok(_) => {

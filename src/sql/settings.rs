@@ -7,6 +7,7 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 static SERVER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
+static JETSTREAM_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 static BUSY_POLL: GucSetting<i32> = GucSetting::<i32>::new(200);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
@@ -40,6 +41,16 @@ pub fn define() {
         GucFlags::UNIT_MS,
     );
     GucRegistry::define_int_guc(
+        c"litmus_pgnats.jetstream_timeout",
+        c"Sets how long a call waits for an acknowledgement or an answer of JetStream.",
+        c"A call that takes several answers waits so long for each.",
+        &JETSTREAM_TIMEOUT,
+        100,
+        600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
         c"litmus_pgnats.busy_poll_us",
         c"Sets for how many microseconds a waiting session polls for a reply before it sleeps.",
         c"Applies only while few calls are in flight. Polling saves the wake-up of an idle CPU; 0 turns it off.",
@@ -68,6 +79,11 @@ pub fn server() -> Option<CString> {
 /// `litmus_pgnats.connect_timeout`.
 pub fn connect_timeout() -> Duration {
     Duration::from_millis(u64::try_from(CONNECT_TIMEOUT.get()).unwrap_or(0))
+}
+
+/// `litmus_pgnats.jetstream_timeout`.
+pub fn jetstream_timeout() -> Duration {
+    Duration::from_millis(u64::try_from(JETSTREAM_TIMEOUT.get()).unwrap_or(0))
 }
 
 /// `litmus_pgnats.busy_poll_us`.

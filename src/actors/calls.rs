@@ -1,0 +1,220 @@
+//! What a session asks and gets a reply to: one function a topic, run beside the session's own loop. In the actor
+//! thread.
+
+use std::time::Duration;
+
+use actix::MailboxError;
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Ask, Info, Status, until_up};
+use super::jetstream::PublishToStream;
+use super::key_value::InBucket;
+use super::object_store::{InStore, Parts};
+use super::supervisor::{Handle, stopped};
+use crate::channel::message::{Api, JetStreamCall, Reply};
+use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
+
+/// A reply and its body.
+pub type Answer = (Reply, Bytes);
+
+/// The link, once the connection has been up.
+pub async fn link(handle: Handle, wait_ms: u32) -> Result<Answer> {
+    let mut status = handle.status;
+    let now = status.borrow().clone();
+    // While NATS is away, a new session may fill the buffer like those that were there before.
+    let link = if now.was_up {
+        now.link
+    } else {
+        until_up(&mut status, &handle.connection, after(wait_ms)).await?
+    };
+    Ok((Reply::Used(link), Bytes::new()))
+}
+
+fn after(ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(ms.into())
+}
+
+/// Repeats a call to an actor while a new connection is being put in place of the old one.
+async fn once_up<T, F>(handle: &Handle, deadline: Instant, mut call: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = std::result::Result<Option<T>, MailboxError>>,
+{
+    let mut status = handle.status.clone();
+    loop {
+        until_up(&mut status, &handle.connection, deadline).await?;
+        if let Some(answer) = call().await.map_err(|_| stopped())? {
+            return Ok(answer);
+        }
+        wait_for_change(&mut status, deadline).await?;
+    }
+}
+
+async fn wait_for_change(status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<()> {
+    match timeout_at(deadline, status.changed()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(stopped()),
+        Err(_) => Err(Error::new(
+            Kind::Unreachable,
+            "the connection to the NATS server is not established yet",
+        )),
+    }
+}
+
+/// A NATS request.
+pub async fn ask(
+    handle: Handle,
+    subject: String,
+    headers: Headers,
+    body: Bytes,
+    timeout_ms: u32,
+    wait_ms: u32,
+) -> Result<Answer> {
+    let limit = after(timeout_ms);
+    let asked = once_up(&handle, limit.min(after(wait_ms)), || {
+        let mut request = async_nats::Request::new().payload(body.clone());
+        if let Some(headers) = header_map(&headers) {
+            request = request.headers(headers);
+        }
+        let timeout = limit.saturating_duration_since(Instant::now());
+        handle.connection.send(Ask {
+            subject: subject.clone(),
+            request,
+            timeout,
+        })
+    });
+    match asked.await? {
+        // In terms of the time that was asked for, not of what was left of it.
+        Err(error) if error.kind == Kind::Timeout => Err(Error::new(
+            Kind::Timeout,
+            format!("no reply on subject \"{subject}\" within {timeout_ms} ms"),
+        )),
+        answer => answer.and_then(reply_to_sql),
+    }
+}
+
+/// A service that failed says so in headers (ADR-32).
+fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
+    let headers = message.headers.unwrap_or_default();
+    if let Some(error) = headers.get("Nats-Service-Error") {
+        let code = headers
+            .get("Nats-Service-Error-Code")
+            .map_or_else(String::new, |code| format!(" code {}", code.as_str()));
+        let error = error.as_str().trim_end_matches('.');
+        return Err(
+            Error::new(Kind::ServiceError, "the service that was asked reports an error")
+                .detail(format!("Error{code}: {error}.")),
+        );
+    }
+    let pairs = headers.iter().flat_map(|(name, values)| {
+        values
+            .iter()
+            .map(move |v| (name.to_string(), v.as_str().to_string()))
+    });
+    Ok((
+        Reply::Message {
+            headers: pairs.collect(),
+        },
+        message.payload,
+    ))
+}
+
+/// What the NATS server said of itself.
+pub async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
+    let info = once_up(&handle, after(wait_ms), || handle.connection.send(Info)).await?;
+    let json = serde_json::json!({
+        "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
+        "version": info.version, "auth_required": info.auth_required, "tls_required": info.tls_required,
+        "max_payload": info.max_payload, "proto": info.proto, "client_id": info.client_id, "go": info.go,
+        "nonce": info.nonce, "connect_urls": info.connect_urls, "client_ip": info.client_ip,
+        "headers": info.headers, "lame_duck_mode": info.lame_duck_mode,
+    });
+    Ok((
+        Reply::ServerInfo {
+            json: json.to_string(),
+        },
+        Bytes::new(),
+    ))
+}
+
+/// A call of JetStream, of a bucket or of a store.
+pub async fn jetstream(
+    handle: Handle,
+    api: Api,
+    call: JetStreamCall,
+    body: Bytes,
+    parts: Parts,
+) -> Result<Answer> {
+    let Api {
+        domain,
+        timeout_ms,
+        wait_ms,
+    } = api;
+    let (timeout, deadline) = (Duration::from_millis(timeout_ms.into()), after(wait_ms));
+    match call {
+        JetStreamCall::Publish { subject, headers } => {
+            once_up(&handle, deadline, || {
+                let (domain, subject, headers) = (domain.clone(), subject.clone(), headers.clone());
+                handle.jetstream.send(PublishToStream {
+                    domain,
+                    timeout,
+                    subject,
+                    headers,
+                    payload: body.clone(),
+                })
+            })
+            .await?
+        }
+        JetStreamCall::Bucket { bucket, call } => {
+            once_up(&handle, deadline, || {
+                let (domain, bucket, call) = (domain.clone(), bucket.clone(), call.clone());
+                handle.key_value.send(InBucket {
+                    domain,
+                    timeout,
+                    bucket,
+                    call,
+                    value: body.clone(),
+                })
+            })
+            .await?
+        }
+        JetStreamCall::Store { store, call } => {
+            until_up(&mut handle.status.clone(), &handle.connection, deadline).await?;
+            // Asked once: an object's parts can be handed over once only.
+            let answer = handle
+                .object_store
+                .send(InStore {
+                    domain,
+                    timeout,
+                    store,
+                    call,
+                    parts,
+                })
+                .await;
+            let lost = || {
+                Error::new(
+                    Kind::ConnectionLost,
+                    "the connection to the NATS server was just lost",
+                )
+            };
+            answer.map_err(|_| stopped())?.unwrap_or_else(|| Err(lost()))
+        }
+    }
+}
+
+/// Headers as the client takes them; the session's end has checked names and values already.
+pub fn header_map(headers: &Headers) -> Option<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (
+            name.parse::<async_nats::HeaderName>(),
+            value.parse::<async_nats::HeaderValue>(),
+        ) {
+            map.append(name, value);
+        }
+    }
+    (!map.is_empty()).then_some(map)
+}

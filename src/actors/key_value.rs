@@ -1,0 +1,419 @@
+//! Key-value buckets (ADR-8). One actor for each connection, in the actor thread. Nothing is cached: a value is read
+//! by one request and written by one acknowledged publish.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use async_nats::jetstream::kv::{Config, Operation};
+use async_nats::jetstream::{self, stream::StorageType};
+use async_nats::{HeaderMap, Request, RequestErrorKind, StatusCode};
+use base64::Engine;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::connection::Status;
+use super::jetstream::Api;
+use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
+use crate::error::{Error, Kind, Result};
+
+/// Most bytes of rows in one answer.
+const MAX_ROWS: usize = 48 * 1024 * 1024;
+const OPERATION: &str = "KV-Operation";
+
+/// A call to a bucket; `None` while the connection is not up.
+#[derive(Message)]
+#[rtype(result = "Option<Result<(Reply, Bytes)>>")]
+pub struct InBucket {
+    pub domain: Option<String>,
+    pub timeout: Duration,
+    pub bucket: String,
+    pub call: BucketCall,
+    /// For a put.
+    pub value: Bytes,
+}
+
+/// The actor.
+pub struct KeyValue {
+    status: watch::Receiver<Status>,
+}
+
+impl KeyValue {
+    pub fn new(status: watch::Receiver<Status>) -> Self {
+        KeyValue { status }
+    }
+}
+
+impl Actor for KeyValue {
+    type Context = Context<Self>;
+}
+
+impl Handler<InBucket> for KeyValue {
+    type Result = ResponseFuture<Option<Result<(Reply, Bytes)>>>;
+
+    fn handle(
+        &mut self,
+        InBucket {
+            domain,
+            timeout,
+            bucket,
+            call,
+            value,
+        }: InBucket,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let Some(api) = Api::of(&self.status, domain, timeout) else {
+            return Box::pin(std::future::ready(None));
+        };
+        Box::pin(async move { Some(Store { api, bucket }.answer(call, value).await) })
+    }
+}
+
+/// A bucket for the time of one call.
+struct Store {
+    api: Api,
+    bucket: String,
+}
+
+/// The latest entry of a key.
+struct Latest {
+    revision: u64,
+    deleted: bool,
+    value: Bytes,
+}
+
+impl Store {
+    async fn answer(&self, call: BucketCall, value: Bytes) -> Result<(Reply, Bytes)> {
+        let plain = |reply| Ok((reply, Bytes::new()));
+        match call {
+            BucketCall::Put { key, expect } => plain(Reply::Number(self.put(&key, expect, value).await?)),
+            BucketCall::Get { key } => match self.latest(&key).await? {
+                Some(latest) if !latest.deleted => Ok((Reply::Found, latest.value)),
+                _ => plain(Reply::Absent),
+            },
+            BucketCall::Delete { key, purge } => {
+                self.delete(&key, purge).await?;
+                plain(Reply::Done)
+            }
+            BucketCall::Entries { key, history } => plain(Reply::Rows(self.entries(&key, history).await?)),
+            BucketCall::Keys => plain(Reply::Rows(self.keys().await?)),
+            BucketCall::Create(bucket) => {
+                self.create(bucket).await?;
+                plain(Reply::Done)
+            }
+            BucketCall::Drop => {
+                let name = format!("STREAM.DELETE.{}", self.stream());
+                self.api
+                    .request(&name, &Value::Null)
+                    .await
+                    .map_err(|error| self.named(error))?;
+                plain(Reply::Done)
+            }
+        }
+    }
+
+    fn stream(&self) -> String {
+        format!("KV_{}", self.bucket)
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.bucket)
+    }
+
+    /// Says which bucket an error is about.
+    fn named(&self, error: Error) -> Error {
+        match error.kind {
+            Kind::BucketNotFound => Error::new(
+                error.kind,
+                format!("key-value bucket \"{}\" does not exist", self.bucket),
+            ),
+            _ => error,
+        }
+    }
+
+    async fn put(&self, key: &str, expect: Expect, value: Bytes) -> Result<u64> {
+        let outcome = self.write(key, expect, value.clone()).await;
+        match outcome {
+            Err(error) if error.kind == Kind::NoStream && !matches!(expect, Expect::Revision(_)) => {
+                self.create(BucketConfig {
+                    history: 1,
+                    ttl_ms: 0,
+                    replicas: 1,
+                    memory: false,
+                })
+                .await?;
+                self.write(key, expect, value).await
+            }
+            Err(error) if error.kind == Kind::NoStream => {
+                Err(self.named(Error::new(Kind::BucketNotFound, "")))
+            }
+            Err(error) if error.kind == Kind::ExpectationFailed && expect == Expect::Absent => {
+                // A deleted key counts as absent, but its marker has a revision.
+                match self.latest(key).await? {
+                    Some(latest) if latest.deleted => {
+                        self.write(key, Expect::Revision(latest.revision), value).await
+                    }
+                    _ => {
+                        let message = format!("key \"{key}\" exists already in bucket \"{}\"", self.bucket);
+                        Err(Error::new(Kind::KeyExists, message))
+                    }
+                }
+            }
+            Err(error) if error.kind == Kind::ExpectationFailed => {
+                let message = format!("key \"{key}\" of bucket \"{}\" has another revision", self.bucket);
+                let detail = error.detail.unwrap_or_default();
+                Err(Error::new(error.kind, message).detail(detail))
+            }
+            other => other,
+        }
+    }
+
+    async fn write(&self, key: &str, expect: Expect, value: Bytes) -> Result<u64> {
+        let expected = match expect {
+            Expect::Anything => None,
+            Expect::Absent => Some(0),
+            Expect::Revision(revision) => Some(revision),
+        };
+        let headers = expected.map(|revision| {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+                revision.to_string().as_str(),
+            );
+            headers
+        });
+        self.api
+            .publish(self.api.own_subject(&self.subject(key)), headers, value)
+            .await
+    }
+
+    async fn delete(&self, key: &str, purge: bool) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert(OPERATION, if purge { "PURGE" } else { "DEL" });
+        if purge {
+            headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+        }
+        match self
+            .api
+            .publish(
+                self.api.own_subject(&self.subject(key)),
+                Some(headers),
+                Bytes::new(),
+            )
+            .await
+        {
+            Ok(_) => Ok(()),
+            // Nothing to delete where there is no bucket.
+            Err(error) if error.kind == Kind::NoStream => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The latest entry of a key; `None` if there never was one, or no bucket.
+    async fn latest(&self, key: &str) -> Result<Option<Latest>> {
+        let subject = format!(
+            "{}.DIRECT.GET.{}.{}",
+            self.api.prefix,
+            self.stream(),
+            self.subject(key)
+        );
+        let request = Request::new()
+            .payload(Bytes::new())
+            .timeout(Some(self.api.timeout));
+        match self.api.client.send_request(subject, request).await {
+            Ok(answer) if answer.status == Some(StatusCode::NOT_FOUND) => Ok(None),
+            Ok(answer) => {
+                let headers = answer.headers.unwrap_or_default();
+                let revision = headers.get("Nats-Sequence").and_then(|n| n.as_str().parse().ok());
+                let revision = revision.ok_or_else(|| {
+                    Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream")
+                })?;
+                let deleted = headers
+                    .get(OPERATION)
+                    .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"))
+                    || headers.get("Nats-Marker-Reason").is_some();
+                Ok(Some(Latest {
+                    revision,
+                    deleted,
+                    value: answer.payload,
+                }))
+            }
+            // No bucket, or one without direct access.
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                self.latest_from_leader(key).await
+            }
+            Err(error) if error.kind() == RequestErrorKind::TimedOut => self.latest_from_leader(key).await,
+            Err(_) => Err(Error::new(
+                Kind::ConnectionLost,
+                "the connection to the NATS server was lost while waiting for the answer",
+            )),
+        }
+    }
+
+    async fn latest_from_leader(&self, key: &str) -> Result<Option<Latest>> {
+        let name = format!("STREAM.MSG.GET.{}", self.stream());
+        let answer = match self
+            .api
+            .request(&name, &json!({ "last_by_subj": self.subject(key) }))
+            .await
+        {
+            Ok(answer) => answer,
+            Err(error) if matches!(error.kind, Kind::BucketNotFound | Kind::ObjectNotFound) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let unintelligible = || Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream");
+        let message = answer.get("message").ok_or_else(unintelligible)?;
+        let decode = |field: &str| {
+            let text = message.get(field).and_then(Value::as_str).unwrap_or_default();
+            base64::engine::general_purpose::STANDARD
+                .decode(text)
+                .map_err(|_| unintelligible())
+        };
+        let headers = String::from_utf8_lossy(&decode("hdrs")?).into_owned();
+        let deleted = headers.contains("KV-Operation: DEL") || headers.contains("KV-Operation: PURGE");
+        let revision = message
+            .get("seq")
+            .and_then(Value::as_u64)
+            .ok_or_else(unintelligible)?;
+        Ok(Some(Latest {
+            revision,
+            deleted,
+            value: decode("data")?.into(),
+        }))
+    }
+
+    async fn create(&self, bucket: BucketConfig) -> Result<()> {
+        let config = Config {
+            bucket: self.bucket.clone(),
+            history: bucket.history.into(),
+            max_age: Duration::from_millis(bucket.ttl_ms),
+            storage: if bucket.memory {
+                StorageType::Memory
+            } else {
+                StorageType::File
+            },
+            num_replicas: bucket.replicas.into(),
+            ..Config::default()
+        };
+        match context(&self.api).create_key_value(config).await {
+            Ok(_) => Ok(()),
+            // Another session was faster; the retry of the put will tell if something else is wrong.
+            Err(error) => match self.api.has_stream(&self.stream()).await {
+                Ok(true) if bucket.history == 1 && bucket.ttl_ms == 0 => Ok(()),
+                Err(other) => Err(other),
+                Ok(_) => Err(Error::new(
+                    Kind::JetStreamRefused,
+                    format!("could not create key-value bucket \"{}\"", self.bucket),
+                )
+                .detail(format!("{}.", causes(&error)))),
+            },
+        }
+    }
+
+    async fn keys(&self) -> Result<Vec<Row>> {
+        let Some(store) = self.open().await? else {
+            return Ok(Vec::new());
+        };
+        let keys = store.keys().await.map_err(|error| self.unread(&error))?;
+        let rows = keys
+            .map_err(|error| self.unread(&error))
+            .map_ok(|key| vec![Some(key)]);
+        collect(rows).await
+    }
+
+    async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
+        let Some(store) = self.open().await? else {
+            return Ok(Vec::new());
+        };
+        let row = |entry: jetstream::kv::Entry| {
+            let operation = match entry.operation {
+                Operation::Put => "PUT",
+                Operation::Delete => "DEL",
+                Operation::Purge => "PURGE",
+            };
+            let value = matches!(entry.operation, Operation::Put).then(|| hex(&entry.value));
+            vec![
+                Some(entry.revision.to_string()),
+                Some(operation.into()),
+                value,
+                Some(timestamp(entry.created)),
+            ]
+        };
+        if !history {
+            let entry = store.entry(key).await.map_err(|error| self.unread(&error))?;
+            return Ok(entry.map(row).into_iter().collect());
+        }
+        let entries = store.history(key).await.map_err(|error| self.unread(&error))?;
+        collect(entries.map_err(|error| self.unread(&error)).map_ok(row)).await
+    }
+
+    /// The bucket as async-nats knows it; `None` if there is none.
+    async fn open(&self) -> Result<Option<jetstream::kv::Store>> {
+        if !self.api.has_stream(&self.stream()).await? {
+            return Ok(None);
+        }
+        let store = context(&self.api).get_key_value(&self.bucket).await;
+        store.map(Some).map_err(|error| self.unread(&error))
+    }
+
+    fn unread(&self, error: &(dyn std::error::Error + 'static)) -> Error {
+        Error::new(
+            Kind::JetStreamRefused,
+            format!("could not read key-value bucket \"{}\"", self.bucket),
+        )
+        .detail(format!("{}.", causes(error)))
+    }
+}
+
+/// async-nats's own view of the API, for what is not asked often.
+pub fn context(api: &Api) -> jetstream::Context {
+    let mut context = jetstream::with_prefix(api.client.clone(), &api.prefix);
+    context.set_timeout(api.timeout);
+    context
+}
+
+/// An error with its causes.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<Row>> {
+    let mut rows = std::pin::pin!(rows);
+    let (mut all, mut size) = (Vec::new(), 0);
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        size += row.iter().flatten().map(String::len).sum::<usize>() + 16;
+        if size > MAX_ROWS {
+            return Err(Error::new(Kind::PayloadTooLarge, "the list is too long")
+                .detail(format!("The limit is {MAX_ROWS} bytes.")));
+        }
+        all.push(row);
+    }
+    Ok(all)
+}
+
+/// Bytes as the input of type bytea.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::from("\\x"), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A time as the input of type timestamptz.
+pub fn timestamp(time: async_nats::datetime::DateTime) -> String {
+    time.to_string()
+}

@@ -1,0 +1,383 @@
+//! Object stores (ADR-20). One actor for each connection, in the actor thread. Objects stream through in both
+//! directions: a few chunks are in memory at a time, whatever the object's size.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use actix::prelude::*;
+use async_nats::HeaderMap;
+use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectOptions};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use futures::stream::{FuturesOrdered, StreamExt};
+use ring::digest::{Context as Digest, SHA256};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::connection::Status;
+use super::jetstream::Api;
+use super::key_value::{causes, context, timestamp};
+use crate::channel::message::{Reply, Row, StoreCall};
+use crate::error::{Error, Kind, Result};
+
+/// Size of a chunk, the clients' default; less where the server takes less.
+const CHUNK: usize = 128 * 1024;
+/// Chunks that wait for their acknowledgement at a time: 2 MiB.
+const WINDOW: usize = 16;
+/// Largest object that PostgreSQL can hold: its limit for an allocation, less the header of a value.
+const MAX_OBJECT: u64 = 0x3fff_ffff - 4;
+
+/// The ends of the channels of an object that streams through a call.
+pub struct Parts {
+    /// Where the parts of a put come from; an end before all are there is a cancel.
+    pub upload: mpsc::Receiver<Bytes>,
+    /// Where the size and the parts of a get go to.
+    pub download: mpsc::Sender<(Reply, Bytes)>,
+}
+
+/// A call to a store; `None` while the connection is not up.
+#[derive(Message)]
+#[rtype(result = "Option<Result<(Reply, Bytes)>>")]
+pub struct InStore {
+    pub domain: Option<String>,
+    pub timeout: Duration,
+    pub store: String,
+    pub call: StoreCall,
+    pub parts: Parts,
+}
+
+/// The actor.
+pub struct ObjectStore {
+    status: watch::Receiver<Status>,
+}
+
+impl ObjectStore {
+    pub fn new(status: watch::Receiver<Status>) -> Self {
+        ObjectStore { status }
+    }
+}
+
+impl Actor for ObjectStore {
+    type Context = Context<Self>;
+}
+
+impl Handler<InStore> for ObjectStore {
+    type Result = ResponseFuture<Option<Result<(Reply, Bytes)>>>;
+
+    fn handle(
+        &mut self,
+        InStore {
+            domain,
+            timeout,
+            store,
+            call,
+            parts,
+        }: InStore,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let Some(api) = Api::of(&self.status, domain, timeout) else {
+            return Box::pin(std::future::ready(None));
+        };
+        Box::pin(async move {
+            let reply = Store { api, name: store }.answer(call, parts).await;
+            Some(reply.map(|reply| (reply, Bytes::new())))
+        })
+    }
+}
+
+/// A store for the time of one call.
+struct Store {
+    api: Api,
+    name: String,
+}
+
+impl Store {
+    async fn answer(&self, call: StoreCall, parts: Parts) -> Result<Reply> {
+        match call {
+            StoreCall::Put { name, size } => self.put(&name, size, parts.upload).await.map(|()| Reply::Done),
+            StoreCall::Get { name } => self.get(&name, parts.download).await.map(|()| Reply::Done),
+            StoreCall::Delete { name } => {
+                self.info(&name).await?;
+                let deleted = self.open().await?.delete(&name).await;
+                deleted
+                    .map(|()| Reply::Done)
+                    .map_err(|error| self.failed("delete from", &error))
+            }
+            StoreCall::Info { name } => Ok(Reply::Rows(vec![row(&self.info(&name).await?)])),
+            StoreCall::List => self.list().await.map(Reply::Rows),
+        }
+    }
+
+    fn stream(&self) -> String {
+        format!("OBJ_{}", self.name)
+    }
+
+    async fn open(&self) -> Result<object_store::ObjectStore> {
+        if !self.api.has_stream(&self.stream()).await? {
+            return Err(Error::new(
+                Kind::BucketNotFound,
+                format!("object store \"{}\" does not exist", self.name),
+            ));
+        }
+        context(&self.api)
+            .get_object_store(&self.name)
+            .await
+            .map_err(|error| self.failed("open", &error))
+    }
+
+    fn failed(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+        Error::new(
+            Kind::JetStreamRefused,
+            format!("could not {what} object store \"{}\"", self.name),
+        )
+        .detail(format!("{}.", causes(error)))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::new(
+            Kind::ObjectNotFound,
+            format!(
+                "object \"{name}\" does not exist in object store \"{}\"",
+                self.name
+            ),
+        )
+    }
+
+    async fn info(&self, name: &str) -> Result<ObjectInfo> {
+        let info = self.open().await?.info(name).await;
+        match info {
+            Ok(info) if !info.deleted => Ok(info),
+            Ok(_) => Err(self.missing(name)),
+            Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => Err(self.missing(name)),
+            Err(error) => Err(self.failed("read", &error)),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Row>> {
+        // As for a bucket: where there is no store there is nothing to list, and none is made.
+        if !self.api.has_stream(&self.stream()).await? {
+            return Ok(Vec::new());
+        }
+        let objects = self
+            .open()
+            .await?
+            .list()
+            .await
+            .map_err(|error| self.failed("list", &error))?;
+        let rows = objects.map_ok(|info| row(&info)).try_collect().await;
+        rows.map_err(|error| self.failed("list", &error))
+    }
+
+    /// Chunks are published with a window of acknowledgements; the object becomes visible with its metadata, last.
+    async fn put(&self, name: &str, size: u64, mut parts: mpsc::Receiver<Bytes>) -> Result<()> {
+        if !self.api.has_stream(&self.stream()).await? {
+            let config = object_store::Config {
+                bucket: self.name.clone(),
+                ..Default::default()
+            };
+            let created = context(&self.api).create_object_store(config).await;
+            created.map_err(|error| self.failed("create", &error))?;
+        }
+        let before = match self.info(name).await {
+            Ok(info) => Some(info.nuid),
+            Err(error) if error.kind == Kind::ObjectNotFound => None,
+            Err(error) => return Err(error),
+        };
+        let nuid = nuid::next().to_string();
+        let mut upload = Upload {
+            api: self.api.clone(),
+            stream: self.stream(),
+            chunks: self.chunks(&nuid),
+            visible: false,
+        };
+        let (chunks, digest) = self.put_chunks(&upload.chunks, size, &mut parts).await?;
+        let info = ObjectInfo {
+            name: name.to_string(),
+            description: None,
+            metadata: HashMap::new(),
+            headers: None,
+            options: Some(ObjectOptions {
+                link: None,
+                max_chunk_size: Some(self.chunk_size()),
+            }),
+            bucket: self.name.clone(),
+            nuid,
+            size: usize::try_from(size).unwrap_or(usize::MAX),
+            chunks,
+            modified: Some(async_nats::datetime::now()),
+            digest: Some(format!("SHA-256={}", URL_SAFE.encode(digest))),
+            deleted: false,
+        };
+        let info = serde_json::to_vec(&info).map_err(|error| {
+            Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(name));
+        self.api
+            .publish(self.api.own_subject(&subject), Some(headers), info.into())
+            .await?;
+        upload.visible = true;
+        if let Some(old) = before {
+            purge(&self.api, &self.stream(), &self.chunks(&old)).await;
+        }
+        Ok(())
+    }
+
+    fn chunks(&self, nuid: &str) -> String {
+        format!("$O.{}.C.{nuid}", self.name)
+    }
+
+    fn chunk_size(&self) -> usize {
+        CHUNK.min(self.api.client.max_payload())
+    }
+
+    /// How many chunks, and the digest of all.
+    async fn put_chunks(
+        &self,
+        subject: &str,
+        size: u64,
+        parts: &mut mpsc::Receiver<Bytes>,
+    ) -> Result<(usize, impl AsRef<[u8]>)> {
+        let subject = self.api.own_subject(subject);
+        let (mut digest, mut waiting) = (Digest::new(&SHA256), FuturesOrdered::new());
+        let (mut chunks, mut taken) = (0, 0);
+        while taken < size {
+            let Ok(Some(mut part)) = timeout(self.api.timeout, parts.recv()).await else {
+                return Err(Error::new(Kind::Interrupted, "the upload was given up"));
+            };
+            taken += part.len() as u64;
+            while !part.is_empty() {
+                let chunk = part.split_to(part.len().min(self.chunk_size()));
+                digest.update(&chunk);
+                chunks += 1;
+                if waiting.len() >= WINDOW {
+                    waiting.next().await.transpose()?;
+                }
+                waiting.push_back(self.api.publish(subject.clone(), None, chunk));
+            }
+        }
+        while waiting.next().await.transpose()?.is_some() {}
+        Ok((chunks, digest.finish()))
+    }
+
+    async fn get(&self, name: &str, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
+        let info = self.info(name).await?;
+        let size = info.size as u64;
+        if size > MAX_OBJECT {
+            return Err(Error::new(
+                Kind::ObjectTooLarge,
+                format!("object \"{name}\" is larger than PostgreSQL can hold"),
+            )
+            .detail(format!("It has {size} bytes, the limit is {MAX_OBJECT}.")));
+        }
+        let gone = || Error::new(Kind::Interrupted, "the download was given up");
+        parts
+            .send((Reply::Size(size), Bytes::new()))
+            .await
+            .map_err(|_| gone())?;
+        if size == 0 {
+            return Ok(());
+        }
+        let mut object = self
+            .open()
+            .await?
+            .get(name)
+            .await
+            .map_err(|error| self.failed("read from", &error))?;
+        let mut received = 0;
+        while received < size {
+            let mut part = BytesMut::with_capacity(2 * CHUNK);
+            let read = timeout(self.api.timeout, object.read_buf(&mut part)).await;
+            let read = read
+                .map_err(|_| Error::new(Kind::AckTimeout, format!("no part of object \"{name}\" in time")))?;
+            match read {
+                Ok(0) => {
+                    return Err(self.damaged(name, &format!("It ends after {received} of {size} bytes.")));
+                }
+                Ok(more) => received += more as u64,
+                Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    return Err(self.damaged(
+                        name,
+                        "Its contents do not have the digest that was stored with it.",
+                    ));
+                }
+                Err(error) => return Err(self.failed("read from", &error)),
+            }
+            parts
+                .send((Reply::Part, part.freeze()))
+                .await
+                .map_err(|_| gone())?;
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, name: &str, why: &str) -> Error {
+        Error::new(
+            Kind::DigestMismatch,
+            format!("object \"{name}\" of object store \"{}\" is damaged", self.name),
+        )
+        .detail(why)
+    }
+}
+
+/// Chunks without an object yet; removed if they do not become one.
+struct Upload {
+    api: Api,
+    stream: String,
+    chunks: String,
+    visible: bool,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.visible {
+            return;
+        }
+        // Not at the runtime's end, when there is nothing left to run it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (api, stream, chunks) = (self.api.clone(), self.stream.clone(), self.chunks.clone());
+            runtime.spawn(async move { purge(&api, &stream, &chunks).await });
+        }
+    }
+}
+
+async fn purge(api: &Api, stream: &str, subject: &str) {
+    if let Err(error) = api
+        .request(&format!("STREAM.PURGE.{stream}"), &json!({ "filter": subject }))
+        .await
+    {
+        log::warn!("could not remove unused chunks from stream {stream}: {error}");
+    }
+}
+
+/// The columns of `nats_get_file_info`.
+fn row(info: &ObjectInfo) -> Row {
+    let headers = info.headers.as_ref().map(|headers| {
+        let values = headers.iter().map(|(name, values)| {
+            let values = values.iter().map(|value| value.as_str()).collect::<Vec<_>>();
+            (name.to_string(), json!(values))
+        });
+        serde_json::Value::Object(values.collect()).to_string()
+    });
+    vec![
+        Some(info.name.clone()),
+        info.description.clone(),
+        Some(json!(info.metadata).to_string()),
+        headers,
+        info.options
+            .as_ref()
+            .and_then(|options| serde_json::to_string(options).ok()),
+        Some(info.bucket.clone()),
+        Some(info.nuid.clone()),
+        Some(info.size.to_string()),
+        Some(info.chunks.to_string()),
+        info.modified.map(timestamp),
+        info.digest.clone(),
+        Some(info.deleted.to_string()),
+    ]
+}

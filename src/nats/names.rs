@@ -1,0 +1,100 @@
+//! Names of key-value buckets, keys, object stores and JetStream domains (ADR-8, ADR-20). Pure.
+
+use crate::error::{Error, Kind, Result};
+
+/// Longest bucket or store name, key and object name, in bytes; they are part of subjects.
+const MAX_NAME: usize = 255;
+const MAX_KEY: usize = 1024;
+
+/// Checks the name of a bucket or an object store.
+pub fn check_bucket(name: &str) -> Result<()> {
+    let ok = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_name_byte);
+    if ok {
+        Ok(())
+    } else {
+        Err(invalid("bucket name", name, "letters, digits, \"-\" and \"_\""))
+    }
+}
+
+/// Checks a JetStream domain.
+pub fn check_domain(name: &str) -> Result<()> {
+    let ok = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_name_byte);
+    if ok {
+        Ok(())
+    } else {
+        Err(invalid("domain", name, "letters, digits, \"-\" and \"_\""))
+    }
+}
+
+/// Checks a key.
+pub fn check_key(key: &str) -> Result<()> {
+    let bytes = key
+        .bytes()
+        .all(|b| is_name_byte(b) || matches!(b, b'/' | b'=' | b'.'));
+    let ok = bytes && key.len() <= MAX_KEY && key.split('.').all(|token| !token.is_empty());
+    if ok {
+        Ok(())
+    } else {
+        Err(invalid(
+            "key",
+            key,
+            "letters, digits and \"-\", \"_\", \"/\", \"=\", with dots between them",
+        ))
+    }
+}
+
+/// Checks the name of an object: any text, for it travels encoded.
+pub fn check_object(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_KEY {
+        let detail = format!("It has {} bytes; from 1 to {MAX_KEY} are allowed.", name.len());
+        return Err(Error::new(Kind::InvalidName, "invalid object name").detail(detail));
+    }
+    Ok(())
+}
+
+fn is_name_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'-' || b == b'_'
+}
+
+fn invalid(what: &str, name: &str, allowed: &str) -> Error {
+    let shown: String = name.chars().take(64).collect();
+    Error::new(Kind::InvalidName, format!("invalid {what} {shown:?}"))
+        .detail(format!("A {what} consists of {allowed}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_and_keys() {
+        for good in ["a", "A-b_9"] {
+            assert_eq!(
+                (check_bucket(good), check_key(good), check_domain(good)),
+                (Ok(()), Ok(()), Ok(())),
+                "{good}"
+            );
+        }
+        for good in ["a.b.c", "a/b=c", "-"] {
+            assert_eq!(check_key(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a b",
+            "a*",
+            ">",
+            "ключ",
+            "a\r\nb",
+            &"x".repeat(MAX_KEY + 1),
+        ] {
+            assert_eq!(check_key(bad).expect_err(bad).kind, Kind::InvalidName);
+            assert!(check_bucket(bad).is_err() && check_domain(bad).is_err(), "{bad}");
+        }
+        assert!(check_bucket("a.b").is_err());
+        assert!(check_object("ключ и файл.txt").is_ok() && check_object("").is_err());
+    }
+}
