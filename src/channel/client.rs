@@ -47,6 +47,8 @@ pub struct Client<W> {
     /// Encoded frames; those before `sent` have been written.
     out: Vec<u8>,
     sent: usize,
+    /// Where a read puts its bytes; those that arrived move on to `input`.
+    chunk: Box<[u8]>,
     input: BytesMut,
     last_id: u32,
     /// Calls that the runtime had in flight when it last replied.
@@ -66,6 +68,7 @@ impl<W: Wait> Client<W> {
             wait,
             out: Vec::new(),
             sent: 0,
+            chunk: vec![0; READ].into_boxed_slice(),
             input: BytesMut::new(),
             last_id: 0,
             load: 0,
@@ -260,17 +263,13 @@ impl<W: Wait> Client<W> {
 
     /// Reads once without waiting; `false` when there is nothing.
     fn read(&mut self) -> Result<bool> {
-        let start = self.input.len();
-        self.input.resize(start + READ, 0);
-        let outcome = match self.input.get_mut(start..) {
-            Some(space) => self.socket.read(space),
-            None => Ok(0),
-        };
-        self.input
-            .truncate(start + outcome.as_ref().copied().unwrap_or(0));
-        match outcome {
+        match self.socket.read(&mut self.chunk) {
             Ok(0) => Err(self.lost(&io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Ok(true),
+            Ok(read) => {
+                self.input
+                    .extend_from_slice(self.chunk.get(..read).unwrap_or_default());
+                Ok(true)
+            }
             Err(error)
                 if matches!(
                     error.kind(),

@@ -20,6 +20,7 @@ use crate::channel::frame::Frame;
 use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
+use crate::pg::report::{self, Level};
 use crate::pg::{executor, wait};
 
 /// Publishes are written when so many bytes have collected.
@@ -53,14 +54,27 @@ fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         let mut session = cell
             .try_borrow_mut()
             .map_err(|_| Error::new(Kind::Protocol, "the session is busy"))?;
-        if session.as_ref().is_some_and(|session| session.client.is_broken()) {
+        // Looks once a statement what has come meanwhile: above all, that the link is down or the runtime gone.
+        let outcome = match &mut *session {
+            Some(session) if session.client.is_broken() => Err(unexpected_reply()),
+            Some(session) if session.client.unsent() == 0 => session.client.read_news(),
+            _ => Ok(()),
+        };
+        if let Err(lost) = outcome {
+            if let Some(detail) = lost.detail {
+                report::message(
+                    Level::Warning,
+                    "the litmus_pgnats runtime worker was restarted",
+                    &detail,
+                    "",
+                );
+            }
             *session = None;
         }
         let session = match &mut *session {
             Some(session) => session,
             empty => empty.insert(Session::connect()?),
         };
-        session.client.read_news()?;
         work(session)
     })
 }
