@@ -170,7 +170,7 @@ impl World {
         let (files, other_ca) = (WorkDir::new("secrets"), Certs::fresh());
         let secret = files.path().join("secret");
         std::fs::write(&secret, "token").expect("write a secret");
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0)).expect("close the file");
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o000)).expect("close the file");
         let ca = format!(", tls_ca_path '{}'", other_ca.ca().display());
         let closed_file = format!(", token_path '{}'", secret.display());
         for (name, port, options) in [
