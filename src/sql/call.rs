@@ -53,14 +53,15 @@ fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         let mut session = cell
             .try_borrow_mut()
             .map_err(|_| Error::new(Kind::Protocol, "the session is busy"))?;
-        if session.as_ref().is_some_and(|session| session.client.is_broken()) {
+        if let Some(open) = &mut *session
+            && open.is_over()?
+        {
             *session = None;
         }
         let session = match &mut *session {
             Some(session) => session,
             empty => empty.insert(Session::connect()?),
         };
-        session.client.read_news()?;
         work(session)
     })
 }
@@ -177,6 +178,18 @@ pub fn flush_now() {
     });
 }
 
+/// After a rollback: no later statement waits for what was published before it, or gets its error.
+pub fn give_up() {
+    BUSY.set(false);
+    if_connected(|session| {
+        if std::mem::take(&mut session.fence) {
+            // Without an id: the runtime forgets what it refused, and its answer is ignored.
+            let _ = session.client.push(&Request::Fence, b"");
+        }
+        let _ = session.client.try_flush();
+    });
+}
+
 impl Session {
     fn connect() -> Result<Self> {
         executor::hook_exit();
@@ -216,6 +229,22 @@ impl Session {
             .client
             .call(&hello, b"", deadline + GRACE, Duration::ZERO)?;
         Ok(session)
+    }
+
+    /// Takes in news. `true` if the runtime is gone; fails if that concerns what this session has published.
+    fn is_over(&mut self) -> Result<bool> {
+        if self.client.is_broken() {
+            return Ok(true);
+        }
+        let unconfirmed = self.fence || BUSY.get();
+        match self.client.read_news() {
+            Ok(()) => Ok(false),
+            // Between two calls it may come and go.
+            Err(error) if error.kind == Kind::RuntimeLost && error.detail.is_none() && !unconfirmed => {
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The slot for a key; opens the NATS connection the first time.
