@@ -92,6 +92,14 @@ impl Error {
         self
     }
 
+    /// A detail in the words of another library, made a sentence.
+    #[must_use]
+    pub fn cause(self, why: &str) -> Self {
+        let mut rest = why.trim_end_matches('.').chars();
+        let start = rest.next().map(char::to_uppercase).into_iter().flatten();
+        self.detail(format!("{}{}.", start.collect::<String>(), rest.as_str()))
+    }
+
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -50,7 +50,10 @@ pub extern "C-unwind" fn _PG_init() {
         before_commit: sql::reload::before_commit,
         before_prepare: sql::reload::before_prepare,
         committed: sql::reload::committed,
-        aborted: sql::reload::aborted,
+        aborted: || {
+            sql::call::give_up();
+            sql::reload::aborted();
+        },
     });
     bgw::runtime::register();
 }

@@ -275,7 +275,7 @@ async fn read(option: &str, path: &str) -> Result<Vec<u8>> {
 
 fn file_error(option: &str, path: &str, why: String) -> Error {
     let message = format!("could not use file \"{path}\" of option \"{option}\"");
-    Error::new(Kind::FileUnreadable, message).detail(why)
+    Error::new(Kind::FileUnreadable, message).cause(&why)
 }
 
 fn unreachable(host: &Host, why: String) -> Error {
@@ -283,7 +283,7 @@ fn unreachable(host: &Host, why: String) -> Error {
         Kind::Unreachable,
         format!("could not connect to NATS server {host}"),
     )
-    .detail(format!("{why}."))
+    .cause(&why)
 }
 
 /// async-nats's error as one of ours, its whole chain of causes in the detail.
@@ -309,12 +309,12 @@ fn explain(host: &Host, error: &ConnectError) -> Error {
             Kind::AuthenticationRefused,
             format!("NATS server {host} refused the authentication"),
         )
-        .detail(format!("{why}.")),
+        .cause(&why),
         _ if is_tls => Error::new(
             Kind::TlsFailed,
             format!("TLS handshake with NATS server {host} failed"),
         )
-        .detail(format!("{why}.")),
+        .cause(&why),
         _ => unreachable(host, why),
     }
 }

@@ -11,6 +11,7 @@
 //! itself never waits.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -18,7 +19,7 @@ use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, Event, PublishErrorKind, Request, RequestErrorKind, ServerError, ServerInfo};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio::time::{Instant, timeout};
 
 use super::connect::{Observer, connect};
@@ -32,7 +33,7 @@ use crate::settings::options::Host;
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait between two attempts while NATS is away.
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
-/// Longest time for the old connection to write what it holds when a new one replaces it.
+/// Longest time for the old connection to deliver what it holds when a new one replaces it.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Shortest time between two log lines about errors that the server reports.
 const SERVER_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -159,8 +160,16 @@ pub struct Connection {
     status: watch::Sender<Status>,
     /// Attempts so far; each makes a client of a generation of its own.
     dials: u64,
+    /// The attempt of the latest reload that has taken effect; what began earlier is overtaken.
+    reloaded: u64,
     /// An attempt is under way.
     connecting: bool,
+    /// Locked for reading by whoever hands messages to the current client, for writing by whoever ends it.
+    senders: Arc<RwLock<()>>,
+    /// Replaced clients that have not yet delivered what they hold; until then nothing is handed to the new one.
+    retiring: usize,
+    /// Held messages are being handed over.
+    handing: bool,
     retry: Option<SpawnHandle>,
     /// Servers that the NATS cluster told us of.
     discovered: Vec<Host>,
@@ -186,7 +195,11 @@ impl Connection {
             held: VecDeque::new(),
             status,
             dials: 0,
+            reloaded: 0,
             connecting: false,
+            senders: Arc::default(),
+            retiring: 0,
+            handing: false,
             retry: None,
             discovered: Vec::new(),
             server_errors: Flood::default(),
@@ -281,7 +294,7 @@ impl Connection {
         }));
     }
 
-    /// Puts a connected client in the place of what was there; the old one first writes what it has taken.
+    /// Puts a connected client in the place of what was there; the old one first delivers what it has taken.
     fn install(&mut self, client: Client, generation: u64, ctx: &mut Context<Self>) {
         let info = client.server_info();
         self.discovered = info
@@ -298,12 +311,17 @@ impl Connection {
         );
         self.status.send_modify(|status| status.generation = generation);
         let old = std::mem::replace(&mut self.state, State::Handover(client));
-        let flush = async move {
+        let senders = std::mem::take(&mut self.senders);
+        self.retiring += 1;
+        let retirement = async move {
             if let State::Up(old) | State::Handover(old) = old {
-                let _ = timeout(FLUSH_LIMIT, old.flush()).await;
+                let _ = timeout(FLUSH_LIMIT, retire(&old, &senders)).await;
             }
         };
-        ctx.spawn(flush.into_actor(self).map(|(), actor, ctx| actor.hand_over(ctx)));
+        ctx.spawn(retirement.into_actor(self).map(|(), actor, ctx| {
+            actor.retiring = actor.retiring.saturating_sub(1);
+            actor.hand_over(ctx);
+        }));
     }
 
     /// Hands the held messages to the new client; when none is left, the connection is up.
@@ -311,17 +329,23 @@ impl Connection {
         let State::Handover(client) = &self.state else {
             return;
         };
+        if self.handing || self.retiring > 0 {
+            return;
+        }
         let client = client.clone();
         if !self.held.is_empty() {
-            let (generation, batch) = (self.generation(), self.held.drain(..).collect());
-            let handing = async move { send_all(&client, batch).await };
-            ctx.spawn(handing.into_actor(self).map(move |rest, actor, ctx| {
+            self.handing = true;
+            let (senders, batch) = (self.senders.clone(), self.held.drain(..).collect());
+            let handing = async move {
+                let _sender = senders.read().await;
+                send_all(&client, batch).await
+            };
+            ctx.spawn(handing.into_actor(self).map(|rest, actor, ctx| {
+                actor.handing = false;
                 rest.into_iter()
                     .rev()
                     .for_each(|message| actor.held.push_front(message));
-                if actor.generation() == generation {
-                    actor.hand_over(ctx);
-                }
+                actor.hand_over(ctx);
             }));
             return;
         }
@@ -364,9 +388,14 @@ impl Handler<Publish> for Connection {
     type Result = ResponseFuture<Vec<OutboundMessage>>;
 
     fn handle(&mut self, Publish(mut batch): Publish, _: &mut Self::Context) -> Self::Result {
-        if let State::Up(client) = &self.state {
+        if let State::Up(client) = &self.state
+            && let Ok(sender) = self.senders.clone().try_read_owned()
+        {
             let client = client.clone();
-            return Box::pin(async move { send_all(&client, batch).await });
+            return Box::pin(async move {
+                let _sender = sender;
+                send_all(&client, batch).await
+            });
         }
         let room = self
             .settings
@@ -400,6 +429,19 @@ async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<OutboundM
         }
     }
     Vec::new()
+}
+
+/// Returns when the NATS server has taken in all that was handed to a client, so that what follows on another
+/// connection does not overtake it. async-nats drops what it has not written when the last clone of a client goes.
+async fn retire(client: &Client, senders: &RwLock<()>) {
+    let _none_left = senders.write().await;
+    let _ = client.flush().await;
+    // All has left for the socket. That nobody listens is answered after the server has read what came before.
+    let _ = timeout(
+        FLUSH_LIMIT,
+        client.send_request(client.new_inbox(), Request::new()),
+    )
+    .await;
 }
 
 impl Handler<Ask> for Connection {
@@ -473,6 +515,8 @@ impl Handler<Reload> for Connection {
     ) -> Self::Result {
         if !force && !self.settings.needs_reconnect(&settings) {
             self.settings = settings;
+            self.dials += 1;
+            self.reloaded = self.dials;
             // Callers that wait for room may find it now.
             self.status
                 .send_modify(|status| status.domain = self.settings.domain.clone());
@@ -488,7 +532,9 @@ impl Handler<Reload> for Connection {
              },
              actor,
              ctx| match client {
+                Ok(_) if generation < actor.reloaded => Ok(()),
                 Ok(client) => {
+                    actor.reloaded = generation;
                     actor.settings = settings;
                     actor.install(client, generation, ctx);
                     Ok(())
@@ -496,7 +542,7 @@ impl Handler<Reload> for Connection {
                 Err(error) => {
                     // After a commit nobody waits for the outcome.
                     log::warn!("{}: could not connect with the new options: {error}", actor.name);
-                    if let State::Down = actor.state {
+                    if matches!(actor.state, State::Down) && generation > actor.reloaded {
                         actor.settings = settings;
                         actor.attempt(ctx);
                     }
@@ -523,9 +569,10 @@ impl Handler<Finish> for Connection {
             State::Up(client) | State::Handover(client) => Some(client.clone()),
             State::Down => None,
         };
+        let senders = self.senders.clone();
         let flush = async move {
             if let Some(client) = client {
-                let _ = timeout(limit, client.flush()).await;
+                let _ = timeout(limit, retire(&client, &senders)).await;
             }
         };
         Box::pin(flush.into_actor(self).map(|(), actor, ctx| {

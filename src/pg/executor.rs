@@ -19,7 +19,7 @@ pub struct Reactions {
     pub busy: fn() -> bool,
     /// A run of the executor has ended.
     pub run_ended: fn() -> Result<()>,
-    /// A transaction or a subtransaction was rolled back, or the session ends.
+    /// A subtransaction was rolled back, or the session ends.
     pub run_failed: fn(),
     pub before_commit: fn() -> Result<()>,
     pub before_prepare: fn() -> Result<()>,
@@ -187,7 +187,6 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _:
             }
             XACT_EVENT_ABORT => {
                 RUNNING.set(std::ptr::null_mut());
-                (reactions.run_failed)();
                 (reactions.aborted)();
                 Ok(())
             }

@@ -20,7 +20,6 @@ use crate::channel::frame::Frame;
 use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::pg::report::{self, Level};
 use crate::pg::{executor, wait};
 
 /// Publishes are written when so many bytes have collected.
@@ -54,21 +53,9 @@ fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         let mut session = cell
             .try_borrow_mut()
             .map_err(|_| Error::new(Kind::Protocol, "the session is busy"))?;
-        // Looks once a statement what has come meanwhile: above all, that the link is down or the runtime gone.
-        let outcome = match &mut *session {
-            Some(session) if session.client.is_broken() => Err(unexpected_reply()),
-            Some(session) if session.client.unsent() == 0 => session.client.read_news(),
-            _ => Ok(()),
-        };
-        if let Err(lost) = outcome {
-            if let Some(detail) = lost.detail {
-                report::message(
-                    Level::Warning,
-                    "the litmus_pgnats runtime worker was restarted",
-                    &detail,
-                    "",
-                );
-            }
+        if let Some(open) = &mut *session
+            && open.is_over()?
+        {
             *session = None;
         }
         let session = match &mut *session {
@@ -236,6 +223,18 @@ pub fn flush_now() {
     });
 }
 
+/// After a rollback: no later statement waits for what was published before it, or gets its error.
+pub fn give_up() {
+    BUSY.set(false);
+    if_connected(|session| {
+        if std::mem::take(&mut session.fence) {
+            // Without an id: the runtime forgets what it refused, and its answer is ignored.
+            let _ = session.client.push(&Request::Fence, b"");
+        }
+        let _ = session.client.try_flush();
+    });
+}
+
 impl Session {
     fn connect() -> Result<Self> {
         executor::hook_exit();
@@ -275,6 +274,26 @@ impl Session {
             .client
             .call(&hello, b"", deadline + GRACE, Duration::ZERO)?;
         Ok(session)
+    }
+
+    /// Takes in news. `true` if the runtime is gone; fails if that concerns what this session has published.
+    fn is_over(&mut self) -> Result<bool> {
+        if self.client.is_broken() {
+            return Ok(true);
+        }
+        // Once a statement is enough; this is a system call.
+        if self.client.unsent() > 0 {
+            return Ok(false);
+        }
+        let unconfirmed = self.fence || BUSY.get();
+        match self.client.read_news() {
+            Ok(()) => Ok(false),
+            // Between two calls it may come and go.
+            Err(error) if error.kind == Kind::RuntimeLost && error.detail.is_none() && !unconfirmed => {
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The slot for a key; opens the NATS connection the first time.

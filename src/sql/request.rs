@@ -87,7 +87,8 @@ pub fn json(reply: Bytes) -> Result<String> {
             Ok(text)
         }
         Err(error) => {
-            Err(Error::new(Kind::InvalidReply, "reply is not valid JSON").detail(format!("{error}.")))
+            let invalid = Error::new(Kind::InvalidReply, "reply is not valid JSON");
+            Err(invalid.cause(&error.to_string()))
         }
     }
 }

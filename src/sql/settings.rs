@@ -14,9 +14,13 @@ static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::I
 /// Which records of the runtime worker reach the server log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum LogLevel {
+    #[name = c"error"]
     Error,
+    #[name = c"warning"]
     Warning,
+    #[name = c"info"]
     Info,
+    #[name = c"debug"]
     Debug,
 }
 
