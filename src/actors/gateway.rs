@@ -1,13 +1,12 @@
 //! Accepts the sessions of the control channel. Runs in the actor thread.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::load::Load;
 use super::session::Session;
 use super::supervisor::Supervisor;
 use super::system::Vital;
@@ -29,9 +28,6 @@ pub struct Gateway {
     finish: watch::Sender<bool>,
     _vital: Vital,
 }
-
-/// Calls in flight for all sessions; told to backends with each reply.
-pub type Load = Rc<Cell<u16>>;
 
 impl Gateway {
     pub fn new(listener: Listener, supervisor: Addr<Supervisor>, vital: Vital) -> Self {
@@ -57,7 +53,7 @@ impl Actor for Gateway {
 }
 
 async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: watch::Receiver<bool>) {
-    let load = Load::default();
+    let load = Load::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -3,6 +3,7 @@
 //! One thread runs it all: an actix system on tokio's current-thread runtime.
 //!
 //! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
+//! - `load.rs` counts calls in flight;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
 //! - `connection.rs` is one NATS connection and its state machine; `connect.rs` makes the client it is built on;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` are NATS's persistent halves on that connection;
@@ -16,6 +17,7 @@ pub mod connection;
 pub mod gateway;
 pub mod jetstream;
 pub mod key_value;
+mod load;
 pub mod object_store;
 mod session;
 pub mod supervisor;

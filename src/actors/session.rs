@@ -17,7 +17,7 @@ use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
 use super::calls::{self, Answer, header_map};
 use super::connection::{Publish, Status};
-use super::gateway::Load;
+use super::load::Load;
 use super::object_store::Parts;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
 use crate::channel::frame::Frame;
@@ -85,11 +85,6 @@ impl Session {
             drop(slot.handle);
             self.supervisor.do_send(Left(slot.key));
         }
-        self.load.set(
-            self.load
-                .get()
-                .saturating_sub(u16::try_from(self.calls.len()).unwrap_or(u16::MAX)),
-        );
     }
 
     async fn serve(
@@ -110,7 +105,6 @@ impl Session {
                     self.take(&mut batch).await?;
                 }
                 Some((id, outcome)) = self.calls.next() => {
-                    self.load.set(self.load.get().saturating_sub(1));
                     self.cancels.remove(&id);
                     self.uploads.remove(&id);
                     if let Some(outcome) = outcome {
@@ -136,7 +130,7 @@ impl Session {
 
     async fn reply(&mut self, id: u32, outcome: Result<Answer>) -> std::io::Result<()> {
         let (reply, body) = outcome.unwrap_or_else(|error| (Reply::Failed(error), Bytes::new()));
-        self.writer.send(id, self.load.get(), &reply, &body).await
+        self.writer.send(id, self.load.peak(), &reply, &body).await
     }
 
     /// Handles frames in order; neighbouring publishes go together.
@@ -374,8 +368,9 @@ impl Session {
         }
         let (cancel, registration) = AbortHandle::new_pair();
         let call = Abortable::new(call, registration);
-        self.load.set(self.load.get().saturating_add(1));
+        let in_flight = self.load.call();
         self.calls.push(Box::pin(async move {
+            let _in_flight = in_flight;
             let outcome = call.await.ok();
             (id, outcome.filter(|_| id != 0))
         }));

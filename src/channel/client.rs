@@ -37,8 +37,8 @@ pub trait Wait {
 const READ: usize = 64 * 1024;
 /// Size of the parts of an upload.
 const PART: usize = 128 * 1024;
-/// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight.
-const POLL_LOAD: u16 = 2;
+/// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight: our own.
+const POLL_LOAD: u16 = 1;
 
 /// A connection to the runtime worker.
 pub struct Client<W> {
@@ -207,23 +207,24 @@ impl<W: Wait> Client<W> {
                 }
                 self.sort(frame);
             }
+            let now = Instant::now();
+            let polls =
+                self.load <= POLL_LOAD && now.duration_since(started) < poll && !self.wait.interrupted();
+            if !polls {
+                self.wait
+                    .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
+            }
             if self.read()? {
                 continue;
             }
-            let now = Instant::now();
             if now >= deadline {
                 return Err(Error::new(
                     Kind::RuntimeUnavailable,
                     "the litmus_pgnats runtime worker does not answer",
                 ));
             }
-            let poll_on =
-                self.load <= POLL_LOAD && now.duration_since(started) < poll && !self.wait.interrupted();
-            if poll_on {
+            if polls {
                 std::thread::yield_now();
-            } else {
-                self.wait
-                    .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
             }
         }
     }

@@ -20,7 +20,7 @@ const HEADER: usize = LENGTH + size_of::<u32>() + size_of::<u16>();
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame<M> {
     pub id: u32,
-    /// From the runtime: how many calls it has in flight for all sessions. From a backend: 0.
+    /// From the runtime: the most calls it had in flight at a time, lately, for all sessions. From a backend: 0.
     pub load: u16,
     pub message: M,
     pub body: Bytes,
