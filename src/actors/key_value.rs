@@ -21,6 +21,11 @@ use crate::error::{Error, Kind, Result};
 /// Most bytes of rows in one answer.
 const MAX_ROWS: usize = 48 * 1024 * 1024;
 const OPERATION: &str = "KV-Operation";
+const MARKER: &str = "Nats-Marker-Reason";
+/// Operations, as they are stored and as SQL has them.
+const PUT: &str = "PUT";
+const DELETE: &str = "DEL";
+const PURGE: &str = "PURGE";
 
 /// A call to a bucket; `None` while the connection is not up.
 #[derive(Message)]
@@ -79,8 +84,16 @@ struct Store {
 /// The latest entry of a key.
 struct Latest {
     revision: u64,
-    deleted: bool,
+    operation: &'static str,
     value: Bytes,
+    /// As the input of type timestamptz.
+    created: String,
+}
+
+impl Latest {
+    fn is_deleted(&self) -> bool {
+        self.operation != PUT
+    }
 }
 
 impl Store {
@@ -89,7 +102,7 @@ impl Store {
         match call {
             BucketCall::Put { key, expect } => plain(Reply::Number(self.put(&key, expect, value).await?)),
             BucketCall::Get { key } => match self.latest(&key).await? {
-                Some(latest) if !latest.deleted => Ok((Reply::Found, latest.value)),
+                Some(latest) if !latest.is_deleted() => Ok((Reply::Found, latest.value)),
                 _ => plain(Reply::Absent),
             },
             BucketCall::Delete { key, purge } => {
@@ -133,32 +146,17 @@ impl Store {
     }
 
     async fn put(&self, key: &str, expect: Expect, value: Bytes) -> Result<u64> {
-        let outcome = self.write(key, expect, value.clone()).await;
+        let mut outcome = self.write(key, expect, value.clone()).await;
+        if outcome.as_ref().is_err_and(|error| error.kind == Kind::NoStream) {
+            if matches!(expect, Expect::Revision(_)) {
+                return Err(self.named(Error::new(Kind::BucketNotFound, "")));
+            }
+            self.create_for_put().await?;
+            outcome = self.write(key, expect, value.clone()).await;
+        }
         match outcome {
-            Err(error) if error.kind == Kind::NoStream && !matches!(expect, Expect::Revision(_)) => {
-                self.create(BucketConfig {
-                    history: 1,
-                    ttl_ms: 0,
-                    replicas: 1,
-                    memory: false,
-                })
-                .await?;
-                self.write(key, expect, value).await
-            }
-            Err(error) if error.kind == Kind::NoStream => {
-                Err(self.named(Error::new(Kind::BucketNotFound, "")))
-            }
             Err(error) if error.kind == Kind::ExpectationFailed && expect == Expect::Absent => {
-                // A deleted key counts as absent, but its marker has a revision.
-                match self.latest(key).await? {
-                    Some(latest) if latest.deleted => {
-                        self.write(key, Expect::Revision(latest.revision), value).await
-                    }
-                    _ => {
-                        let message = format!("key \"{key}\" exists already in bucket \"{}\"", self.bucket);
-                        Err(Error::new(Kind::KeyExists, message))
-                    }
-                }
+                self.put_after_delete(key, value).await
             }
             Err(error) if error.kind == Kind::ExpectationFailed => {
                 let message = format!("key \"{key}\" of bucket \"{}\" has another revision", self.bucket);
@@ -166,6 +164,23 @@ impl Store {
                 Err(Error::new(error.kind, message).detail(detail))
             }
             other => other,
+        }
+    }
+
+    /// A deleted key counts as absent, but its marker has a revision.
+    async fn put_after_delete(&self, key: &str, value: Bytes) -> Result<u64> {
+        let exists = || {
+            let message = format!("key \"{key}\" exists already in bucket \"{}\"", self.bucket);
+            Err(Error::new(Kind::KeyExists, message))
+        };
+        match self.latest(key).await? {
+            Some(latest) if latest.is_deleted() => {
+                match self.write(key, Expect::Revision(latest.revision), value).await {
+                    Err(error) if error.kind == Kind::ExpectationFailed => exists(),
+                    other => other,
+                }
+            }
+            _ => exists(),
         }
     }
 
@@ -190,7 +205,7 @@ impl Store {
 
     async fn delete(&self, key: &str, purge: bool) -> Result<()> {
         let mut headers = HeaderMap::new();
-        headers.insert(OPERATION, if purge { "PURGE" } else { "DEL" });
+        headers.insert(OPERATION, if purge { PURGE } else { DELETE });
         if purge {
             headers.insert(async_nats::header::NATS_ROLLUP, "sub");
         }
@@ -212,6 +227,7 @@ impl Store {
 
     /// The latest entry of a key; `None` if there never was one, or no bucket.
     async fn latest(&self, key: &str) -> Result<Option<Latest>> {
+        self.api.check_server()?;
         let subject = format!(
             "{}.DIRECT.GET.{}.{}",
             self.api.prefix,
@@ -229,14 +245,12 @@ impl Store {
                 let revision = revision.ok_or_else(|| {
                     Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream")
                 })?;
-                let deleted = headers
-                    .get(OPERATION)
-                    .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"))
-                    || headers.get("Nats-Marker-Reason").is_some();
+                let text = |name| headers.get(name).map_or("", |value| value.as_str());
                 Ok(Some(Latest {
                     revision,
-                    deleted,
+                    operation: operation(text(OPERATION), text(MARKER)),
                     value: answer.payload,
+                    created: text("Nats-Time-Stamp").into(),
                 }))
             }
             // No bucket, or one without direct access.
@@ -273,19 +287,46 @@ impl Store {
                 .map_err(|_| unintelligible())
         };
         let headers = String::from_utf8_lossy(&decode("hdrs")?).into_owned();
-        let deleted = headers.contains("KV-Operation: DEL") || headers.contains("KV-Operation: PURGE");
+        let header = |name: &str| {
+            let mut lines = headers.lines().filter_map(|line| line.split_once(':'));
+            lines
+                .find(|(found, _)| *found == name)
+                .map_or("", |(_, value)| value.trim())
+        };
         let revision = message
             .get("seq")
             .and_then(Value::as_u64)
             .ok_or_else(unintelligible)?;
+        let created = message.get("time").and_then(Value::as_str).unwrap_or_default();
         Ok(Some(Latest {
             revision,
-            deleted,
+            operation: operation(header(OPERATION), header(MARKER)),
             value: decode("data")?.into(),
+            created: created.into(),
         }))
     }
 
+    /// A bucket as async-nats makes it by default, unless another session was faster.
+    async fn create_for_put(&self) -> Result<()> {
+        let created = self.create(BucketConfig {
+            history: 1,
+            ttl_ms: 0,
+            replicas: 1,
+            memory: false,
+        });
+        match created.await {
+            Err(error) if error.kind == Kind::JetStreamRefused => {
+                match self.api.has_stream(&self.stream()).await? {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
     async fn create(&self, bucket: BucketConfig) -> Result<()> {
+        self.api.check_server()?;
         let config = Config {
             bucket: self.bucket.clone(),
             history: bucket.history.into(),
@@ -300,9 +341,8 @@ impl Store {
         };
         match context(&self.api).create_key_value(config).await {
             Ok(_) => Ok(()),
-            // Another session was faster; the retry of the put will tell if something else is wrong.
+            // Asked to tell a missing JetStream from what it refuses.
             Err(error) => match self.api.has_stream(&self.stream()).await {
-                Ok(true) if bucket.history == 1 && bucket.ttl_ms == 0 => Ok(()),
                 Err(other) => Err(other),
                 Ok(_) => Err(Error::new(
                     Kind::JetStreamRefused,
@@ -325,27 +365,31 @@ impl Store {
     }
 
     async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
+        let row = |revision: u64, operation: &str, value: &[u8], created: String| {
+            vec![
+                Some(revision.to_string()),
+                Some(operation.into()),
+                (operation == PUT).then(|| hex(value)),
+                Some(created),
+            ]
+        };
+        if !history {
+            let latest = self.latest(key).await?;
+            let latest =
+                latest.map(|entry| row(entry.revision, entry.operation, &entry.value, entry.created));
+            return Ok(latest.into_iter().collect());
+        }
         let Some(store) = self.open().await? else {
             return Ok(Vec::new());
         };
         let row = |entry: jetstream::kv::Entry| {
             let operation = match entry.operation {
-                Operation::Put => "PUT",
-                Operation::Delete => "DEL",
-                Operation::Purge => "PURGE",
+                Operation::Put => PUT,
+                Operation::Delete => DELETE,
+                Operation::Purge => PURGE,
             };
-            let value = matches!(entry.operation, Operation::Put).then(|| hex(&entry.value));
-            vec![
-                Some(entry.revision.to_string()),
-                Some(operation.into()),
-                value,
-                Some(timestamp(entry.created)),
-            ]
+            row(entry.revision, operation, &entry.value, timestamp(entry.created))
         };
-        if !history {
-            let entry = store.entry(key).await.map_err(|error| self.unread(&error))?;
-            return Ok(entry.map(row).into_iter().collect());
-        }
         let entries = store.history(key).await.map_err(|error| self.unread(&error))?;
         collect(entries.map_err(|error| self.unread(&error)).map_ok(row)).await
     }
@@ -402,6 +446,15 @@ async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<R
         all.push(row);
     }
     Ok(all)
+}
+
+/// What an entry stands for. The server's own markers, of what has expired or was removed, have a reason.
+fn operation(stored: &str, marker: &str) -> &'static str {
+    match (stored, marker) {
+        (PURGE, _) | (_, "MaxAge" | "Purge") => PURGE,
+        (DELETE, _) | (_, "Remove") => DELETE,
+        _ => PUT,
+    }
 }
 
 /// Bytes as the input of type bytea.

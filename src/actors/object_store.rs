@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use async_nats::HeaderMap;
-use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectOptions};
+use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectLink, ObjectOptions};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt;
+use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
+use futures::{FutureExt, TryStreamExt};
 use ring::digest::{Context as Digest, SHA256};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -23,6 +24,7 @@ use super::jetstream::Api;
 use super::key_value::{causes, context, timestamp};
 use crate::channel::message::{Reply, Row, StoreCall};
 use crate::error::{Error, Kind, Result};
+use crate::nats::names::check_bucket;
 
 /// Size of a chunk, the clients' default; less where the server takes less.
 const CHUNK: usize = 128 * 1024;
@@ -100,13 +102,7 @@ impl Store {
         match call {
             StoreCall::Put { name, size } => self.put(&name, size, parts.upload).await.map(|()| Reply::Done),
             StoreCall::Get { name } => self.get(&name, parts.download).await.map(|()| Reply::Done),
-            StoreCall::Delete { name } => {
-                self.info(&name).await?;
-                let deleted = self.open().await?.delete(&name).await;
-                deleted
-                    .map(|()| Reply::Done)
-                    .map_err(|error| self.failed("delete from", &error))
-            }
+            StoreCall::Delete { name } => self.delete(&name).await.map(|()| Reply::Done),
             StoreCall::Info { name } => Ok(Reply::Rows(vec![row(&self.info(&name).await?)])),
             StoreCall::List => self.list().await.map(Reply::Rows),
         }
@@ -157,6 +153,35 @@ impl Store {
         }
     }
 
+    /// Refuses to write to a store of another domain where the connection's own has a store of that name: the subjects
+    /// of objects are no domain's, so both would take what is published.
+    async fn check_domain(&self) -> Result<()> {
+        let Some(domain) = &self.api.domain else {
+            return Ok(());
+        };
+        let own = Api {
+            domain: None,
+            prefix: "$JS.API".into(),
+            ..self.api.clone()
+        };
+        // Without a JetStream or a store of its own there is nothing to mistake.
+        let Ok(found) = own
+            .request(&format!("STREAM.INFO.{}", self.stream()), &json!(null))
+            .await
+        else {
+            return Ok(());
+        };
+        match found.get("domain").and_then(|found| found.as_str()) {
+            Some(other) if other != domain => {
+                let message = format!("object store \"{}\" exists in two JetStream domains", self.name);
+                let detail =
+                    format!("Domain \"{other}\" would store what is meant for \"{domain}\" as well.");
+                Err(Error::new(Kind::JetStreamRefused, message).detail(detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn list(&self) -> Result<Vec<Row>> {
         // As for a bucket: where there is no store there is nothing to list, and none is made.
         if !self.api.has_stream(&self.stream()).await? {
@@ -174,6 +199,7 @@ impl Store {
 
     /// Chunks are published with a window of acknowledgements; the object becomes visible with its metadata, last.
     async fn put(&self, name: &str, size: u64, mut parts: mpsc::Receiver<Bytes>) -> Result<()> {
+        self.check_domain().await?;
         if !self.api.has_stream(&self.stream()).await? {
             let config = object_store::Config {
                 bucket: self.name.clone(),
@@ -212,19 +238,39 @@ impl Store {
             digest: Some(format!("SHA-256={}", URL_SAFE.encode(digest))),
             deleted: false,
         };
-        let info = serde_json::to_vec(&info).map_err(|error| {
-            Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
-        })?;
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_ROLLUP, "sub");
-        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(name));
-        self.api
-            .publish(self.api.own_subject(&subject), Some(headers), info.into())
-            .await?;
+        self.put_info(&info).await?;
         upload.visible = true;
         if let Some(old) = before {
             purge(&self.api, &self.stream(), &self.chunks(&old)).await;
         }
+        Ok(())
+    }
+
+    /// Puts an object's metadata in place of its last.
+    async fn put_info(&self, info: &ObjectInfo) -> Result<()> {
+        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&info.name));
+        let info = serde_json::to_vec(info).map_err(|error| {
+            Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
+        })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+        self.api
+            .publish_plain(subject, Some(headers), info.into())
+            .await
+            .map(|_| ())
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.check_domain().await?;
+        let info = self.info(name).await?;
+        let deleted = ObjectInfo {
+            size: 0,
+            chunks: 0,
+            deleted: true,
+            ..info
+        };
+        self.put_info(&deleted).await?;
+        purge(&self.api, &self.stream(), &self.chunks(&deleted.nuid)).await;
         Ok(())
     }
 
@@ -242,9 +288,26 @@ impl Store {
         subject: &str,
         size: u64,
         parts: &mut mpsc::Receiver<Bytes>,
-    ) -> Result<(usize, impl AsRef<[u8]>)> {
-        let subject = self.api.own_subject(subject);
-        let (mut digest, mut waiting) = (Digest::new(&SHA256), FuturesOrdered::new());
+    ) -> Result<(usize, ring::digest::Digest)> {
+        let mut waiting = FuturesOrdered::new();
+        let mut outcome = self.send_chunks(subject, size, parts, &mut waiting).await;
+        // Also where the upload is given up: what is on its way could come after the removal of the others.
+        while let Some(acknowledged) = waiting.next().await {
+            if let Err(error) = acknowledged {
+                outcome = outcome.and(Err(error));
+            }
+        }
+        outcome
+    }
+
+    async fn send_chunks<'a>(
+        &'a self,
+        subject: &str,
+        size: u64,
+        parts: &mut mpsc::Receiver<Bytes>,
+        waiting: &mut FuturesOrdered<LocalBoxFuture<'a, Result<u64>>>,
+    ) -> Result<(usize, ring::digest::Digest)> {
+        let mut digest = Digest::new(&SHA256);
         let (mut chunks, mut taken) = (0, 0);
         while taken < size {
             let Ok(Some(mut part)) = timeout(self.api.timeout, parts.recv()).await else {
@@ -258,16 +321,39 @@ impl Store {
                 if waiting.len() >= WINDOW {
                     waiting.next().await.transpose()?;
                 }
-                waiting.push_back(self.api.publish(subject.clone(), None, chunk));
+                let published = self.api.publish_plain(subject.to_string(), None, chunk);
+                waiting.push_back(published.boxed_local());
             }
         }
-        while waiting.next().await.transpose()?.is_some() {}
         Ok((chunks, digest.finish()))
     }
 
     async fn get(&self, name: &str, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
         let info = self.info(name).await?;
-        let size = info.size as u64;
+        let Some(link) = link_of(&info) else {
+            return self.read(&info, parts).await;
+        };
+        let Some(target) = &link.name else {
+            let message = format!("object \"{name}\" is a link to object store \"{}\"", link.bucket);
+            return Err(Error::new(Kind::Unsupported, message));
+        };
+        check_bucket(&link.bucket)?;
+        let store = Store {
+            api: self.api.clone(),
+            name: link.bucket.clone(),
+        };
+        let info = store.info(target).await?;
+        // Clients make no such links; following them could go round in circles.
+        if link_of(&info).is_some() {
+            let message = format!("object \"{name}\" is a link to another link");
+            return Err(Error::new(Kind::Unsupported, message));
+        }
+        store.read(&info, parts).await
+    }
+
+    /// Streams an object that is no link.
+    async fn read(&self, info: &ObjectInfo, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
+        let (name, size) = (&info.name, info.size as u64);
         if size > MAX_OBJECT {
             return Err(Error::new(
                 Kind::ObjectTooLarge,
@@ -290,15 +376,14 @@ impl Store {
             .await
             .map_err(|error| self.failed("read from", &error))?;
         let mut received = 0;
-        while received < size {
+        // Up to the end, for the digest is verified with the last chunk.
+        loop {
             let mut part = BytesMut::with_capacity(2 * CHUNK);
             let read = timeout(self.api.timeout, object.read_buf(&mut part)).await;
             let read = read
                 .map_err(|_| Error::new(Kind::AckTimeout, format!("no part of object \"{name}\" in time")))?;
             match read {
-                Ok(0) => {
-                    return Err(self.damaged(name, &format!("It ends after {received} of {size} bytes.")));
-                }
+                Ok(0) => break,
                 Ok(more) => received += more as u64,
                 Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                     return Err(self.damaged(
@@ -308,10 +393,16 @@ impl Store {
                 }
                 Err(error) => return Err(self.failed("read from", &error)),
             }
+            if received > size {
+                return Err(self.damaged(name, &format!("It goes on after its {size} bytes.")));
+            }
             parts
                 .send((Reply::Part, part.freeze()))
                 .await
                 .map_err(|_| gone())?;
+        }
+        if received < size {
+            return Err(self.damaged(name, &format!("It ends after {received} of {size} bytes.")));
         }
         Ok(())
     }
@@ -323,6 +414,10 @@ impl Store {
         )
         .detail(why)
     }
+}
+
+fn link_of(info: &ObjectInfo) -> Option<&ObjectLink> {
+    info.options.as_ref()?.link.as_ref()
 }
 
 /// Chunks without an object yet; removed if they do not become one.

@@ -29,6 +29,11 @@ impl Stage {
         Self::with(NatsServer::builder(), Postgres::builder()).await
     }
 
+    /// With JetStream.
+    pub async fn jetstream() -> Self {
+        Self::with(NatsServer::builder().jetstream(), Postgres::builder()).await
+    }
+
     pub async fn with(nats: NatsConfig, pg: PostgresBuilder) -> Self {
         let (nats, pg) = tokio::join!(nats.start(), pg.start());
         let stage = Self { pg, nats };

@@ -21,13 +21,14 @@
 //! | `psql.rs`     | the real psql program                                                       |
 //! | `nats.rs`     | `NatsServer`: a running nats-server                                         |
 //! | `nats_config.rs` | what a nats-server is started with: users, TLS, JetStream                |
+//! | `natspy.rs`   | nats-py, a client that shares no code with the extension's                   |
 //! | `certs.rs`    | `Certs`: a CA with a server's and a client's certificate                    |
 //! | `wire.rs`     | `WireStub`: a listener that records what a NATS client says                 |
 //!
 //! Environment: `PG_CONFIG` (default `<state>/pg${PG:-15}/bin/pg_config`), `NATS_SERVER` (default
-//! `<state>/nats/bin/nats-server`), `LITMUS_PGNATS_STATE` for `<state>` (default `target/state`).
-//! With `LITMUS_PGNATS_KEEP` the directories of a failing test stay. When the tests run as root, the servers run as
-//! user postgres.
+//! `<state>/nats/bin/nats-server`), `NATS_PY` (default `<state>/natspy`), `LITMUS_PGNATS_STATE` for `<state>`
+//! (default `target/state`). With `LITMUS_PGNATS_KEEP` the directories of a failing test stay. When the tests run as
+//! root, the servers run as user postgres.
 
 #![allow(
     dead_code,
@@ -40,6 +41,7 @@ mod cluster;
 mod daemon;
 mod nats;
 mod nats_config;
+mod natspy;
 mod place;
 mod ports;
 mod postgres;

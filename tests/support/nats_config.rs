@@ -14,6 +14,7 @@ pub struct NatsConfig {
     auth: Auth,
     tls: Option<Tls>,
     jetstream: bool,
+    domain: Option<String>,
     text: String,
     pub(super) args: Vec<String>,
 }
@@ -84,6 +85,12 @@ impl NatsConfig {
         self
     }
 
+    /// With JetStream as this domain of a network of hub and leaf nodes.
+    pub fn domain(mut self, domain: &str) -> Self {
+        self.domain = Some(domain.into());
+        self.jetstream()
+    }
+
     /// More of nats-server's own configuration language, say `max_payload: 1000`.
     pub fn config(mut self, text: &str) -> Self {
         self.text.push_str(text);
@@ -122,7 +129,9 @@ impl NatsConfig {
             );
         }
         if self.jetstream {
-            text += &format!("jetstream {{ store_dir: {store:?} }}\n");
+            let domain = self.domain.as_ref();
+            let domain = domain.map_or_else(String::new, |domain| format!(", domain: {domain}"));
+            text += &format!("jetstream {{ store_dir: {store:?}{domain} }}\n");
         }
         text + &self.text
     }
