@@ -1,4 +1,3 @@
-
 mod foreign_server;
 mod support;
 
