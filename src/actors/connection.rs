@@ -43,14 +43,11 @@ const SERVER_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[rtype(result = "Vec<OutboundMessage>")]
 pub struct Publish(pub Vec<OutboundMessage>);
 
-/// A request; `None` when the connection is not up at the moment.
+/// The client to make a request with; `None` when the connection is not up at the moment. Who asks waits for the
+/// answer himself, and so can give up: the handler of a message cannot be cancelled.
 #[derive(Message)]
-#[rtype(result = "Option<Result<async_nats::Message>>")]
-pub struct Ask {
-    pub subject: String,
-    pub request: Request,
-    pub timeout: Duration,
-}
+#[rtype(result = "Option<Client>")]
+pub struct Current;
 
 /// What the NATS server said of itself when the connection was made.
 #[derive(Message)]
@@ -432,50 +429,50 @@ async fn retire(client: &Client, senders: &RwLock<()>) {
     .await;
 }
 
-impl Handler<Ask> for Connection {
-    type Result = ResponseFuture<Option<Result<async_nats::Message>>>;
+impl Handler<Current> for Connection {
+    type Result = Option<Client>;
 
-    fn handle(&mut self, ask: Ask, _: &mut Self::Context) -> Self::Result {
-        let State::Up(client) = &self.state else {
-            return Box::pin(std::future::ready(None));
-        };
-        let client = client.clone();
-        Box::pin(async move {
-            let Ask {
-                subject,
-                request,
-                timeout,
-            } = ask;
-            let outcome = client
-                .send_request(subject.clone(), request.timeout(Some(timeout)))
-                .await;
-            Some(outcome.map_err(|error| {
-                match error.kind() {
-                    RequestErrorKind::NoResponders => Error::new(
-                        Kind::NoResponders,
-                        format!("no responders are available for subject \"{subject}\""),
-                    ),
-                    RequestErrorKind::TimedOut => {
-                        let waited = timeout.as_millis();
-                        Error::new(
-                            Kind::Timeout,
-                            format!("no reply on subject \"{subject}\" within {waited} ms"),
-                        )
-                    }
-                    RequestErrorKind::MaxPayloadExceeded => Error::new(
-                        Kind::PayloadTooLarge,
-                        "message is larger than the NATS server allows",
-                    )
-                    .detail(format!("{error}.")),
-                    RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
-                    RequestErrorKind::Other => Error::new(
-                        Kind::ConnectionLost,
-                        "the connection to the NATS server was lost while waiting for the reply",
-                    ),
-                }
-            }))
-        })
+    fn handle(&mut self, _: Current, _: &mut Self::Context) -> Self::Result {
+        match &self.state {
+            State::Up(client) => Some(client.clone()),
+            State::Handover(_) | State::Down => None,
+        }
     }
+}
+
+/// Sends a request and waits for its reply.
+pub async fn request(
+    client: &Client,
+    subject: &str,
+    request: Request,
+    timeout: Duration,
+) -> Result<async_nats::Message> {
+    let outcome = client
+        .send_request(subject.to_string(), request.timeout(Some(timeout)))
+        .await;
+    outcome.map_err(|error| match error.kind() {
+        RequestErrorKind::NoResponders => Error::new(
+            Kind::NoResponders,
+            format!("no responders are available for subject \"{subject}\""),
+        ),
+        RequestErrorKind::TimedOut => {
+            let waited = timeout.as_millis();
+            Error::new(
+                Kind::Timeout,
+                format!("no reply on subject \"{subject}\" within {waited} ms"),
+            )
+        }
+        RequestErrorKind::MaxPayloadExceeded => Error::new(
+            Kind::PayloadTooLarge,
+            "message is larger than the NATS server allows",
+        )
+        .detail(format!("{error}.")),
+        RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+        RequestErrorKind::Other => Error::new(
+            Kind::ConnectionLost,
+            "the connection to the NATS server was lost while waiting for the reply",
+        ),
+    })
 }
 
 impl Handler<Info> for Connection {

@@ -15,7 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{Ask, Info, Publish, Status, until_up};
+use super::connection::{self, Current, Info, Publish, Status, until_up};
 use super::gateway::Load;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
 use crate::channel::frame::Frame;
@@ -283,13 +283,19 @@ impl Session {
                 wait_ms,
             } => {
                 let limit = Duration::from_millis(wait_ms.into());
-                let reload = self.supervisor.send(Reload {
+                let reload = Reload {
                     database,
                     server,
                     settings,
                     force,
                     limit,
-                });
+                };
+                if id == 0 {
+                    // The session may end before this is handled, and actix skips what nobody waits for any longer.
+                    self.supervisor.do_send(reload);
+                    return Ok(());
+                }
+                let reload = self.supervisor.send(reload);
                 self.call(id, async move {
                     reload.await.map_err(|_| stopped())??;
                     Ok((Reply::Done, Bytes::new()))
@@ -406,28 +412,24 @@ async fn ask(
     let reach = limit.min(started + Duration::from_millis(wait_ms.into()));
     loop {
         until_up(&mut status, &handle.connection, reach).await?;
-        let mut request = async_nats::Request::new().payload(body.clone());
+        let current = handle.connection.send(Current).await;
+        let Some(client) = current.map_err(|_| stopped())? else {
+            // A new connection is being put in place of the old one.
+            wait_for_change(&mut status, reach).await?;
+            continue;
+        };
+        let mut request = async_nats::Request::new().payload(body);
         if let Some(headers) = header_map(&headers) {
             request = request.headers(headers);
         }
         let timeout = limit.saturating_duration_since(Instant::now());
-        let asked = handle
-            .connection
-            .send(Ask {
-                subject: subject.clone(),
-                request,
-                timeout,
-            })
-            .await;
-        match asked.map_err(|_| stopped())? {
-            Some(Err(error)) if error.kind == Kind::Timeout => {
+        return match connection::request(&client, &subject, request, timeout).await {
+            Err(error) if error.kind == Kind::Timeout => {
                 let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
-                return Err(Error::new(Kind::Timeout, message));
+                Err(Error::new(Kind::Timeout, message))
             }
-            Some(answer) => return answer.and_then(reply_to_sql),
-            // A new connection is being put in place of the old one.
-            None => wait_for_change(&mut status, reach).await?,
-        }
+            answer => answer.and_then(reply_to_sql),
+        };
     }
 }
 
