@@ -55,7 +55,7 @@ line() {
     yardstick=$(median "${@:$# / 2 + 1}")
     ratio=$(ratio "$@")
     verdict "$ratio" "$target"
-    printf "%-42s %'14.0f %'14.0f %7.2f  %s\n" "$label" "$measured" "$yardstick" "$ratio" "$verdict"
+    printf "%-42s %14.0f %14.0f %7.2f  %s\n" "$label" "$measured" "$yardstick" "$ratio" "$verdict"
 }
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ request_latency() {
     done
     ratio=$(ratio "${allowed[@]}" "${latencies[@]}")
     verdict "$ratio" 1.00
-    printf "%-42s %'14.0f %'14.0f %7.2f  %s\n" "$label" \
+    printf "%-42s %14.0f %14.0f %7.2f  %s\n" "$label" \
         "$(median "${latencies[@]}")" "$(median "${allowed[@]}")" "$ratio" "$verdict"
     request_note="(a) yardstick: SELECT 1 ($(round "${one_select[@]}")) + bare round trip ($(round "${one_bare[@]}"))"
     request_note+=" + $request_allowance; ratio: yardstick / measured"

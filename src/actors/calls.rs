@@ -6,10 +6,9 @@ use std::time::Duration;
 use actix::MailboxError;
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::connection::{Ask, Info, Status, until_up};
+use super::connection::{self, until_up};
 use super::jetstream::PublishToStream;
 use super::key_value::InBucket;
 use super::object_store::{InStore, Parts};
@@ -49,22 +48,11 @@ where
         if let Some(answer) = call().await.map_err(|_| stopped())? {
             return Ok(answer);
         }
-        wait_for_change(&mut status, deadline).await?;
+        connection::changed(&mut status, deadline).await?;
     }
 }
 
-async fn wait_for_change(status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<()> {
-    match timeout_at(deadline, status.changed()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(stopped()),
-        Err(_) => Err(Error::new(
-            Kind::Unreachable,
-            "the connection to the NATS server is not established yet",
-        )),
-    }
-}
-
-/// A NATS request.
+/// A NATS request. It is awaited here and not in an actor, so that it ends when the session gives it up.
 pub async fn ask(
     handle: Handle,
     subject: String,
@@ -74,24 +62,19 @@ pub async fn ask(
     wait_ms: u32,
 ) -> Result<Answer> {
     let limit = after(timeout_ms);
-    let asked = once_up(&handle, limit.min(after(wait_ms)), || {
-        let mut request = async_nats::Request::new().payload(body.clone());
-        if let Some(headers) = header_map(&headers) {
-            request = request.headers(headers);
-        }
-        let timeout = limit.saturating_duration_since(Instant::now());
-        handle.connection.send(Ask {
-            subject: subject.clone(),
-            request,
-            timeout,
-        })
-    });
-    match asked.await? {
+    let reach = limit.min(after(wait_ms));
+    let client = connection::client(&mut handle.status.clone(), &handle.connection, reach).await?;
+    let mut request = async_nats::Request::new().payload(body);
+    if let Some(headers) = header_map(&headers) {
+        request = request.headers(headers);
+    }
+    let timeout = limit.saturating_duration_since(Instant::now());
+    match connection::request(&client, &subject, request, timeout).await {
         // In terms of the time that was asked for, not of what was left of it.
-        Err(error) if error.kind == Kind::Timeout => Err(Error::new(
-            Kind::Timeout,
-            format!("no reply on subject \"{subject}\" within {timeout_ms} ms"),
-        )),
+        Err(error) if error.kind == Kind::Timeout => {
+            let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
+            Err(Error::new(Kind::Timeout, message))
+        }
         answer => answer.and_then(reply_to_sql),
     }
 }
@@ -122,9 +105,10 @@ fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
     ))
 }
 
-/// What the NATS server said of itself.
+/// What the NATS server said of itself when the connection was made.
 pub async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
-    let info = once_up(&handle, after(wait_ms), || handle.connection.send(Info)).await?;
+    let client = connection::client(&mut handle.status.clone(), &handle.connection, after(wait_ms)).await?;
+    let info = client.server_info();
     let json = serde_json::json!({
         "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
         "version": info.version, "auth_required": info.auth_required, "tls_required": info.tls_required,

@@ -17,10 +17,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, Event, PublishErrorKind, Request, RequestErrorKind, ServerError, ServerInfo};
+use async_nats::{Client, Event, PublishErrorKind, Request, RequestErrorKind, ServerError};
 use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connect::{Observer, connect};
 use super::system::Vital;
@@ -42,20 +42,6 @@ const SERVER_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Message)]
 #[rtype(result = "Vec<OutboundMessage>")]
 pub struct Publish(pub Vec<OutboundMessage>);
-
-/// A request; `None` when the connection is not up at the moment.
-#[derive(Message)]
-#[rtype(result = "Option<Result<async_nats::Message>>")]
-pub struct Ask {
-    pub subject: String,
-    pub request: Request,
-    pub timeout: Duration,
-}
-
-/// What the NATS server said of itself when the connection was made.
-#[derive(Message)]
-#[rtype(result = "Option<ServerInfo>")]
-pub struct Info;
 
 /// Takes over new settings; with `force` on a new connection in any case.
 #[derive(Message)]
@@ -95,7 +81,7 @@ pub struct Status {
     /// Attempts that have failed.
     pub failures: u64,
     pub error: Option<Error>,
-    /// While the connection is up.
+    /// While the connection is up and nothing is held that has to go first.
     pub client: Option<Client>,
     /// The default JetStream domain.
     pub domain: Option<String>,
@@ -127,6 +113,29 @@ pub async fn until_up(
     Err(last
         .or_else(|| status.borrow().error.clone())
         .unwrap_or_else(not_connected))
+}
+
+/// The client, once the connection is up and has taken what was held for it.
+pub async fn client(
+    status: &mut watch::Receiver<Status>,
+    connection: &Addr<Connection>,
+    deadline: Instant,
+) -> Result<Client> {
+    loop {
+        until_up(status, connection, deadline).await?;
+        if let Some(client) = &status.borrow_and_update().client {
+            return Ok(client.clone());
+        }
+        changed(status, deadline).await?;
+    }
+}
+
+/// Waits for the next change of the status.
+pub async fn changed(status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<()> {
+    match timeout_at(deadline, status.changed()).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(not_connected()),
+    }
 }
 
 fn not_connected() -> Error {
@@ -309,7 +318,10 @@ impl Connection {
             info.server_id,
             info.version
         );
-        self.status.send_modify(|status| status.generation = generation);
+        self.status.send_modify(|status| {
+            status.generation = generation;
+            status.client = None;
+        });
         let old = std::mem::replace(&mut self.state, State::Handover(client));
         let senders = std::mem::take(&mut self.senders);
         self.retiring += 1;
@@ -444,61 +456,39 @@ async fn retire(client: &Client, senders: &RwLock<()>) {
     .await;
 }
 
-impl Handler<Ask> for Connection {
-    type Result = ResponseFuture<Option<Result<async_nats::Message>>>;
-
-    fn handle(&mut self, ask: Ask, _: &mut Self::Context) -> Self::Result {
-        let State::Up(client) = &self.state else {
-            return Box::pin(std::future::ready(None));
-        };
-        let client = client.clone();
-        Box::pin(async move {
-            let Ask {
-                subject,
-                request,
-                timeout,
-            } = ask;
-            let outcome = client
-                .send_request(subject.clone(), request.timeout(Some(timeout)))
-                .await;
-            Some(outcome.map_err(|error| {
-                match error.kind() {
-                    RequestErrorKind::NoResponders => Error::new(
-                        Kind::NoResponders,
-                        format!("no responders are available for subject \"{subject}\""),
-                    ),
-                    RequestErrorKind::TimedOut => {
-                        let waited = timeout.as_millis();
-                        Error::new(
-                            Kind::Timeout,
-                            format!("no reply on subject \"{subject}\" within {waited} ms"),
-                        )
-                    }
-                    RequestErrorKind::MaxPayloadExceeded => Error::new(
-                        Kind::PayloadTooLarge,
-                        "message is larger than the NATS server allows",
-                    )
-                    .detail(format!("{error}.")),
-                    RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
-                    RequestErrorKind::Other => Error::new(
-                        Kind::ConnectionLost,
-                        "the connection to the NATS server was lost while waiting for the reply",
-                    ),
-                }
-            }))
-        })
-    }
-}
-
-impl Handler<Info> for Connection {
-    type Result = Option<ServerInfo>;
-
-    fn handle(&mut self, _: Info, _: &mut Self::Context) -> Self::Result {
-        match &self.state {
-            State::Up(client) | State::Handover(client) => Some(client.server_info()),
-            State::Down => None,
+/// Sends a request and waits for its reply.
+pub async fn request(
+    client: &Client,
+    subject: &str,
+    request: Request,
+    timeout: Duration,
+) -> Result<async_nats::Message> {
+    let outcome = client
+        .send_request(subject.to_string(), request.timeout(Some(timeout)))
+        .await;
+    outcome.map_err(|error| match error.kind() {
+        RequestErrorKind::NoResponders => Error::new(
+            Kind::NoResponders,
+            format!("no responders are available for subject \"{subject}\""),
+        ),
+        RequestErrorKind::TimedOut => {
+            let waited = timeout.as_millis();
+            Error::new(
+                Kind::Timeout,
+                format!("no reply on subject \"{subject}\" within {waited} ms"),
+            )
         }
-    }
+        RequestErrorKind::MaxPayloadExceeded => Error::new(
+            Kind::PayloadTooLarge,
+            "message is larger than the NATS server allows",
+        )
+        .detail(format!("{error}.")),
+        RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+        RequestErrorKind::Other => Error::new(
+            Kind::ConnectionLost,
+            "the connection to the NATS server was lost while waiting for the reply",
+        ),
+    })
 }
 
 impl Handler<Reload> for Connection {

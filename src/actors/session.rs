@@ -290,13 +290,19 @@ impl Session {
                 wait_ms,
             } => {
                 let limit = Duration::from_millis(wait_ms.into());
-                let reload = self.supervisor.send(Reload {
+                let reload = Reload {
                     database,
                     server,
                     settings,
                     force,
                     limit,
-                });
+                };
+                if id == 0 {
+                    // The session may end before this is handled, and actix skips what nobody waits for any longer.
+                    self.supervisor.do_send(reload);
+                    return Ok(());
+                }
+                let reload = self.supervisor.send(reload);
                 let call = async move {
                     reload
                         .await
