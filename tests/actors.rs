@@ -332,8 +332,11 @@ async fn a_late_answer_is_ignored() {
     session.open(nats.port()).expect("a connection");
     for n in 0..100 {
         session.interrupt.store(true, Ordering::Relaxed);
-        let given_up = session.ask("echo", "given up", 5000).expect_err("interrupted");
-        assert_eq!(given_up.kind, Kind::Interrupted);
+        match session.ask("echo", "given up", 5000) {
+            Err(given_up) => assert_eq!(given_up.kind, Kind::Interrupted),
+            // It was there before the first wait.
+            Ok(answer) => assert_eq!(answer, "given up"),
+        }
         session.interrupt.store(false, Ordering::Relaxed);
         let mine = n.to_string();
         assert_eq!(session.ask("echo", &mine, 5000).expect("an answer"), mine);

@@ -73,7 +73,7 @@ async fn a_success_after_the_loss_is_noticed_is_a_promise() {
     let mut promised = Vec::new();
     let mut attempt = 0;
     let mut refusals = 0;
-    while refusals < 3 {
+    while refusals < 3 && attempt < 100 {
         attempt += 1;
         match session.batch_execute(&publish(attempt, attempt)).await {
             Ok(()) => promised.push(attempt.to_string()),
