@@ -302,10 +302,17 @@ fn kinds_have_their_own_sqlstate() {
     let shared: Vec<_> = kinds.into_iter().collect();
     assert_eq!(
         shared,
-        [(
-            "INSUFFICIENT_PRIVILEGE",
-            vec!["PermissionDenied", "FileOptionDenied"]
-        )]
+        [
+            (
+                "INSUFFICIENT_PRIVILEGE",
+                vec!["PermissionDenied", "FileOptionDenied"]
+            ),
+            ("INVALID_NAME", vec!["InvalidSubject", "InvalidName"]),
+            (
+                "PROGRAM_LIMIT_EXCEEDED",
+                vec!["PayloadTooLarge", "ObjectTooLarge"]
+            ),
+        ]
     );
     for Kind(condition, code, _) in CASES.iter().map(|case| &case.0) {
         let other = CASES

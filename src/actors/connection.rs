@@ -573,6 +573,11 @@ impl Handler<Finish> for Connection {
                     actor.held.len()
                 );
             }
+            // Whoever still watches the status must not keep the client alive.
+            actor.status.send_modify(|status| {
+                status.link.up = false;
+                status.client = None;
+            });
             ctx.stop();
         }))
     }
