@@ -53,7 +53,8 @@ async fn publishes_are_buffered_up_to_capacity_and_arrive_in_order() {
     assert_eq!(report.code, "53400");
     let detail = report.detail.expect("a detail");
     assert!(detail.starts_with("30 of 40 messages were buffered."), "{detail}");
-    let limit = Duration::from_millis(700);
+    // The runtime lets messages wait for nine tenths of the time.
+    let limit = Duration::from_millis(630);
     assert!((limit..limit + PROMPT).contains(&took), "took {took:?}");
 
     scene.nats.restart().await;

@@ -64,12 +64,8 @@ pub async fn ask(
     let limit = after(timeout_ms);
     let reach = limit.min(after(wait_ms));
     let client = connection::client(&mut handle.status.clone(), &handle.connection, reach).await?;
-    let mut request = async_nats::Request::new().payload(body);
-    if let Some(headers) = header_map(&headers) {
-        request = request.headers(headers);
-    }
     let timeout = limit.saturating_duration_since(Instant::now());
-    match connection::request(&client, &subject, request, timeout).await {
+    match connection::request(&client, &subject, header_map(&headers), body, timeout).await {
         // In terms of the time that was asked for, not of what was left of it.
         Err(error) if error.kind == Kind::Timeout => {
             let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
@@ -108,7 +104,7 @@ fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
 /// What the NATS server said of itself when the connection was made.
 pub async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
     let client = connection::client(&mut handle.status.clone(), &handle.connection, after(wait_ms)).await?;
-    let info = client.server_info();
+    let info = client.client().server_info();
     let json = serde_json::json!({
         "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
         "version": info.version, "auth_required": info.auth_required, "tls_required": info.tls_required,

@@ -17,12 +17,13 @@ use std::time::Duration;
 use actix::prelude::*;
 use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, Event, PublishErrorKind, Request, RequestErrorKind, ServerError};
+use async_nats::{Client, Event, HeaderMap, PublishErrorKind, ServerError};
 use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connect::{Observer, connect};
+use super::requester::{Failure, Requester};
 use super::system::Vital;
 use crate::channel::message::Link;
 use crate::error::{Error, Kind, Result};
@@ -82,7 +83,7 @@ pub struct Status {
     pub failures: u64,
     pub error: Option<Error>,
     /// While the connection is up and nothing is held that has to go first.
-    pub client: Option<Client>,
+    pub client: Option<Requester>,
     /// The default JetStream domain.
     pub domain: Option<String>,
     /// Counts the clients; whatever was derived from an older client is stale.
@@ -120,7 +121,7 @@ pub async fn client(
     status: &mut watch::Receiver<Status>,
     connection: &Addr<Connection>,
     deadline: Instant,
-) -> Result<Client> {
+) -> Result<Requester> {
     loop {
         until_up(status, connection, deadline).await?;
         if let Some(client) = &status.borrow_and_update().client {
@@ -148,15 +149,15 @@ fn not_connected() -> Error {
 enum State {
     Down,
     /// A new client takes the held messages; later ones queue up behind them.
-    Handover(Client),
-    Up(Client),
+    Handover(Requester),
+    Up(Requester),
 }
 
 /// The outcome of an attempt to connect.
 struct Dialled {
     settings: Settings,
     generation: u64,
-    client: Result<Client>,
+    client: Result<Requester>,
 }
 
 /// The actor.
@@ -171,6 +172,8 @@ pub struct Connection {
     dials: u64,
     /// The attempt of the latest reload that has taken effect; what began earlier is overtaken.
     reloaded: u64,
+    /// The latest generation that was reported lost, perhaps before it was installed.
+    gone: u64,
     /// An attempt is under way.
     connecting: bool,
     /// Locked for reading by whoever hands messages to the current client, for writing by whoever ends it.
@@ -204,6 +207,7 @@ impl Connection {
             held: VecDeque::new(),
             status,
             dials: 0,
+            gone: 0,
             reloaded: 0,
             connecting: false,
             senders: Arc::default(),
@@ -247,7 +251,10 @@ impl Connection {
         };
         let (name, hosts) = (self.name.clone(), self.hosts(&settings));
         async move {
-            let client = connect(&settings, &hosts, &name, limit, observer).await;
+            let client = match connect(&settings, &hosts, &name, limit, observer).await {
+                Ok(client) => Requester::start(client).await.map_err(|_| not_connected()),
+                Err(error) => Err(error),
+            };
             Dialled {
                 settings,
                 generation,
@@ -304,8 +311,8 @@ impl Connection {
     }
 
     /// Puts a connected client in the place of what was there; the old one first delivers what it has taken.
-    fn install(&mut self, client: Client, generation: u64, ctx: &mut Context<Self>) {
-        let info = client.server_info();
+    fn install(&mut self, client: Requester, generation: u64, ctx: &mut Context<Self>) {
+        let info = client.client().server_info();
         self.discovered = info
             .connect_urls
             .iter()
@@ -334,6 +341,9 @@ impl Connection {
             actor.retiring = actor.retiring.saturating_sub(1);
             actor.hand_over(ctx);
         }));
+        if self.gone >= generation {
+            self.lost(ctx);
+        }
     }
 
     /// Hands the held messages to the new client; when none is left, the connection is up.
@@ -350,7 +360,7 @@ impl Connection {
             let (senders, batch) = (self.senders.clone(), self.held.drain(..).collect());
             let handing = async move {
                 let _sender = senders.read().await;
-                send_all(&client, batch).await
+                send_all(client.client(), batch).await
             };
             ctx.spawn(handing.into_actor(self).map(|rest, actor, ctx| {
                 actor.handing = false;
@@ -361,7 +371,7 @@ impl Connection {
             }));
             return;
         }
-        let info = client.server_info();
+        let info = client.client().server_info();
         self.state = State::Up(client.clone());
         self.status.send_modify(|status| {
             status.client = Some(client);
@@ -406,7 +416,7 @@ impl Handler<Publish> for Connection {
             let client = client.clone();
             return Box::pin(async move {
                 let _sender = sender;
-                send_all(&client, batch).await
+                send_all(client.client(), batch).await
             });
         }
         let room = self
@@ -445,46 +455,46 @@ async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<OutboundM
 
 /// Returns when the NATS server has taken in all that was handed to a client, so that what follows on another
 /// connection does not overtake it. async-nats drops what it has not written when the last clone of a client goes.
-async fn retire(client: &Client, senders: &RwLock<()>) {
+async fn retire(client: &Requester, senders: &RwLock<()>) {
     let _none_left = senders.write().await;
-    let _ = client.flush().await;
+    let _ = client.client().flush().await;
     // All has left for the socket. That nobody listens is answered after the server has read what came before.
-    let _ = timeout(
-        FLUSH_LIMIT,
-        client.send_request(client.new_inbox(), Request::new()),
-    )
-    .await;
+    let nobody = client.client().new_inbox();
+    let _ = client.request(nobody, None, Bytes::new(), FLUSH_LIMIT).await;
 }
 
 /// Sends a request and waits for its reply.
 pub async fn request(
-    client: &Client,
+    client: &Requester,
     subject: &str,
-    request: Request,
+    headers: Option<HeaderMap>,
+    payload: Bytes,
     timeout: Duration,
 ) -> Result<async_nats::Message> {
     let outcome = client
-        .send_request(subject.to_string(), request.timeout(Some(timeout)))
+        .request(subject.to_string(), headers, payload, timeout)
         .await;
-    outcome.map_err(|error| match error.kind() {
-        RequestErrorKind::NoResponders => Error::new(
+    outcome.map_err(|failure| match failure {
+        Failure::NoResponders => Error::new(
             Kind::NoResponders,
             format!("no responders are available for subject \"{subject}\""),
         ),
-        RequestErrorKind::TimedOut => {
+        Failure::TimedOut => {
             let waited = timeout.as_millis();
             Error::new(
                 Kind::Timeout,
                 format!("no reply on subject \"{subject}\" within {waited} ms"),
             )
         }
-        RequestErrorKind::MaxPayloadExceeded => Error::new(
-            Kind::PayloadTooLarge,
-            "message is larger than the NATS server allows",
-        )
-        .detail(format!("{error}.")),
-        RequestErrorKind::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
-        RequestErrorKind::Other => Error::new(
+        Failure::TooLarge(why) => {
+            let error = Error::new(
+                Kind::PayloadTooLarge,
+                "message is larger than the NATS server allows",
+            );
+            error.cause(&why)
+        }
+        Failure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+        Failure::Lost => Error::new(
             Kind::ConnectionLost,
             "the connection to the NATS server was lost while waiting for the reply",
         ),
@@ -587,6 +597,7 @@ impl Handler<Lost> for Connection {
     type Result = ();
 
     fn handle(&mut self, Lost(generation): Lost, ctx: &mut Self::Context) {
+        self.gone = self.gone.max(generation);
         if generation == self.generation() && !matches!(self.state, State::Down) {
             self.lost(ctx);
         }

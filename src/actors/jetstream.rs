@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use async_nats::{Client, HeaderMap, Request, RequestErrorKind, StatusCode, Subject};
+use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::Value;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::calls::header_map;
 use super::connection::Status;
+use super::requester::{Failure, Requester};
 use crate::channel::message::Reply;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -34,7 +35,7 @@ mod code {
 /// The JetStream that a call means: a client and the prefix of the API's subjects.
 #[derive(Clone)]
 pub struct Api {
-    pub client: Client,
+    pub client: Requester,
     pub domain: Option<String>,
     pub prefix: String,
     /// For each answer.
@@ -69,7 +70,7 @@ impl Api {
 
     /// A server without headers has no JetStream, and cannot say that nobody listens: it is not asked.
     pub fn check_server(&self) -> Result<()> {
-        if self.client.server_info().headers {
+        if self.client.client().server_info().headers {
             Ok(())
         } else {
             Err(self.unavailable("The server does not support headers, which JetStream needs."))
@@ -84,22 +85,14 @@ impl Api {
         } else {
             body.to_string().into()
         };
-        let request = Request::new().payload(body).timeout(Some(self.timeout));
-        let answer = match self
-            .client
-            .send_request(format!("{}.{name}", self.prefix), request)
-            .await
-        {
+        let subject = format!("{}.{name}", self.prefix);
+        let answer = match self.client.request(subject, None, body, self.timeout).await {
             Ok(answer) => answer,
-            Err(error) => {
-                return Err(match error.kind() {
-                    RequestErrorKind::NoResponders => self.unavailable("No JetStream answers its API."),
-                    RequestErrorKind::TimedOut => {
-                        Error::new(Kind::AckTimeout, "JetStream did not answer in time")
-                    }
-                    _ => lost(),
-                });
+            Err(Failure::NoResponders) => return Err(self.unavailable("No JetStream answers its API.")),
+            Err(Failure::TimedOut) => {
+                return Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"));
             }
+            Err(_) => return Err(lost()),
         };
         let answer: Value = serde_json::from_slice(&answer.payload)
             .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))?;
@@ -121,21 +114,19 @@ impl Api {
     /// Publishes and waits for the acknowledgement: the sequence in the stream.
     pub async fn publish(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<u64> {
         self.check_server()?;
-        let mut request = Request::new().payload(payload).timeout(Some(self.timeout));
-        if let Some(headers) = headers {
-            request = request.headers(headers);
-        }
-        match self.client.send_request(subject.clone(), request).await {
+        match self
+            .client
+            .request(subject.clone(), headers, payload, self.timeout)
+            .await
+        {
             Ok(answer) => self.acknowledged(&answer.payload).map(|(sequence, _)| sequence),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                Err(self.no_stream(&subject).await)
-            }
-            Err(error) if error.kind() == RequestErrorKind::TimedOut => Err(no_ack(&subject)),
-            Err(error) if error.kind() == RequestErrorKind::MaxPayloadExceeded => Err(Error::new(
+            Err(Failure::NoResponders) => Err(self.no_stream(&subject).await),
+            Err(Failure::TimedOut) => Err(no_ack(&subject)),
+            Err(Failure::TooLarge(why)) => Err(Error::new(
                 Kind::PayloadTooLarge,
                 "message is larger than the NATS server allows",
             )
-            .detail(format!("{error}."))),
+            .cause(&why)),
             Err(_) => Err(lost()),
         }
     }
@@ -164,10 +155,16 @@ impl Api {
     ) -> Result<u64> {
         self.check_server()?;
         let deadline = Instant::now() + self.timeout;
-        let inbox: Subject = self.client.new_inbox().into();
-        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
+        let inbox: Subject = self.client.client().new_inbox().into();
+        let mut answers = self
+            .client
+            .client()
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|_| lost())?;
         let headers = headers.unwrap_or_default();
         self.client
+            .client()
             .publish_with_reply_and_headers(subject.clone(), inbox, headers, payload)
             .await
             .map_err(|error| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use async_nats::jetstream::kv::{Config, Operation};
 use async_nats::jetstream::{self, stream::StorageType};
-use async_nats::{HeaderMap, Request, RequestErrorKind, StatusCode};
+use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::connection::Status;
 use super::jetstream::Api;
+use super::requester::Failure;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
 use crate::error::{Error, Kind, Result};
 
@@ -234,10 +235,12 @@ impl Store {
             self.stream(),
             self.subject(key)
         );
-        let request = Request::new()
-            .payload(Bytes::new())
-            .timeout(Some(self.api.timeout));
-        match self.api.client.send_request(subject, request).await {
+        match self
+            .api
+            .client
+            .request(subject, None, Bytes::new(), self.api.timeout)
+            .await
+        {
             Ok(answer) if answer.status == Some(StatusCode::NOT_FOUND) => Ok(None),
             Ok(answer) => {
                 let headers = answer.headers.unwrap_or_default();
@@ -254,10 +257,7 @@ impl Store {
                 }))
             }
             // No bucket, or one without direct access.
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                self.latest_from_leader(key).await
-            }
-            Err(error) if error.kind() == RequestErrorKind::TimedOut => self.latest_from_leader(key).await,
+            Err(Failure::NoResponders | Failure::TimedOut) => self.latest_from_leader(key).await,
             Err(_) => Err(Error::new(
                 Kind::ConnectionLost,
                 "the connection to the NATS server was lost while waiting for the answer",
@@ -414,7 +414,7 @@ impl Store {
 
 /// async-nats's own view of the API, for what is not asked often.
 pub fn context(api: &Api) -> jetstream::Context {
-    let mut context = jetstream::with_prefix(api.client.clone(), &api.prefix);
+    let mut context = jetstream::with_prefix(api.client.client().clone(), &api.prefix);
     context.set_timeout(api.timeout);
     context
 }

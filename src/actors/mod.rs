@@ -5,7 +5,8 @@
 //! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
 //! - `load.rs` counts calls in flight;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
-//! - `connection.rs` is one NATS connection and its state machine; `connect.rs` makes the client it is built on;
+//! - `connection.rs` is one NATS connection and its state machine; `connect.rs` makes the client it is built on,
+//!   `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` are NATS's persistent halves on that connection;
 //! - `system.rs` starts, watches and stops them.
 
@@ -19,6 +20,7 @@ pub mod jetstream;
 pub mod key_value;
 mod load;
 pub mod object_store;
+pub mod requester;
 mod session;
 pub mod supervisor;
 pub mod system;

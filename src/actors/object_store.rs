@@ -279,7 +279,7 @@ impl Store {
     }
 
     fn chunk_size(&self) -> usize {
-        CHUNK.min(self.api.client.max_payload())
+        CHUNK.min(self.api.client.client().max_payload())
     }
 
     /// How many chunks, and the digest of all.

@@ -26,6 +26,8 @@ use crate::pg::{executor, wait};
 const FLUSH_SIZE: usize = 32 * 1024;
 /// How long the runtime may take to answer beyond the deadline that it was given.
 const GRACE: Duration = Duration::from_secs(2);
+/// The same for the confirmation of publishes: short, because they had most of the time for themselves.
+const FENCE_GRACE: Duration = Duration::from_millis(500);
 /// Between two attempts to reach a runtime that is starting.
 const START_POLL: Duration = Duration::from_millis(5);
 
@@ -91,11 +93,7 @@ pub fn publish(message: Outgoing<'_>) -> Result<()> {
     with_session(|session| {
         let Slot { number, link } = *session.slot(key)?;
         check_size(&message.headers, message.payload, link)?;
-        let wait_ms = if link.up {
-            0
-        } else {
-            milliseconds(settings::connect_timeout())
-        };
+        let wait_ms = if link.up { 0 } else { milliseconds(patience()) };
         let Outgoing {
             subject,
             reply,
@@ -298,11 +296,7 @@ impl Session {
 
     /// The slot for a key; opens the NATS connection the first time.
     fn slot(&mut self, key: Key) -> Result<&Slot> {
-        for (number, link) in self.client.take_news() {
-            if let Some(slot) = self.slots.values_mut().find(|slot| slot.number == number) {
-                slot.link = link;
-            }
-        }
+        self.take_news();
         if !self.slots.contains_key(&key) {
             let slot = self.open(key)?;
             self.slots.insert(key, slot);
@@ -310,6 +304,14 @@ impl Session {
         self.slots
             .get(&key)
             .ok_or_else(|| Error::new(Kind::Protocol, "unknown slot"))
+    }
+
+    fn take_news(&mut self) {
+        for (number, link) in self.client.take_news() {
+            if let Some(slot) = self.slots.values_mut().find(|slot| slot.number == number) {
+                slot.link = link;
+            }
+        }
     }
 
     fn open(&mut self, key: Key) -> Result<Slot> {
@@ -345,15 +347,36 @@ impl Session {
         if self.fence {
             return self.fence_off();
         }
-        self.client.flush(Instant::now() + settings::connect_timeout())
+        let outcome = self.client.flush(Instant::now() + settings::connect_timeout());
+        outcome.map_err(|error| self.explain(error))
     }
 
     fn fence_off(&mut self) -> Result<()> {
         if std::mem::take(&mut self.fence) {
-            self.call(&Request::Fence, b"", settings::connect_timeout())?;
+            let deadline = Instant::now() + settings::connect_timeout() + FENCE_GRACE;
+            let fence = self.client.call(&Request::Fence, b"", deadline, Duration::ZERO);
+            fence.map_err(|error| self.explain(error))?;
         }
         Ok(())
     }
+
+    /// A runtime that takes no more while NATS is away has a full buffer.
+    fn explain(&mut self, error: Error) -> Error {
+        self.take_news();
+        if error.kind != Kind::RuntimeUnavailable || self.slots.values().all(|slot| slot.link.up) {
+            return error;
+        }
+        Error::new(
+            Kind::BufferFull,
+            "the NATS server is unreachable and the buffer for messages is full",
+        )
+        .detail("A part of what the statement published may have been buffered.")
+    }
+}
+
+/// How long the runtime lets messages wait for room: less than the session waits for the answer.
+fn patience() -> Duration {
+    settings::connect_timeout() * 9 / 10
 }
 
 /// Connects without waiting; a full backlog is `WouldBlock`.

@@ -1,0 +1,162 @@
+//! Requests on a NATS client: one inbox subscription, and who waits for which reply. In the actor thread.
+//!
+//! async-nats has the same for itself, but remembers a request that nobody waits for any longer until the connection
+//! ends, about 0.7 KB each; here it is forgotten when its future is dropped.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// Why a request has no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    NoResponders,
+    TimedOut,
+    /// With what the client says of it.
+    TooLarge(String),
+    InvalidSubject,
+    /// The connection broke.
+    Lost,
+}
+
+/// A client that can ask. Cheap to clone; the subscription ends with the last clone.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    client: Client,
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    /// The replies' subject is this and a number.
+    prefix: String,
+    next: AtomicU64,
+    waiting: Arc<Waiting>,
+    /// Dropped with the inbox; ends the task that reads the subscription, which keeps the client alive.
+    _open: oneshot::Sender<()>,
+}
+
+type Replies = HashMap<u64, oneshot::Sender<Message>>;
+
+#[derive(Debug, Default)]
+struct Waiting(Mutex<Replies>);
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Replies> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a request, whether it was answered or given up.
+struct Request<'a> {
+    waiting: &'a Waiting,
+    number: u64,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().remove(&self.number);
+    }
+}
+
+impl Requester {
+    /// Subscribes the client's inbox.
+    pub async fn start(client: Client) -> Result<Requester, Failure> {
+        let prefix = format!("{}.", client.new_inbox());
+        let replies = client
+            .subscribe(format!("{prefix}*"))
+            .await
+            .map_err(|_| Failure::Lost)?;
+        let waiting = Arc::new(Waiting::default());
+        let (open, closed) = oneshot::channel();
+        tokio::spawn(deliver(replies, prefix.len(), waiting.clone(), closed));
+        let inbox = Inbox {
+            prefix,
+            next: AtomicU64::new(0),
+            waiting,
+            _open: open,
+        };
+        Ok(Requester {
+            client,
+            inbox: Arc::new(inbox),
+        })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Publishes a request and waits for the first reply.
+    pub async fn request(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        limit: Duration,
+    ) -> Result<Message, Failure> {
+        let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        self.inbox.waiting.lock().insert(number, sender);
+        let _request = Request {
+            waiting: &self.inbox.waiting,
+            number,
+        };
+        let inbox = format!("{}{number}", self.inbox.prefix);
+        let ask = async {
+            match headers {
+                Some(headers) => {
+                    self.client
+                        .publish_with_reply_and_headers(subject, inbox, headers, payload)
+                        .await
+                }
+                None => self.client.publish_with_reply(subject, inbox, payload).await,
+            }
+            .map_err(|error| unsent(&error))?;
+            reply.await.map_err(|_| Failure::Lost)
+        };
+        let reply = timeout(limit, ask).await.map_err(|_| Failure::TimedOut)??;
+        if reply.status == Some(StatusCode::NO_RESPONDERS) {
+            Err(Failure::NoResponders)
+        } else {
+            Ok(reply)
+        }
+    }
+}
+
+fn unsent(error: &PublishError) -> Failure {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => Failure::TooLarge(error.to_string()),
+        PublishErrorKind::InvalidSubject => Failure::InvalidSubject,
+        PublishErrorKind::Send => Failure::Lost,
+    }
+}
+
+/// Brings replies to those who wait, until the connection or the requester ends.
+async fn deliver(
+    mut replies: Subscriber,
+    prefix: usize,
+    waiting: Arc<Waiting>,
+    mut closed: oneshot::Receiver<()>,
+) {
+    loop {
+        let reply = tokio::select! {
+            reply = replies.next() => reply,
+            _ = &mut closed => break,
+        };
+        let Some(reply) = reply else { break };
+        let number = reply.subject.get(prefix..).and_then(|number| number.parse().ok());
+        let waiter = number.and_then(|number: u64| waiting.lock().remove(&number));
+        if let Some(waiter) = waiter {
+            // It may have been given up just now.
+            let _ = waiter.send(reply);
+        }
+    }
+    waiting.lock().clear();
+}
