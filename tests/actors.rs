@@ -112,7 +112,7 @@ async fn cancelled_requests_leave_nothing_behind() {
     }
     let grown = support::proc::private_bytes(me).saturating_sub(before);
     println!("{} cancelled requests: {grown} bytes more", ROUNDS * AT_ONCE);
-    assert!(grown < 100 * u64::from(ROUNDS * AT_ONCE), "{grown} bytes");
+    assert!(grown < 500 * u64::from(ROUNDS * AT_ONCE), "{grown} bytes");
 }
 
 /// The answer to a request that was given up, when it comes after all, is not the next one's.
