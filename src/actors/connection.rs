@@ -296,7 +296,11 @@ impl Connection {
             info.server_id,
             info.version
         );
-        self.status.send_modify(|status| status.generation = generation);
+        self.status.send_modify(|status| {
+            status.generation = generation;
+            // Already now: whoever asked for a reload goes on before the handover is done.
+            status.domain = self.settings.domain.clone();
+        });
         let old = std::mem::replace(&mut self.state, State::Handover(client));
         let flush = async move {
             if let State::Up(old) | State::Handover(old) = old {
@@ -329,7 +333,6 @@ impl Connection {
         self.state = State::Up(client.clone());
         self.status.send_modify(|status| {
             status.client = Some(client);
-            status.domain = self.settings.domain.clone();
             status.link = Link {
                 up: true,
                 max_payload: info.max_payload as u64,
