@@ -361,6 +361,11 @@ impl Actor for Connection {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.attempt(ctx);
     }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // The status outlives the actor wherever it is watched; the connection to NATS must not.
+        self.status.send_modify(|status| status.client = None);
+    }
 }
 
 impl Handler<Publish> for Connection {
