@@ -328,6 +328,8 @@ impl Connection {
         self.status.send_modify(|status| {
             status.generation = generation;
             status.client = None;
+            // Already now: whoever asked for a reload goes on before the handover is done.
+            status.domain = self.settings.domain.clone();
         });
         let old = std::mem::replace(&mut self.state, State::Handover(client));
         let senders = std::mem::take(&mut self.senders);
@@ -375,7 +377,6 @@ impl Connection {
         self.state = State::Up(client.clone());
         self.status.send_modify(|status| {
             status.client = Some(client);
-            status.domain = self.settings.domain.clone();
             status.link = Link {
                 up: true,
                 max_payload: info.max_payload as u64,
@@ -403,6 +404,11 @@ impl Actor for Connection {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.attempt(ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // The status outlives the actor wherever it is watched; the connection to NATS must not.
+        self.status.send_modify(|status| status.client = None);
     }
 }
 

@@ -199,9 +199,16 @@ impl Store {
             );
             headers
         });
-        self.api
-            .publish(self.api.own_subject(&self.subject(key)), headers, value)
-            .await
+        self.publish(key, headers, value).await
+    }
+
+    async fn publish(&self, key: &str, headers: Option<HeaderMap>, value: Bytes) -> Result<u64> {
+        // Between domains nothing says that nobody listens.
+        if self.api.domain.is_some() && !self.api.has_stream(&self.stream()).await? {
+            return Err(Error::new(Kind::NoStream, "no such bucket"));
+        }
+        let subject = self.api.own_subject(&self.subject(key));
+        self.api.publish(subject, headers, value).await
     }
 
     async fn delete(&self, key: &str, purge: bool) -> Result<()> {
@@ -210,15 +217,7 @@ impl Store {
         if purge {
             headers.insert(async_nats::header::NATS_ROLLUP, "sub");
         }
-        match self
-            .api
-            .publish(
-                self.api.own_subject(&self.subject(key)),
-                Some(headers),
-                Bytes::new(),
-            )
-            .await
-        {
+        match self.publish(key, Some(headers), Bytes::new()).await {
             Ok(_) => Ok(()),
             // Nothing to delete where there is no bucket.
             Err(error) if error.kind == Kind::NoStream => Ok(()),
@@ -433,7 +432,8 @@ pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<Row>> {
+/// Rows up to a limit.
+pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<Row>> {
     let mut rows = std::pin::pin!(rows);
     let (mut all, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next().await {

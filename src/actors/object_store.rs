@@ -8,20 +8,20 @@ use actix::prelude::*;
 use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectLink, ObjectOptions};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use bytes::{Bytes, BytesMut};
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use futures::{FutureExt, TryStreamExt};
 use ring::digest::{Context as Digest, SHA256};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::connection::Status;
 use super::jetstream::Api;
-use super::key_value::{causes, context, timestamp};
+use super::key_value::{causes, collect, context, timestamp};
 use crate::channel::message::{Reply, Row, StoreCall};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names::check_bucket;
@@ -113,12 +113,6 @@ impl Store {
     }
 
     async fn open(&self) -> Result<object_store::ObjectStore> {
-        if !self.api.has_stream(&self.stream()).await? {
-            return Err(Error::new(
-                Kind::BucketNotFound,
-                format!("object store \"{}\" does not exist", self.name),
-            ));
-        }
         context(&self.api)
             .get_object_store(&self.name)
             .await
@@ -144,12 +138,48 @@ impl Store {
     }
 
     async fn info(&self, name: &str) -> Result<ObjectInfo> {
-        let info = self.open().await?.info(name).await;
-        match info {
-            Ok(info) if !info.deleted => Ok(info),
-            Ok(_) => Err(self.missing(name)),
-            Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => Err(self.missing(name)),
-            Err(error) => Err(self.failed("read", &error)),
+        match self.read_info(&self.subject(name)).await? {
+            Some(info) if !info.deleted => Ok(info),
+            _ => Err(self.missing(name)),
+        }
+    }
+
+    fn subject(&self, name: &str) -> String {
+        format!("$O.{}.M.{}", self.name, URL_SAFE.encode(name))
+    }
+
+    /// The latest metadata under a subject, a deleted object's too; `None` where there never was one.
+    async fn read_info(&self, subject: &str) -> Result<Option<ObjectInfo>> {
+        let name = format!("STREAM.MSG.GET.{}", self.stream());
+        let answer = match self.api.request(&name, &json!({ "last_by_subj": subject })).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind == Kind::ObjectNotFound => return Ok(None),
+            Err(error) => return Err(self.named(error)),
+        };
+        let data = answer.get("message").and_then(|message| message.get("data"));
+        let data = STANDARD.decode(data.and_then(Value::as_str).unwrap_or_default());
+        let mut info: Value = data
+            .ok()
+            .and_then(|data| serde_json::from_slice(&data).ok())
+            .unwrap_or_default();
+        if let Some(fields) = info.as_object_mut() {
+            // nats-py deletes an object with an empty time.
+            fields.retain(|name, value| !(value.is_null() || name == "mtime" && value == ""));
+        }
+        serde_json::from_value(info).map(Some).map_err(|error| {
+            let message = format!("unintelligible metadata in object store \"{}\"", self.name);
+            Error::new(Kind::JetStreamRefused, message).detail(format!("Subject {subject}: {error}."))
+        })
+    }
+
+    /// Says which store an error is about.
+    fn named(&self, error: Error) -> Error {
+        match error.kind {
+            Kind::BucketNotFound => Error::new(
+                error.kind,
+                format!("object store \"{}\" does not exist", self.name),
+            ),
+            _ => error,
         }
     }
 
@@ -183,18 +213,40 @@ impl Store {
     }
 
     async fn list(&self) -> Result<Vec<Row>> {
-        // As for a bucket: where there is no store there is nothing to list, and none is made.
-        if !self.api.has_stream(&self.stream()).await? {
-            return Ok(Vec::new());
+        let subjects = match self.subjects().await {
+            // As for a bucket: where there is no store there is nothing to list, and none is made.
+            Err(error) if error.kind == Kind::BucketNotFound => return Ok(Vec::new()),
+            subjects => subjects?,
+        };
+        let infos = futures::stream::iter(&subjects)
+            .map(|subject| self.read_info(subject))
+            .buffered(WINDOW);
+        let rows = infos.try_filter_map(async |info| {
+            let there = info.filter(|info| !info.deleted);
+            Ok(there.map(|info| row(&info)))
+        });
+        collect(rows).await
+    }
+
+    /// The subjects of the objects' metadata.
+    async fn subjects(&self) -> Result<Vec<String>> {
+        let (name, filter) = (
+            format!("STREAM.INFO.{}", self.stream()),
+            format!("$O.{}.M.>", self.name),
+        );
+        let mut all = Vec::new();
+        loop {
+            let page = json!({ "subjects_filter": filter, "offset": all.len() });
+            let page = self.api.request(&name, &page).await?;
+            let found = page.get("state").and_then(|state| state.get("subjects"));
+            let found = found.and_then(Value::as_object).into_iter().flatten();
+            let before = all.len();
+            all.extend(found.map(|(subject, _)| subject.clone()));
+            let total = page.get("total").and_then(Value::as_u64).unwrap_or(0);
+            if all.len() == before || all.len() as u64 >= total {
+                return Ok(all);
+            }
         }
-        let objects = self
-            .open()
-            .await?
-            .list()
-            .await
-            .map_err(|error| self.failed("list", &error))?;
-        let rows = objects.map_ok(|info| row(&info)).try_collect().await;
-        rows.map_err(|error| self.failed("list", &error))
     }
 
     /// Chunks are published with a window of acknowledgements; the object becomes visible with its metadata, last.
@@ -248,7 +300,7 @@ impl Store {
 
     /// Puts an object's metadata in place of its last.
     async fn put_info(&self, info: &ObjectInfo) -> Result<()> {
-        let subject = format!("$O.{}.M.{}", self.name, URL_SAFE.encode(&info.name));
+        let subject = self.subject(&info.name);
         let info = serde_json::to_vec(info).map_err(|error| {
             Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
         })?;

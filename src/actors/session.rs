@@ -105,11 +105,7 @@ impl Session {
                     self.take(&mut batch).await?;
                 }
                 Some((id, outcome)) = self.calls.next() => {
-                    self.cancels.remove(&id);
-                    self.uploads.remove(&id);
-                    if let Some(outcome) = outcome {
-                        self.reply(id, outcome).await?;
-                    }
+                    self.called(id, outcome).await?;
                 }
                 Some(changed) = self.news.next() => {
                     if let Some((slot, mut status)) = changed {
@@ -125,6 +121,16 @@ impl Session {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// A call has come to its end.
+    async fn called(&mut self, id: u32, outcome: Option<Result<Answer>>) -> std::io::Result<()> {
+        self.cancels.remove(&id);
+        self.uploads.remove(&id);
+        match outcome {
+            Some(outcome) => self.reply(id, outcome).await,
+            None => Ok(()),
         }
     }
 
@@ -263,13 +269,10 @@ impl Session {
                 .await
             }
             Request::Upload { upload } => {
-                // Waits while earlier parts are on their way; the session has nothing else to say meanwhile.
-                let taken = match self.uploads.get(&upload) {
-                    Some(parts) if !body.is_empty() => parts.send(body).await.is_ok(),
-                    _ => false,
-                };
-                if !taken {
+                if body.is_empty() {
                     self.uploads.remove(&upload);
+                } else if let Some(parts) = self.uploads.get(&upload).cloned() {
+                    self.upload(upload, parts, body).await?;
                 }
                 Ok(())
             }
@@ -318,6 +321,24 @@ impl Session {
             }
             // Taken by `take`.
             Request::Publish { .. } => Ok(()),
+        }
+    }
+
+    /// Waits while earlier parts are on their way; the session has nothing else to say meanwhile. The call that takes
+    /// them goes on, or may yet have to begin.
+    async fn upload(&mut self, id: u32, parts: mpsc::Sender<Bytes>, part: Bytes) -> std::io::Result<()> {
+        let mut sent = std::pin::pin!(parts.send(part));
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sent => {
+                    if sent.is_err() {
+                        self.uploads.remove(&id);
+                    }
+                    return Ok(());
+                }
+                Some((id, outcome)) = self.calls.next() => self.called(id, outcome).await?,
+            }
         }
     }
 

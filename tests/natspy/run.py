@@ -1,6 +1,6 @@
 """A client of NATS that shares no code with async-nats: does what it is told, for tests/support/natspy.rs.
 
-Usage: run.py URL STEPS, with STEPS as JSON: [[operation, argument...]...]. Prints the outcome of each step as JSON.
+Usage: run.py URL <STEPS, with STEPS as JSON: [[operation, argument...]...]. Prints the outcome of each step as JSON.
 Bytes go in and out as hexadecimal digits.
 """
 
@@ -68,8 +68,7 @@ async def object_put(js, store, name, data, chunk_size):
     meta = ObjectMeta(
         name=name,
         description="of nats-py",
-        metadata={"made": "by nats-py"},
-        headers={"Kind": "test"},
+        headers={"Kind": ["test"]},
         options=ObjectMetaOptions(max_chunk_size=chunk_size),
     )
     await (await js.object_store(store)).put(name, bytes.fromhex(data), meta=meta)
@@ -90,13 +89,13 @@ async def object_delete(js, store, name):
 
 
 async def object_names(js, store):
-    return sorted(entry.name for entry in await (await js.object_store(store)).list())
+    return sorted(entry.name for entry in await (await js.object_store(store)).list() if not entry.deleted)
 
 
 async def main():
     client = await nats.connect(sys.argv[1])
     outcomes = []
-    for operation, *arguments in json.loads(sys.argv[2]):
+    for operation, *arguments in json.load(sys.stdin):
         try:
             outcomes.append(await globals()[operation](client.jetstream(), *arguments))
         except NotFoundError as error:

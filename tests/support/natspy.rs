@@ -1,5 +1,6 @@
 //! nats-py, a client that shares no code with the extension's: what one writes, the other must read.
 
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,12 +20,19 @@ impl NatsServer {
             directory.display()
         );
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/natspy/run.py");
+        // Not an argument: those have a limit.
+        let mut input = tempfile::tempfile().expect("create a temporary file");
+        input
+            .write_all(steps.to_string().as_bytes())
+            .expect("write the steps");
+        input.rewind().expect("rewind the steps");
         let mut command = Command::new("/usr/bin/python3");
         command
             .env("PYTHONPATH", directory)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .arg(script)
-            .args([self.url(), steps.to_string()]);
+            .arg(self.url())
+            .stdin(input);
         let output = tokio::task::spawn_blocking(move || run(&mut command)).await;
         let output = output.expect("nats-py does every step").stdout;
         serde_json::from_slice(&output).expect("JSON of tests/natspy/run.py")
