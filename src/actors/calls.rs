@@ -8,10 +8,11 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::connection::{self, until_up};
+use super::delivery;
 use super::jetstream::PublishToStream;
 use super::key_value::InBucket;
 use super::object_store::{InStore, Parts};
+use super::status::{self, until_up};
 use super::supervisor::{Handle, stopped};
 use crate::channel::message::{Api, JetStreamCall, Reply};
 use crate::error::{Error, Kind, Result};
@@ -48,7 +49,7 @@ where
         if let Some(answer) = call().await.map_err(|_| stopped())? {
             return Ok(answer);
         }
-        connection::changed(&mut status, deadline).await?;
+        status::changed(&mut status, deadline).await?;
     }
 }
 
@@ -63,9 +64,9 @@ pub async fn ask(
 ) -> Result<Answer> {
     let limit = after(timeout_ms);
     let reach = limit.min(after(wait_ms));
-    let client = connection::client(&mut handle.status.clone(), &handle.connection, reach).await?;
+    let client = status::client(&mut handle.status.clone(), &handle.connection, reach).await?;
     let timeout = limit.saturating_duration_since(Instant::now());
-    match connection::request(&client, &subject, header_map(&headers), body, timeout).await {
+    match delivery::request(&client, &subject, header_map(&headers), body, timeout).await {
         // In terms of the time that was asked for, not of what was left of it.
         Err(error) if error.kind == Kind::Timeout => {
             let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
@@ -103,7 +104,7 @@ fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
 
 /// What the NATS server said of itself when the connection was made.
 pub async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
-    let client = connection::client(&mut handle.status.clone(), &handle.connection, after(wait_ms)).await?;
+    let client = status::client(&mut handle.status.clone(), &handle.connection, after(wait_ms)).await?;
     let info = client.client().server_info();
     let json = serde_json::json!({
         "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,

@@ -15,18 +15,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, Event, HeaderMap, PublishErrorKind, ServerError};
+use async_nats::{Event, ServerError};
 use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::connect::{Observer, connect};
-use super::requester::{Failure, Requester};
+use super::delivery::{FLUSH_LIMIT, retire, send_all};
+use super::flood::Flood;
+use super::requester::Requester;
+use super::status::{Status, not_connected};
 use super::system::Vital;
 use crate::channel::message::Link;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::settings::Settings;
 use crate::settings::options::Host;
 
@@ -34,10 +36,6 @@ use crate::settings::options::Host;
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait between two attempts while NATS is away.
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
-/// Longest time for the old connection to deliver what it holds when a new one replaces it.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
-/// Shortest time between two log lines about errors that the server reports.
-const SERVER_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Publishes in order; answers with what could not be taken because the buffer is full.
 #[derive(Message)]
@@ -72,79 +70,6 @@ struct Lost(u64);
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Happened(u64, Event);
-
-/// What callers may know of a connection.
-#[derive(Clone, Debug, Default)]
-pub struct Status {
-    pub link: Link,
-    /// Whether there ever was a connection with these settings.
-    pub was_up: bool,
-    /// Attempts that have failed.
-    pub failures: u64,
-    pub error: Option<Error>,
-    /// While the connection is up and nothing is held that has to go first.
-    pub client: Option<Requester>,
-    /// The default JetStream domain.
-    pub domain: Option<String>,
-    /// Counts the clients; whatever was derived from an older client is stale.
-    pub generation: u64,
-}
-
-/// Waits until the connection is up: until the deadline if it once was, otherwise for one attempt.
-pub async fn until_up(
-    status: &mut watch::Receiver<Status>,
-    connection: &Addr<Connection>,
-    deadline: Instant,
-) -> Result<Link> {
-    let before = {
-        let now = status.borrow_and_update();
-        if now.link.up {
-            return Ok(now.link);
-        }
-        now.failures
-    };
-    connection.do_send(Nudge);
-    let decided = status.wait_for(|s| s.link.up || (!s.was_up && s.failures > before));
-    let last = match timeout(deadline.saturating_duration_since(Instant::now()), decided).await {
-        Ok(Ok(now)) if now.link.up => return Ok(now.link),
-        Ok(Ok(now)) => now.error.clone(),
-        Ok(Err(_)) => None,
-        Err(_) => None,
-    };
-    Err(last
-        .or_else(|| status.borrow().error.clone())
-        .unwrap_or_else(not_connected))
-}
-
-/// The client, once the connection is up and has taken what was held for it.
-pub async fn client(
-    status: &mut watch::Receiver<Status>,
-    connection: &Addr<Connection>,
-    deadline: Instant,
-) -> Result<Requester> {
-    loop {
-        until_up(status, connection, deadline).await?;
-        if let Some(client) = &status.borrow_and_update().client {
-            return Ok(client.clone());
-        }
-        changed(status, deadline).await?;
-    }
-}
-
-/// Waits for the next change of the status.
-pub async fn changed(status: &mut watch::Receiver<Status>, deadline: Instant) -> Result<()> {
-    match timeout_at(deadline, status.changed()).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(not_connected()),
-    }
-}
-
-fn not_connected() -> Error {
-    Error::new(
-        Kind::Unreachable,
-        "the connection to the NATS server is not established yet",
-    )
-}
 
 enum State {
     Down,
@@ -440,73 +365,6 @@ impl Handler<Publish> for Connection {
     }
 }
 
-/// Hands messages to the client in order; answers with those that it did not take because it is lost.
-async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<OutboundMessage> {
-    let mut messages = batch.into_iter();
-    while let Some(message) = messages.next() {
-        match client.publish_message(message.clone()).await {
-            Ok(()) => {}
-            Err(error) if error.kind() == PublishErrorKind::Send => {
-                return std::iter::once(message).chain(messages).collect();
-            }
-            // Sessions check before they send; the limit may have changed in between.
-            Err(error) => log::warn!(
-                "message to subject \"{}\" was not published: {error}",
-                message.subject
-            ),
-        }
-    }
-    Vec::new()
-}
-
-/// Returns when the NATS server has taken in all that was handed to a client, so that what follows on another
-/// connection does not overtake it. async-nats drops what it has not written when the last clone of a client goes.
-async fn retire(client: &Requester, senders: &RwLock<()>) {
-    let _none_left = senders.write().await;
-    let _ = client.client().flush().await;
-    // All has left for the socket. That nobody listens is answered after the server has read what came before.
-    let nobody = client.client().new_inbox();
-    let _ = client.request(nobody, None, Bytes::new(), FLUSH_LIMIT).await;
-}
-
-/// Sends a request and waits for its reply.
-pub async fn request(
-    client: &Requester,
-    subject: &str,
-    headers: Option<HeaderMap>,
-    payload: Bytes,
-    timeout: Duration,
-) -> Result<async_nats::Message> {
-    let outcome = client
-        .request(subject.to_string(), headers, payload, timeout)
-        .await;
-    outcome.map_err(|failure| match failure {
-        Failure::NoResponders => Error::new(
-            Kind::NoResponders,
-            format!("no responders are available for subject \"{subject}\""),
-        ),
-        Failure::TimedOut => {
-            let waited = timeout.as_millis();
-            Error::new(
-                Kind::Timeout,
-                format!("no reply on subject \"{subject}\" within {waited} ms"),
-            )
-        }
-        Failure::TooLarge(why) => {
-            let error = Error::new(
-                Kind::PayloadTooLarge,
-                "message is larger than the NATS server allows",
-            );
-            error.cause(&why)
-        }
-        Failure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
-        Failure::Lost => Error::new(
-            Kind::ConnectionLost,
-            "the connection to the NATS server was lost while waiting for the reply",
-        ),
-    })
-}
-
 impl Handler<Reload> for Connection {
     type Result = ResponseActFuture<Self, Result<()>>;
 
@@ -643,32 +501,6 @@ impl Observer for Reporter {
 
     fn event(&self, event: Event) {
         self.connection.do_send(Happened(self.generation, event));
-    }
-}
-
-/// Lets one log line pass in an interval and counts the others.
-#[derive(Default)]
-struct Flood {
-    last: Option<Instant>,
-    suppressed: u64,
-}
-
-impl Flood {
-    /// `Some` when a line may be written, with a remark on those that were not.
-    fn pass(&mut self) -> Option<String> {
-        let now = Instant::now();
-        if self
-            .last
-            .is_some_and(|last| now.duration_since(last) < SERVER_ERROR_LOG_INTERVAL)
-        {
-            self.suppressed += 1;
-            return None;
-        }
-        self.last = Some(now);
-        match std::mem::take(&mut self.suppressed) {
-            0 => Some(String::new()),
-            more => Some(format!(" ({more} more since the last such line)")),
-        }
     }
 }
 

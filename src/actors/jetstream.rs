@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::calls::header_map;
-use super::connection::Status;
 use super::requester::{Failure, Requester};
+use super::status::Status;
 use crate::channel::message::Reply;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;

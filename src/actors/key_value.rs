@@ -13,9 +13,9 @@ use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::connection::Status;
 use super::jetstream::Api;
 use super::requester::Failure;
+use super::status::Status;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
 use crate::error::{Error, Kind, Result};
 

@@ -5,7 +5,8 @@
 //! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
 //! - `load.rs` counts calls in flight;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
-//! - `connection.rs` is one NATS connection and its state machine; `connect.rs` makes the client it is built on,
+//! - `connection.rs` is one NATS connection and its state machine, `status.rs` what others may know of it,
+//!   `delivery.rs` what it hands to its client; `connect.rs` makes the client it is built on,
 //!   `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` are NATS's persistent halves on that connection;
 //! - `system.rs` starts, watches and stops them.
@@ -15,6 +16,8 @@
 mod calls;
 pub mod connect;
 pub mod connection;
+mod delivery;
+mod flood;
 pub mod gateway;
 pub mod jetstream;
 pub mod key_value;
@@ -22,5 +25,6 @@ mod load;
 pub mod object_store;
 pub mod requester;
 mod session;
+pub mod status;
 pub mod supervisor;
 pub mod system;

@@ -19,9 +19,9 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::connection::Status;
 use super::jetstream::Api;
 use super::key_value::{causes, collect, context, timestamp};
+use super::status::Status;
 use crate::channel::message::{Reply, Row, StoreCall};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names::check_bucket;

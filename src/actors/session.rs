@@ -16,9 +16,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
 use super::calls::{self, Answer, header_map};
-use super::connection::{Publish, Status};
+use super::connection::Publish;
 use super::load::Load;
 use super::object_store::Parts;
+use super::status::Status;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
 use crate::channel::frame::Frame;
 use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Reply, Request, StoreCall};

@@ -8,10 +8,11 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::watch;
 
-use super::connection::{self, Connection, Status};
+use super::connection::{self, Connection};
 use super::jetstream::JetStream;
 use super::key_value::KeyValue;
 use super::object_store::ObjectStore;
+use super::status::Status;
 use super::system::Vital;
 use crate::channel::message::{Key, Target};
 use crate::error::{Error, Kind, Result};

@@ -90,7 +90,12 @@ pub fn wait(socket: RawFd, time: Option<Duration>) -> Woken {
 /// Ends the process. With 0 the postmaster forgets the worker, with 1 it starts it again.
 pub fn exit(code: i32) -> ! {
     // SAFETY: ends the process in PostgreSQL's way; does not return.
-    unsafe { pg_sys::proc_exit(code) }
+    unsafe {
+        pg_sys::proc_exit(code);
+    }
+    // The binding of some majors does not say so.
+    #[allow(unreachable_code)]
+    std::process::exit(code)
 }
 
 /// What tells this cluster from others: `cluster_name`, or else the machine's name and the port.
