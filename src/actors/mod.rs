@@ -8,7 +8,7 @@
 //! - `connection.rs` is one NATS connection and its state machine, `status.rs` what others may know of it,
 //!   `delivery.rs` what it hands to its client; `connect.rs` makes the client it is built on,
 //!   `requester.rs` has it ask;
-//! - `jetstream.rs`, `key_value.rs` and `object_store.rs` are NATS's persistent halves on that connection;
+//! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
 //! - `system.rs` starts, watches and stops them.
 
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod gateway;
 pub mod jetstream;
 pub mod key_value;
 mod load;
+mod object_read;
 pub mod object_store;
 pub mod requester;
 mod session;

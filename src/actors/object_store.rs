@@ -1,5 +1,5 @@
 //! Object stores (ADR-20). One actor for each connection, in the actor thread. Objects stream through in both
-//! directions: a few chunks are in memory at a time, whatever the object's size.
+//! directions: a few chunks are in memory at a time, whatever the object's size. `object_read.rs` has the way out.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,13 +9,12 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectLink, ObjectOptions};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use futures::{FutureExt, TryStreamExt};
 use ring::digest::{Context as Digest, SHA256};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -28,11 +27,8 @@ use crate::nats::names::check_bucket;
 
 /// Size of a chunk, the clients' default; less where the server takes less.
 const CHUNK: usize = 128 * 1024;
-/// Chunks that wait for their acknowledgement at a time: 2 MiB.
-const WINDOW: usize = 16;
-/// Largest object that PostgreSQL can hold: its limit for an allocation, less the header of a value.
-const MAX_OBJECT: u64 = 0x3fff_ffff - 4;
-
+/// Chunks under way at a time, in either direction: 2 MiB.
+pub(super) const WINDOW: usize = 16;
 /// The ends of the channels of an object that streams through a call.
 pub struct Parts {
     /// Where the parts of a put come from; an end before all are there is a cancel.
@@ -92,9 +88,9 @@ impl Handler<InStore> for ObjectStore {
 }
 
 /// A store for the time of one call.
-struct Store {
-    api: Api,
-    name: String,
+pub(super) struct Store {
+    pub(super) api: Api,
+    pub(super) name: String,
 }
 
 impl Store {
@@ -108,18 +104,11 @@ impl Store {
         }
     }
 
-    fn stream(&self) -> String {
+    pub(super) fn stream(&self) -> String {
         format!("OBJ_{}", self.name)
     }
 
-    async fn open(&self) -> Result<object_store::ObjectStore> {
-        context(&self.api)
-            .get_object_store(&self.name)
-            .await
-            .map_err(|error| self.failed("open", &error))
-    }
-
-    fn failed(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    pub(super) fn failed(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
         Error::new(
             Kind::JetStreamRefused,
             format!("could not {what} object store \"{}\"", self.name),
@@ -326,7 +315,7 @@ impl Store {
         Ok(())
     }
 
-    fn chunks(&self, nuid: &str) -> String {
+    pub(super) fn chunks(&self, nuid: &str) -> String {
         format!("$O.{}.C.{nuid}", self.name)
     }
 
@@ -401,70 +390,6 @@ impl Store {
             return Err(Error::new(Kind::Unsupported, message));
         }
         store.read(&info, parts).await
-    }
-
-    /// Streams an object that is no link.
-    async fn read(&self, info: &ObjectInfo, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
-        let (name, size) = (&info.name, info.size as u64);
-        if size > MAX_OBJECT {
-            return Err(Error::new(
-                Kind::ObjectTooLarge,
-                format!("object \"{name}\" is larger than PostgreSQL can hold"),
-            )
-            .detail(format!("It has {size} bytes, the limit is {MAX_OBJECT}.")));
-        }
-        let gone = || Error::new(Kind::Interrupted, "the download was given up");
-        parts
-            .send((Reply::Size(size), Bytes::new()))
-            .await
-            .map_err(|_| gone())?;
-        if size == 0 {
-            return Ok(());
-        }
-        let mut object = self
-            .open()
-            .await?
-            .get(name)
-            .await
-            .map_err(|error| self.failed("read from", &error))?;
-        let mut received = 0;
-        // Up to the end, for the digest is verified with the last chunk.
-        loop {
-            let mut part = BytesMut::with_capacity(2 * CHUNK);
-            let read = timeout(self.api.timeout, object.read_buf(&mut part)).await;
-            let read = read
-                .map_err(|_| Error::new(Kind::AckTimeout, format!("no part of object \"{name}\" in time")))?;
-            match read {
-                Ok(0) => break,
-                Ok(more) => received += more as u64,
-                Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                    return Err(self.damaged(
-                        name,
-                        "Its contents do not have the digest that was stored with it.",
-                    ));
-                }
-                Err(error) => return Err(self.failed("read from", &error)),
-            }
-            if received > size {
-                return Err(self.damaged(name, &format!("It goes on after its {size} bytes.")));
-            }
-            parts
-                .send((Reply::Part, part.freeze()))
-                .await
-                .map_err(|_| gone())?;
-        }
-        if received < size {
-            return Err(self.damaged(name, &format!("It ends after {received} of {size} bytes.")));
-        }
-        Ok(())
-    }
-
-    fn damaged(&self, name: &str, why: &str) -> Error {
-        Error::new(
-            Kind::DigestMismatch,
-            format!("object \"{name}\" of object store \"{}\" is damaged", self.name),
-        )
-        .detail(why)
     }
 }
 
