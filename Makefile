@@ -37,6 +37,9 @@ clients := $(abspath $(TARGET))/clients
 demo bench: served = $(STATE)/release/pg$(PG)/bin/pg_config
 # The server that `build` builds for.
 against = $(private)
+# Cargo optimizes across crates (lto in Cargo.toml) only what is a shared library alone, and the package is a Rust
+# library as well, for the tests.
+compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type cdylib,build)
 
 .PHONY: help setup build private install test test-all lint demo bench clean distclean
 
@@ -49,8 +52,7 @@ setup: ## install everything that building, testing and the demo need
 
 build: ## build the extension; PG=15, PROFILE=debug|release
 	@[ "$(against)" != "$(private)" ] || scripts/setup.sh rust pg$(PG)
-	PGRX_PG_CONFIG_PATH="$(against)" cargo build --locked --no-default-features --features pg$(PG) \
-		$(if $(filter release,$(PROFILE)),--release)
+	PGRX_PG_CONFIG_PATH="$(against)" cargo $(compile) --locked --no-default-features --features pg$(PG)
 	# Each major overwrites this file.
 	mkdir -p "$(TARGET)/ext/pg$(PG)/$(PROFILE)"
 	cp "$(TARGET)/$(PROFILE)/liblitmus_pgnats.so" "$(TARGET)/ext/pg$(PG)/$(PROFILE)/litmus_pgnats.so"
@@ -113,7 +115,7 @@ demo: ## a guided tour in psql, on throw-away servers
 	cargo build --locked --release --example nats --target-dir "$(clients)"
 	$(servers) EXAMPLES="$(clients)/release/examples" demo/run.sh
 
-bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request, DURATION=5 (seconds), RUNS=3
+bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object, DURATION=5 (seconds), RUNS=3
 	@scripts/setup.sh rust pg15 pg$(PG) nats
 	$(MAKE) --no-print-directory private PROFILE=release
 	cargo build --locked --release --example bench_client --target-dir "$(clients)"

@@ -2,23 +2,25 @@
 # Measures litmus_pgnats against yardsticks taken in the same run: machines differ, and so do minutes on one machine.
 # Measurement and yardstick alternate; a table shows the median of each and the median of the pairs' ratios.
 # Started by make bench, which takes
-#   ONLY=publish,bulk,request   the sections to run; all when it is not set
-#   DURATION=5                  seconds of each run of pgbench and of its yardstick
-#   RUNS=3                      pairs
+#   ONLY=publish,bulk,...   the sections to run, of publish, bulk, request, stream, kv and object; else all
+#   DURATION=5              seconds of each run of pgbench and of its yardstick
+#   RUNS=3                  pairs
 set -euo pipefail
 # shellcheck source=scripts/servers.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/servers.sh"
 
 duration=${DURATION:-5} runs=${RUNS:-3}
-IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request}"
+IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request,stream,kv,object}"
 for section in "${sections[@]}"; do
-    [[ $section == @(publish|bulk|request) ]] || die "ONLY=$section: there are publish, bulk and request"
+    [[ $section == @(publish|bulk|request|stream|kv|object) ]] ||
+        die "ONLY=$section: there are publish, bulk, request, stream, kv and object"
 done
 [[ $duration =~ ^[1-9][0-9]*$ && $runs =~ ^[1-9][0-9]*$ ]] || die "DURATION and RUNS are whole numbers from 1"
 
 bulk_messages=200000 bulk_size=100
-# What a request may take on top of SELECT 1 and the bare client's round trip, in microseconds.
-request_allowance=40
+object_megabytes=100
+# What a call may take on top of SELECT 1 and the bare client's round trip, in microseconds.
+allowance=40
 
 targets=0 targets_met=0
 
@@ -161,67 +163,105 @@ bulk_run() {
     fi
 }
 
-# Two yardsticks: each client of pgbench is a program of its own and so has a bare client to match it; but litmus_pgnats
-# shares one connection among them, and so could a bare program with many tasks.
 request() {
-    local clients run latencies
     other_end "$work/echo.txt" echo c
     heading "request: SELECT nats_request_text('c', 'hello') to an echo, requests per second" nats_request "bare clients"
-    for clients in 1 8 32; do
-        local measured=() each=() shared=()
-        latencies=() one_select=() one_bare=()
-        for ((run = 0; run < runs; run++)); do
-            bench prepared $clients request.sql
-            measured+=("$tps") latencies+=("$latency")
-            bare requests $clients
-            each+=("$tps") one_bare+=("$latency")
-            if [ $clients = 1 ]; then
-                bench prepared 1 select1.sql
-                one_select+=("$latency")
-            else
-                bare request $clients
-                shared+=("$tps")
-            fi
-        done
-        case $clients in
-            1)
-                line "  clients: 1" '' "${measured[@]}" "${each[@]}"
-                request_latency
-                continue
-                ;;
-            8) line "  clients: 8, a connection each" 0.70 "${measured[@]}" "${each[@]}" ;;
-            32) line "  clients: 32, a connection each" 0.60 "${measured[@]}" "${each[@]}" ;;
-        esac
-        line "  clients: $clients, one connection for all" '' "${measured[@]}" "${shared[@]}"
-    done
+    calls request 1 '' 1.00
+    calls request 8 0.70
+    calls request 32 0.60
     kill "$pid"
-    printf '  %s\n' "$request_note"
+    print_notes
 }
 
-bare() { # KIND CLIENTS
-    settle
-    read -r tps latency < <(client "$1" c "$2" "$duration") || die "the bare client failed"
+stream() {
+    heading "stream: SELECT nats_publish_text_stream('stream', 'hello'), acknowledged, memory, per second" \
+        nats_publish "bare clients"
+    calls stream 1 ''
+    calls stream 8 0.50
+    calls stream 32 ''
 }
 
-# Of what was measured with one client: $latencies, $one_select, $one_bare.
-request_latency() {
-    local run allowed=() ratio label='  clients: 1, latency in microseconds (a)'
+kv() {
+    heading "kv: SELECT nats_put_text('bench', 'key', 'hello') in memory, puts per second" nats_put "bare clients"
+    calls put 1 '' 1.00
+    calls put 8 0.60
+    print_notes
+    heading "kv: SELECT nats_get_text('bench', 'key'), gets per second" nats_get "bare clients"
+    calls get 1 '' 1.00
+    calls get 8 0.60
+    print_notes
+}
+
+# calls KIND CLIENTS TARGET [LATENCY-TARGET]: bench/KIND.sql in so many sessions against the same call of as many bare
+# clients. Two yardsticks: each client of pgbench is a program of its own and so has a bare client to match it; but
+# litmus_pgnats shares one connection among them, and so could a bare program with many tasks.
+calls() {
+    local kind=$1 clients=$2 target=$3 latency_target=${4:-} run
+    local measured=() each=() shared=() latencies=() one_select=() one_bare=()
     for ((run = 0; run < runs; run++)); do
-        allowed+=("$(calc "${one_select[run]} + ${one_bare[run]} + $request_allowance")")
+        bench prepared "$clients" "$kind.sql"
+        measured+=("$tps") latencies+=("$latency")
+        bare each "$kind" "$clients"
+        each+=("$tps") one_bare+=("$latency")
+        if [ "$clients" != 1 ]; then
+            bare "$kind" "$clients"
+            shared+=("$tps")
+        elif [ -n "$latency_target" ]; then
+            bench prepared 1 select1.sql
+            one_select+=("$latency")
+        fi
+    done
+    if [ "$clients" = 1 ]; then
+        line "  clients: 1" "$target" "${measured[@]}" "${each[@]}"
+        [ -z "$latency_target" ] || latency_line "$latency_target"
+    else
+        line "  clients: $clients, a connection each" "$target" "${measured[@]}" "${each[@]}"
+        line "  clients: $clients, one connection for all" '' "${measured[@]}" "${shared[@]}"
+    fi
+}
+
+bare() { # ARGUMENT-OF-CLIENT... CLIENTS
+    settle
+    read -r tps latency < <(client "$@" "$duration") || die "the bare client failed"
+}
+
+notes=''
+print_notes() { printf '%s' "$notes"; notes=''; }
+
+# Of what `calls` has measured with one client: $latencies, $one_select, $one_bare.
+latency_line() { # TARGET
+    local run allowed=() ratio
+    for ((run = 0; run < runs; run++)); do
+        allowed+=("$(calc "${one_select[run]} + ${one_bare[run]} + $allowance")")
     done
     ratio=$(ratio "${allowed[@]}" "${latencies[@]}")
-    verdict "$ratio" 1.00
-    printf "%-42s %14.0f %14.0f %7.2f  %s\n" "$label" \
+    verdict "$ratio" "$1"
+    printf "%-42s %14.0f %14.0f %7.2f  %s\n" '  clients: 1, latency in microseconds (a)' \
         "$(median "${latencies[@]}")" "$(median "${allowed[@]}")" "$ratio" "$verdict"
-    request_note="(a) yardstick: SELECT 1 ($(round "${one_select[@]}")) + bare round trip ($(round "${one_bare[@]}"))"
-    request_note+=" + $request_allowance; ratio: yardstick / measured"
+    notes="  (a) yardstick: SELECT 1 ($(round "${one_select[@]}")) + bare round trip ($(round "${one_bare[@]}"))"
+    notes+=" + $allowance; ratio: yardstick / measured"$'\n'
+}
+
+object() {
+    local run put get puts=() gets=() bare_puts=() bare_gets=() bytes=$((object_megabytes * 1000000))
+    heading "object: a file of $object_megabytes MB in memory, MB per second" "nats_*_file" "bare client"
+    for ((run = 0; run < runs; run++)); do
+        settle
+        read -r put get < <(psql -Atq -F ' ' -v bytes=$bytes -f "$root/bench/object.sql") || die "the session failed"
+        puts+=("$(calc "$bytes / $put")") gets+=("$(calc "$bytes / $get")")
+        settle
+        read -r put get < <(client object $bytes) || die "the bare client failed"
+        bare_puts+=("$(calc "$bytes / $put")") bare_gets+=("$(calc "$bytes / $get")")
+    done
+    line "  put" 1.00 "${puts[@]}" "${bare_puts[@]}"
+    line "  get" 0.70 "${gets[@]}" "${bare_gets[@]}"
 }
 
 round() { printf '%.0f' "$(median "$@")"; }
 
 servers_begin bench
 start_postgres "max_connections = 200"
-start_nats nats
+start_nats nats --jetstream
 psql -q -v port="$(nats_port nats)" <<'SQL'
 CREATE EXTENSION litmus_pgnats;
 CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port :'port');
@@ -229,5 +269,6 @@ SQL
 
 printf '%s, %s, %s cores; medians of %s runs' "$("$bindir/postgres" --version)" "$("$NATS_SERVER" --version)" "$(nproc)" "$runs"
 printf ', %s s each\n' "$duration"
+[[ " ${sections[*]} " != *\ @(stream|kv|object)\ * ]] || client setup
 for section in "${sections[@]}"; do "$section"; done
 printf '\ntargets: %s of %s met\n' "$targets_met" "$targets"

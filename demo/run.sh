@@ -10,6 +10,7 @@
 #   expect TEXT                    what came back last must contain TEXT
 #   listen SUBJECT COUNT           an outside program subscribes; `heard` waits for its messages and shows them
 #   answer SUBJECT                 an outside program answers requests; `hang_up` ends it
+#   run ARGUMENT...                runs the outside program to its end and shows what it prints
 #   outside_is_at NATS-SERVER      where outside programs connect to from now on; at first, to "first"
 #   start_nats, nats_port, ...     see scripts/servers.sh
 # and finds the extension, the foreign server my_nats and, behind it, the nats-server "first".
@@ -60,14 +61,22 @@ expect() { # TEXT
 
 outside_is_at() { nats=$1; }
 
+outside_command() { printf '\n    %s$ nats %s%s\n' "$green" "$*" "$plain"; } # PROGRAM-ARGUMENT...
+
 outside() { # PROGRAM-ARGUMENT...
-    printf '\n    %s$ nats %s%s\n' "$green" "$*" "$plain"
+    outside_command "$@"
     background "$EXAMPLES/nats" --server "$(nats_url "$nats")" "$@" >"$work/outside.txt" 2>&1
     await "the outside program did not start" grep -q -e ^listening -e ^answering "$work/outside.txt"
 }
 
 listen() { outside sub "$1" --count "$2"; } # SUBJECT COUNT
 answer() { outside echo "$1"; }             # SUBJECT
+
+run() { # PROGRAM-ARGUMENT...
+    outside_command "$@"
+    result=$("$EXAMPLES/nats" --server "$(nats_url "$nats")" "$@" 2>&1) || die "the outside program failed: $result"
+    show "$result"
+}
 
 is_over() { ! kill -0 "$pid" 2>/dev/null; }
 

@@ -4,28 +4,41 @@
 //! bench_client URL publish SUBJECT COUNT SIZE            prints START SENT
 //! bench_client URL count SUBJECT COUNT                   prints "ready", and LAST when all messages are there
 //! bench_client URL echo SUBJECT                          prints "ready", answers each request with its payload
-//! bench_client URL request SUBJECT CONCURRENCY SECONDS   prints REQUESTS-PER-SECOND LATENCY
-//! bench_client URL requests SUBJECT CONCURRENCY SECONDS  the same, each asker with a connection of its own
+//! bench_client URL setup                                 makes stream, bucket and store of the following, in memory
+//! bench_client URL CALL CONCURRENCY SECONDS              prints CALLS-PER-SECOND LATENCY
+//! bench_client URL each CALL CONCURRENCY SECONDS         the same, each caller with a connection of its own
+//! bench_client URL object BYTES                          prints PUT GET
 //! ```
 //!
-//! START, SENT and LAST are times of day, LATENCY is a mean, all in microseconds. One thread, and but for
-//! `requests` one connection.
+//! CALL is `request`, `stream` (an acknowledged publish), `put` or `get` (of a key). START, SENT and LAST are times of
+//! day, LATENCY is a mean, PUT and GET are durations, all in microseconds. One thread, and but for `each` one
+//! connection.
 
 use std::error::Error;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::{Client, ConnectOptions, RequestError, RequestErrorKind, Subject, Subscriber};
+use async_nats::jetstream::{self, kv, object_store, stream};
+use async_nats::{Client, ConnectOptions, RequestErrorKind, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::try_join_all;
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Most time between two messages that are counted.
 const SILENCE: Duration = Duration::from_secs(10);
-/// What the requests of a measurement are preceded by.
+/// What the calls of a measurement are preceded by.
 const WARM_UP: Duration = Duration::from_millis(200);
+/// Of bench/*.sql: the subjects of the echo and of the stream, and the bucket, key, store and file.
+const ECHO: &str = "c";
+const STREAM: &str = "stream";
+const BENCH: &str = "bench";
+const KEY: &str = "key";
+const FILE: &str = "file";
+/// The oldest messages of the stream go, so that a run of any length has room.
+const STREAM_MESSAGES: i64 = 100_000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Outcome {
@@ -41,14 +54,14 @@ async fn main() -> Outcome {
         }
         ["count", subject, expected] => count(&client, subject.into(), expected.parse()?).await,
         ["echo", subject] => echo(&client, subject.into()).await,
-        ["request", subject, concurrency, seconds] => {
-            let time = Duration::from_secs_f64(seconds.parse()?);
-            request(&vec![client; concurrency.parse()?], subject.into(), time).await
-        }
-        ["requests", subject, concurrency, seconds] => {
-            let time = Duration::from_secs_f64(seconds.parse()?);
+        ["setup"] => setup(jetstream::new(client)).await,
+        ["object", bytes] => object(jetstream::new(client), bytes.parse()?).await,
+        ["each", call, concurrency, seconds] => {
             let connect = (0..concurrency.parse()?).map(|_| async_nats::connect(*url));
-            request(&try_join_all(connect).await?, subject.into(), time).await
+            measure(call, try_join_all(connect).await?, seconds.parse()?).await
+        }
+        [call, concurrency, seconds] => {
+            measure(call, vec![client; concurrency.parse()?], seconds.parse()?).await
         }
         _ => Err("no such command".into()),
     }
@@ -97,38 +110,116 @@ async fn subscribe(client: &Client, subject: Subject) -> Outcome<Subscriber> {
     Ok(subscriber)
 }
 
-async fn request(clients: &[Client], subject: Subject, time: Duration) -> Outcome {
-    ask(clients, &subject, WARM_UP).await?;
-    let start = Instant::now();
-    let requests = ask(clients, &subject, time).await?;
-    let per_second = requests as f64 / start.elapsed().as_secs_f64();
-    println!("{per_second} {}", clients.len() as f64 / per_second * 1e6);
+async fn setup(context: jetstream::Context) -> Outcome {
+    let storage = stream::StorageType::Memory;
+    let config = stream::Config {
+        name: STREAM.into(),
+        subjects: vec![STREAM.into()],
+        max_messages: STREAM_MESSAGES,
+        storage,
+        ..Default::default()
+    };
+    context.create_stream(config).await?;
+    let config = kv::Config {
+        bucket: BENCH.into(),
+        storage,
+        ..Default::default()
+    };
+    context
+        .create_key_value(config)
+        .await?
+        .put(KEY, "hello".into())
+        .await?;
+    let config = object_store::Config {
+        bucket: BENCH.into(),
+        storage,
+        ..Default::default()
+    };
+    context.create_object_store(config).await?;
     Ok(())
 }
 
-/// Each client asks without pause for so long; returns the number of answers.
-async fn ask(clients: &[Client], subject: &Subject, time: Duration) -> Outcome<u64> {
-    let end = Instant::now() + time;
-    let askers: Vec<_> = clients
-        .iter()
-        .map(|client| tokio::spawn(ask_until(end, client.clone(), subject.clone())))
-        .collect();
-    let mut answers = 0;
-    for asker in askers {
-        answers += asker.await??;
+async fn object(context: jetstream::Context, bytes: usize) -> Outcome {
+    let store = context.get_object_store(BENCH).await?;
+    let content = vec![b'x'; bytes];
+    let start = Instant::now();
+    store.put(FILE, &mut content.as_slice()).await?;
+    let put = start.elapsed();
+    let mut received = Vec::with_capacity(bytes);
+    let start = Instant::now();
+    store.get(FILE).await?.read_to_end(&mut received).await?;
+    let get = start.elapsed();
+    if received != content {
+        return Err("the file is another".into());
     }
-    Ok(answers)
+    println!("{} {}", put.as_micros(), get.as_micros());
+    Ok(())
 }
 
-async fn ask_until(end: Instant, client: Client, subject: Subject) -> Result<u64, RequestError> {
-    let mut answers = 0;
-    while Instant::now() < end {
-        client
-            .request(subject.clone(), Bytes::from_static(b"hello"))
-            .await?;
-        answers += 1;
+/// One caller's kind of call, on its connection.
+#[derive(Clone)]
+enum Call {
+    Request(Client),
+    Stream(jetstream::Context),
+    Put(kv::Store),
+    Get(kv::Store),
+}
+
+impl Call {
+    async fn new(name: &str, client: Client) -> Outcome<Call> {
+        let context = jetstream::new(client.clone());
+        Ok(match name {
+            "request" => Call::Request(client),
+            "stream" => Call::Stream(context),
+            "put" => Call::Put(context.get_key_value(BENCH).await?),
+            "get" => Call::Get(context.get_key_value(BENCH).await?),
+            _ => return Err("no such call".into()),
+        })
     }
-    Ok(answers)
+
+    async fn once(&self) -> Outcome {
+        let payload = Bytes::from_static(b"hello");
+        match self {
+            Call::Request(client) => client.request(ECHO, payload).await.map(drop)?,
+            Call::Stream(context) => context.publish(STREAM, payload).await?.await.map(drop)?,
+            Call::Put(bucket) => bucket.put(KEY, payload).await.map(drop)?,
+            Call::Get(bucket) => bucket.get(KEY).await?.map(drop).ok_or("no value")?,
+        }
+        Ok(())
+    }
+
+    async fn until(self, end: Instant) -> Outcome<u64> {
+        let mut calls = 0;
+        while Instant::now() < end {
+            self.once().await?;
+            calls += 1;
+        }
+        Ok(calls)
+    }
+}
+
+async fn measure(call: &str, clients: Vec<Client>, seconds: f64) -> Outcome {
+    let callers = try_join_all(clients.into_iter().map(|client| Call::new(call, client))).await?;
+    all(&callers, WARM_UP).await?;
+    let start = Instant::now();
+    let calls = all(&callers, Duration::from_secs_f64(seconds)).await?;
+    let per_second = calls as f64 / start.elapsed().as_secs_f64();
+    println!("{per_second} {}", callers.len() as f64 / per_second * 1e6);
+    Ok(())
+}
+
+/// Each caller calls without pause for so long; returns the number of calls.
+async fn all(callers: &[Call], time: Duration) -> Outcome<u64> {
+    let end = Instant::now() + time;
+    let callers: Vec<_> = callers
+        .iter()
+        .map(|caller| tokio::spawn(caller.clone().until(end)))
+        .collect();
+    let mut calls = 0;
+    for caller in callers {
+        calls += caller.await??;
+    }
+    Ok(calls)
 }
 
 /// The time of day in microseconds.

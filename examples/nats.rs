@@ -5,16 +5,23 @@
 //! nats [--server URL] echo SUBJECT              answer every request with "echo: " and its payload
 //! nats [--server URL] pub SUBJECT PAYLOAD       publish one message
 //! nats [--server URL] request SUBJECT PAYLOAD   print the answer
+//! nats [--server URL] stream NAME SUBJECT       make a JetStream stream in memory
+//! nats [--server URL] messages STREAM           print what a stream holds
+//! nats [--server URL] put BUCKET KEY VALUE      write a key of a key-value bucket
+//! nats [--server URL] get BUCKET KEY            print its value
+//! nats [--server URL] put-file STORE NAME TEXT  put a file into an object store
 //! ```
 
 use std::error::Error;
 use std::process::ExitCode;
 
+use async_nats::jetstream::{self, stream};
 use async_nats::{Client, HeaderMap, Message, RequestErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
 
-const USAGE: &str = "usage: nats [--server URL] sub SUBJECT [--count N] | echo SUBJECT | pub SUBJECT PAYLOAD | request SUBJECT PAYLOAD";
+const USAGE: &str = "usage: nats [--server URL] sub SUBJECT [--count N] | echo SUBJECT | pub SUBJECT PAYLOAD | request SUBJECT PAYLOAD \
+     | stream NAME SUBJECT | messages STREAM | put BUCKET KEY VALUE | get BUCKET KEY | put-file STORE NAME TEXT";
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -35,6 +42,7 @@ async fn run(mut arguments: Vec<String>) -> Outcome {
         .map(|n| n.parse())
         .transpose()?;
     let client = async_nats::connect(server).await?;
+    let context = jetstream::new(client.clone());
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
         ["sub", subject] => subscribe(&client, subject, count.unwrap_or(usize::MAX)).await,
@@ -46,6 +54,34 @@ async fn run(mut arguments: Vec<String>) -> Outcome {
         ["request", subject, payload] => {
             let answer = client.request(subject.to_string(), owned(payload)).await?;
             println!("{}", String::from_utf8_lossy(&answer.payload));
+            Ok(())
+        }
+        ["stream", name, subject] => {
+            let config = stream::Config {
+                name: name.to_string(),
+                subjects: vec![subject.to_string()],
+                storage: stream::StorageType::Memory,
+                ..Default::default()
+            };
+            context.create_stream(config).await?;
+            println!("stream {name} takes {subject}");
+            Ok(())
+        }
+        ["messages", stream] => messages(&context, stream).await,
+        ["put", bucket, key, value] => {
+            let bucket = context.get_key_value(bucket).await?;
+            println!("revision {}", bucket.put(key, owned(value)).await?);
+            Ok(())
+        }
+        ["get", bucket, key] => {
+            let value = context.get_key_value(bucket).await?.get(key).await?;
+            println!("{}", String::from_utf8_lossy(&value.ok_or("no value")?));
+            Ok(())
+        }
+        ["put-file", store, name, text] => {
+            let store = context.get_object_store(store).await?;
+            let info = store.put(name, &mut text.as_bytes()).await?;
+            println!("{} bytes", info.size);
             Ok(())
         }
         _ => Err(USAGE.into()),
@@ -86,6 +122,17 @@ fn print(message: &Message) {
         }
     }
     println!("  {}", String::from_utf8_lossy(&message.payload));
+}
+
+async fn messages(context: &jetstream::Context, name: &str) -> Outcome {
+    let stream = context.get_stream(name).await?;
+    let state = &stream.cached_info().state;
+    for sequence in state.first_sequence.max(1)..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await?;
+        println!("{sequence} {}", message.subject);
+        println!("  {}", String::from_utf8_lossy(&message.payload));
+    }
+    Ok(())
 }
 
 async fn echo(client: &Client, subject: &str) -> Outcome {

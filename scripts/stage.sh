@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$root"
 major=$1 profile=$2
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-stage=$target/stage/pg$major
+# Of its own for each profile: tests and demo may be installing at the same time.
+stage=$target/stage/pg$major-$profile
 version=$(sed -nE "s/^default_version *= *'([^']+)'.*/\1/p" litmus_pgnats.control)
 [ -f "sql/litmus_pgnats--$version.sql" ] ||
     die "litmus_pgnats.control says version $version, and there is no sql/litmus_pgnats--$version.sql"

@@ -1,0 +1,1 @@
+SELECT nats_get_text('bench', 'key');

@@ -1,0 +1,1 @@
+SELECT nats_put_text('bench', 'key', 'hello');
