@@ -302,8 +302,9 @@ impl Session {
                     limit,
                 };
                 if id == 0 {
-                    // The session may end before this is handled, and actix skips what nobody waits for any longer.
-                    self.supervisor.do_send(reload);
+                    // At a commit: the outcome is nobody's, but what the session says next comes after it. In a task
+                    // of its own, because the session may end first, and actix skips what nobody waits for.
+                    let _ = actix::spawn(self.supervisor.send(reload)).await;
                     return Ok(());
                 }
                 let reload = self.supervisor.send(reload);
