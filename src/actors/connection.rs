@@ -28,7 +28,7 @@ use super::requester::Requester;
 use super::status::{Status, not_connected};
 use super::system::Vital;
 use crate::channel::message::Link;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::settings::Settings;
 use crate::settings::options::Host;
 
@@ -36,6 +36,8 @@ use crate::settings::options::Host;
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait between two attempts while NATS is away.
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// The same when it is there and refuses the credential, which each time is a line in its log.
+const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
 /// Publishes in order; answers with what could not be taken because the buffer is full.
 #[derive(Message)]
@@ -223,12 +225,16 @@ impl Connection {
         if self.status.borrow().error.as_ref() != Some(&error) {
             log::warn!("{}: {error}", self.name);
         }
+        let longest = match error.kind {
+            Kind::AuthenticationRefused => MAX_BACKOFF_REFUSED,
+            _ => MAX_BACKOFF,
+        };
         self.status.send_modify(|status| {
             status.failures += 1;
             status.error = Some(error);
         });
         let failures = u32::try_from(self.status.borrow().failures.min(16)).unwrap_or(16);
-        let backoff = (Duration::from_millis(10) * 2u32.saturating_pow(failures)).min(MAX_BACKOFF);
+        let backoff = (Duration::from_millis(10) * 2u32.saturating_pow(failures)).min(longest);
         self.retry = Some(ctx.run_later(backoff, |actor, ctx| {
             actor.retry = None;
             actor.attempt(ctx);
