@@ -27,6 +27,7 @@ pub enum Kind {
     // The connection to NATS.
     Unreachable,
     AuthenticationRefused,
+    TooManyConnections,
     TlsFailed,
     FileUnreadable,
     BufferFull,

@@ -212,3 +212,33 @@ async fn a_dead_actor_ends_the_system() {
     assert_eq!(lost.kind, Kind::RuntimeLost);
     assert_eq!(runtime.join().await, End::ActorDied);
 }
+
+/// A session that ends without reading its replies, as psql does behind its last statement, has still said all.
+#[tokio::test]
+async fn what_a_session_said_is_heard_after_its_end() {
+    let nats = NatsServer::start().await;
+    let client = nats.client().await;
+    let mut inbox = client.subscribe("last.*").await.expect("subscribe");
+    round_trip(&client).await;
+    let runtime = Runtime::start().await;
+    for n in 0..50 {
+        let mut session = runtime.session();
+        session.open(nats.port()).expect("a connection");
+        for id in 1..=100 {
+            session.push(id, &Request::Fence);
+        }
+        let (subject, headers) = (format!("last.{n}"), vec![]);
+        let publish = Request::Publish {
+            slot: 1,
+            subject,
+            reply: None,
+            headers,
+            wait_ms: 0,
+        };
+        session.push(0, &publish);
+        drop(session);
+        let message = inbox.next().await.expect("a message");
+        assert_eq!(message.subject.as_str(), format!("last.{n}"));
+    }
+    assert_eq!(runtime.stop().await, End::Stopped);
+}

@@ -1,6 +1,9 @@
 //! Makes a NATS client from settings: reads the secret files, sets up TLS, tries the hosts one after another and
 //! says in the project's own terms why it did not work. Runs in the actor thread.
 
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -258,13 +261,21 @@ async fn read_text(option: &str, path: &str) -> Result<String> {
 async fn read(option: &str, path: &str) -> Result<Vec<u8>> {
     let owned = path.to_string();
     let outcome = tokio::task::spawn_blocking(move || {
-        let size = std::fs::metadata(&owned)?.len();
-        if size > MAX_FILE {
+        // A pipe or a device would block the open or never end.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&owned)?;
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        let mut contents = Vec::new();
+        if file.take(MAX_FILE + 1).read_to_end(&mut contents)? as u64 > MAX_FILE {
             return Err(std::io::Error::other(format!(
-                "it has {size} bytes, the limit is {MAX_FILE}"
+                "it has more than {MAX_FILE} bytes"
             )));
         }
-        std::fs::read(&owned)
+        Ok(contents)
     });
     match outcome.await {
         Ok(Ok(bytes)) => Ok(bytes),

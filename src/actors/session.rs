@@ -58,6 +58,8 @@ pub struct Session {
     downloads: StreamMap<u32, ReceiverStream<Answer>>,
     /// Why a publish that a `Fence` will ask for could not be taken.
     refused: Option<Error>,
+    /// A reply could not be written.
+    peer_is_gone: bool,
 }
 
 impl Session {
@@ -74,6 +76,7 @@ impl Session {
             uploads: HashMap::new(),
             downloads: StreamMap::new(),
             refused: None,
+            peer_is_gone: false,
         }
     }
 
@@ -82,9 +85,8 @@ impl Session {
         if let Err(error) = self.serve(&mut reader, &mut finish).await {
             log::debug!("session of the control channel ended: {error}");
         }
-        for slot in self.slots.into_values() {
-            drop(slot.handle);
-            self.supervisor.do_send(Left(slot.key));
+        for slot in std::mem::take(&mut self.slots).into_values() {
+            self.leave(slot);
         }
     }
 
@@ -125,6 +127,12 @@ impl Session {
         }
     }
 
+    /// The connection may have no user any more.
+    fn leave(&self, Slot { key, handle }: Slot) {
+        drop(handle);
+        self.supervisor.do_send(Left(key));
+    }
+
     /// A call has come to its end.
     async fn called(&mut self, id: u32, outcome: Option<Result<Answer>>) -> std::io::Result<()> {
         self.cancels.remove(&id);
@@ -135,9 +143,16 @@ impl Session {
         }
     }
 
+    /// Writes a reply. That the other end is gone is no failure: what it has sent before is still to be read, and the
+    /// end of that ends the session.
     async fn reply(&mut self, id: u32, outcome: Result<Answer>) -> std::io::Result<()> {
+        if self.peer_is_gone {
+            return Ok(());
+        }
         let (reply, body) = outcome.unwrap_or_else(|error| (Reply::Failed(error), Bytes::new()));
-        self.writer.send(id, self.load.peak(), &reply, &body).await
+        let written = self.writer.send(id, self.load.peak(), &reply, &body).await;
+        self.peer_is_gone = written.is_err();
+        Ok(())
     }
 
     /// Handles frames in order; neighbouring publishes go together.
@@ -212,6 +227,12 @@ impl Session {
                 let outcome = self.refused.take().map_or(done(Reply::Done), Err);
                 self.reply(id, outcome).await
             }
+            Request::Leave { slot } => {
+                if let Some(slot) = self.slots.remove(&slot) {
+                    self.leave(slot);
+                }
+                Ok(())
+            }
             Request::Cancel { request } => {
                 self.uploads.remove(&request);
                 if let Some(cancel) = self.cancels.get(&request) {
@@ -226,15 +247,16 @@ impl Session {
                 wait_ms,
             } => {
                 let key = target.key;
-                let Ok(handle) = self
+                let opened = self
                     .supervisor
                     .send(Open {
                         target,
                         settings: *settings,
                     })
-                    .await
-                else {
-                    return self.reply(id, Err(stopped())).await;
+                    .await;
+                let handle = match opened.map_err(|_| stopped()).and_then(|opened| opened) {
+                    Ok(handle) => handle,
+                    Err(error) => return self.reply(id, Err(error)).await,
                 };
                 self.watch(slot, handle.status.clone());
                 self.slots.insert(

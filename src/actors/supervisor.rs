@@ -21,9 +21,12 @@ use crate::settings::Settings;
 /// A connection that no session has used for so long is closed.
 const UNUSED_LIMIT: Duration = Duration::from_secs(300);
 
+/// Most connections at a time. Each user mapping may have one, and every role that may use a server may make one.
+const MAX_CONNECTIONS: usize = 200;
+
 /// The connection for a key; made with these settings if there is none yet.
 #[derive(Message)]
-#[rtype(result = "Handle")]
+#[rtype(result = "Result<Handle>")]
 pub struct Open {
     pub target: Target,
     pub settings: Settings,
@@ -94,9 +97,12 @@ impl Actor for Supervisor {
 }
 
 impl Handler<Open> for Supervisor {
-    type Result = MessageResult<Open>;
+    type Result = Result<Handle>;
 
     fn handle(&mut self, Open { target, settings }: Open, _: &mut Self::Context) -> Self::Result {
+        if !self.connections.contains_key(&target.key) {
+            self.make_room()?;
+        }
         let handle = self.connections.entry(target.key).or_insert_with(|| {
             let name = format!(
                 "litmus_pgnats/{}/{}/{}",
@@ -112,7 +118,7 @@ impl Handler<Open> for Supervisor {
                 users: Arc::new(()),
             }
         });
-        MessageResult(handle.clone())
+        Ok(handle.clone())
     }
 }
 
@@ -120,7 +126,9 @@ impl Handler<Left> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Left(key): Left, ctx: &mut Self::Context) {
-        if self.is_unused(key) {
+        if key.private_to != 0 {
+            self.close(key);
+        } else if self.is_unused(key) {
             ctx.run_later(UNUSED_LIMIT, move |actor, _| {
                 if actor.is_unused(key) {
                     actor.close(key);
@@ -135,6 +143,23 @@ impl Supervisor {
         self.connections
             .get(&key)
             .is_some_and(|handle| Arc::strong_count(&handle.users) == 1)
+    }
+
+    /// Closes a connection that nobody uses if there are too many; fails if all are in use.
+    fn make_room(&mut self) -> Result<()> {
+        if self.connections.len() < MAX_CONNECTIONS {
+            return Ok(());
+        }
+        let unused = self.connections.keys().copied().find(|key| self.is_unused(*key));
+        let Some(unused) = unused else {
+            return Err(
+                Error::new(Kind::TooManyConnections, "too many NATS connections").detail(format!(
+                    "The limit is {MAX_CONNECTIONS} for all sessions together."
+                )),
+            );
+        };
+        self.close(unused);
+        Ok(())
     }
 
     fn close(&mut self, key: Key) {
@@ -155,7 +180,7 @@ impl Handler<MappingsInUse> for Supervisor {
         _: &mut Self::Context,
     ) -> Self::Result {
         let keys = self.connections.keys();
-        keys.filter(|key| key.database == database && key.server == server)
+        keys.filter(|key| key.database == database && key.server == server && key.private_to == 0)
             .map(|key| key.mapping)
             .collect()
     }
@@ -178,6 +203,7 @@ impl Handler<Reload> for Supervisor {
                 database,
                 server,
                 mapping,
+                private_to: 0,
             };
             match (self.connections.get(&key), settings) {
                 (Some(handle), Some(settings)) => {

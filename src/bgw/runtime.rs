@@ -17,6 +17,7 @@ use crate::actors::system::{self, Config, End};
 use crate::channel::SOCKET_PATH;
 use crate::error::{Error, Kind, Result};
 use crate::pg::report::{self, Level};
+use crate::pg::wait::LatchWait;
 use crate::pg::worker;
 use crate::sql::settings;
 
@@ -112,10 +113,11 @@ fn run() -> std::io::Result<()> {
         system::run(config, stopped)
     })?;
     let mut stop = Some(stop);
+    let mut set = LatchWait::default();
     let mut deadline = None;
     loop {
         let time = deadline.map(|deadline: Instant| deadline.saturating_duration_since(Instant::now()));
-        let woken = worker::wait(records.socket(), time);
+        let woken = worker::wait(&mut set, records.socket(), time);
         logging::set_level(settings::log_level());
         if !records.write() {
             return ended(actors);

@@ -39,6 +39,10 @@ pub enum Request {
         headers: Headers,
         wait_ms: u32,
     },
+    /// The session no longer uses the slot.
+    Leave {
+        slot: u16,
+    },
     /// Answered when every earlier publish of the session has been taken, or could not be.
     Fence,
     /// A NATS request; the body is the payload, and the reply's body the answer.
@@ -238,6 +242,9 @@ pub struct Key {
     pub database: u32,
     pub server: u32,
     pub mapping: u32,
+    /// The process whose transaction has changed the options and may still roll back, and whose alone this connection
+    /// is therefore; 0 for a connection that is shared.
+    pub private_to: u32,
 }
 
 /// What a session must know of its NATS connection to publish without asking.

@@ -122,6 +122,26 @@ pub fn user_mapping(role: u32, server: u32) -> Option<u32> {
     })
 }
 
+/// Whether the running transaction itself has made or changed the server or the user mapping, and may yet take it back.
+pub fn is_uncommitted(server: u32, mapping: u32) -> bool {
+    use pg_sys::SysCacheIdentifier::{FOREIGNSERVEROID, USERMAPPINGOID};
+    [(FOREIGNSERVEROID, server), (USERMAPPINGOID, mapping)]
+        .into_iter()
+        .any(|(cache, oid)| {
+            // SAFETY: the caches take one key of type oid; the tuple is released after its header was read.
+            unsafe {
+                let tuple = pg_sys::SearchSysCache1(cache as i32, pg_sys::Datum::from(oid as usize));
+                if tuple.is_null() {
+                    return false;
+                }
+                let inserted_by = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+                let ours = pg_sys::TransactionIdIsCurrentTransactionId(inserted_by);
+                pg_sys::ReleaseSysCache(tuple);
+                ours
+            }
+        })
+}
+
 /// The options of a user mapping; `None` if it is gone.
 pub fn mapping_options(mapping: u32) -> Option<Options> {
     let cache = pg_sys::SysCacheIdentifier::USERMAPPINGOID as i32;

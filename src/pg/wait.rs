@@ -51,9 +51,12 @@ impl WaitSet {
         WaitSet { set, interest }
     }
 
-    fn wait(&mut self, interest: Interest, timeout: Duration) {
+    /// Waits for the socket, the latch or, if given, the time.
+    fn wait(&mut self, interest: Interest, timeout: Option<Duration>) {
         // Rounded up: a wait that ends a fraction early would be repeated many times.
-        let milliseconds = i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX);
+        let milliseconds = timeout.map_or(-1, |timeout| {
+            i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX)
+        });
         // SAFETY: the set is valid until `drop`; one event is written at most.
         unsafe {
             if self.interest != interest {
@@ -82,11 +85,22 @@ impl Drop for WaitSet {
     }
 }
 
+impl LatchWait {
+    /// For a background worker: waits until the socket is readable, the latch is set or the time is over. Takes no
+    /// file descriptor, so it works when there is none left.
+    pub fn wait_idle(&mut self, socket: RawFd, timeout: Option<Duration>) {
+        let set = self
+            .set
+            .get_or_insert_with(|| WaitSet::new(socket, Interest::Readable));
+        set.wait(Interest::Readable, timeout);
+    }
+}
+
 impl Wait for LatchWait {
     fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()> {
         // A client has one socket for life, so the set need not be made again.
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
-        set.wait(interest, deadline.saturating_duration_since(Instant::now()));
+        set.wait(interest, Some(deadline.saturating_duration_since(Instant::now())));
         check_for_interrupts()
     }
 

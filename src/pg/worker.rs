@@ -7,6 +7,8 @@ use std::time::Duration;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::pg_sys;
 
+use super::wait::LatchWait;
+
 /// The postmaster starts a worker that ended with an error again after this time.
 const RESTART_TIME: Duration = Duration::from_secs(1);
 
@@ -60,23 +62,8 @@ pub struct Woken {
 }
 
 /// Waits for a signal, the socket or, if given, the time; re-reads the configuration when asked to.
-pub fn wait(socket: RawFd, time: Option<Duration>) -> Woken {
-    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
-    if time.is_some() {
-        events |= pg_sys::WL_TIMEOUT;
-    }
-    let milliseconds = time.map_or(-1, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-    // SAFETY: waits for this process's own latch and a socket that the caller owns.
-    unsafe {
-        pg_sys::WaitLatchOrSocket(
-            pg_sys::MyLatch,
-            events as i32,
-            socket,
-            milliseconds,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
+pub fn wait(set: &mut LatchWait, socket: RawFd, time: Option<Duration>) -> Woken {
+    set.wait_idle(socket, time);
     pgrx::check_for_interrupts!();
     if BackgroundWorker::sighup_received() {
         // SAFETY: re-reads the configuration file between two waits, as PostgreSQL's own workers do.

@@ -20,10 +20,12 @@ use crate::channel::frame::Frame;
 use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::pg::{executor, wait};
+use crate::pg::{catalog, executor, wait};
 
 /// Publishes are written when so many bytes have collected.
 const FLUSH_SIZE: usize = 32 * 1024;
+/// NATS connections that one session may use at a time, as it changes roles and servers.
+const MAX_SLOTS: usize = 32;
 /// How long the runtime may take to answer beyond the deadline that it was given.
 const GRACE: Duration = Duration::from_secs(2);
 /// The same for the confirmation of publishes: short, because they had most of the time for themselves.
@@ -40,6 +42,7 @@ struct Slot {
 struct Session {
     client: Client<wait::LatchWait>,
     slots: HashMap<Key, Slot>,
+    last_slot: u16,
     /// Something was published that a `Fence` has to follow.
     fence: bool,
 }
@@ -262,6 +265,7 @@ impl Session {
         let mut session = Session {
             client,
             slots: HashMap::new(),
+            last_slot: 0,
             fence: false,
         };
         let hello = Request::Hello {
@@ -314,12 +318,38 @@ impl Session {
         }
     }
 
+    /// Gives up slots that nobody can mean any more: of dropped user mappings, and of a transaction that has ended.
+    fn prune(&mut self, key: Key) {
+        let stale = |other: &Key| {
+            other.private_to != 0 || (other.mapping != 0 && catalog::mapping_options(other.mapping).is_none())
+        };
+        let gone: Vec<Key> = self
+            .slots
+            .keys()
+            .filter(|other| **other != key && stale(other))
+            .copied()
+            .collect();
+        for key in gone {
+            if let Some(slot) = self.slots.remove(&key) {
+                let _ = self.client.push(&Request::Leave { slot: slot.number }, b"");
+            }
+        }
+    }
+
     fn open(&mut self, key: Key) -> Result<Slot> {
+        self.prune(key);
+        if self.slots.len() >= MAX_SLOTS {
+            return Err(Error::new(
+                Kind::TooManyConnections,
+                "too many NATS connections in one session",
+            )
+            .detail(format!("The limit is {MAX_SLOTS}.")));
+        }
         let target = server::target(key)?;
         let gone = || Error::new(Kind::NoServer, "the foreign server was dropped");
         let settings = Box::new(server::read_settings(key)?.ok_or_else(gone)?);
-        let number = u16::try_from(self.slots.len() + 1)
-            .map_err(|_| Error::new(Kind::Protocol, "too many NATS connections in one session"))?;
+        self.last_slot = self.last_slot.wrapping_add(1);
+        let number = self.last_slot;
         let wait = settings::connect_timeout();
         let request = Request::Use {
             slot: number,

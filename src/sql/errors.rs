@@ -56,6 +56,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
             "Check the credential in the options of the foreign server and of the user mapping.",
         ),
+        Kind::TooManyConnections => (
+            ERRCODE_TOO_MANY_CONNECTIONS,
+            "Each user mapping has a connection of its own; share one, FOR PUBLIC or in the server.",
+        ),
         Kind::TlsFailed => (
             ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
             "Check the options tls_ca_path, tls_cert_path and tls_key_path of the foreign server.",

@@ -12,6 +12,7 @@ use crate::channel::message::{Key, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::report::{self, Level};
 
 sql_function!(litmus_pgnats_reload_conf, |_: &Call<'_>| reload(false));
 sql_function!(litmus_pgnats_reload_conf_force, |_: &Call<'_>| reload(true));
@@ -67,15 +68,27 @@ impl Pending {
             force,
             ..
         } = *self;
-        let settings = self.mappings.iter().map(|mapping| {
+        let mut settings = Vec::with_capacity(self.mappings.len());
+        let own = catalog::user_mapping(catalog::current_role(), server).unwrap_or(0);
+        for mapping in self.mappings.iter().copied() {
             let key = Key {
                 database,
                 server,
-                mapping: *mapping,
+                mapping,
+                private_to: 0,
             };
-            Ok((*mapping, server::read_settings(key)?))
-        });
-        let settings = settings.collect::<Result<Vec<_>>>()?;
+            match server::read_settings(key) {
+                Ok(read) => settings.push((mapping, read)),
+                Err(error) if mapping == 0 || mapping == own => return Err(error),
+                // What another role has done to its own mapping must not keep anybody from a reload.
+                Err(error) => report::message(
+                    Level::Warning,
+                    "a user mapping of another role is not reloaded",
+                    &format!("Its options are not complete: {error}."),
+                    "",
+                ),
+            }
+        }
         Ok(Request::Reload {
             database,
             server,

@@ -36,11 +36,21 @@ pub fn choose() -> Result<Key> {
     check_usage(role, &server)?;
     let (database, _) = catalog::database();
     let mapping = catalog::user_mapping(role, server.oid).unwrap_or(0);
+    let private_to = if catalog::is_uncommitted(server.oid, mapping) {
+        std::process::id()
+    } else {
+        0
+    };
     let key = Key {
         database,
         server: server.oid,
         mapping,
+        private_to,
     };
+    if private_to != 0 {
+        // Looked at again each time, because nothing else tells of the end of the transaction.
+        return Ok(key);
+    }
     LAST.set(Some(Choice {
         role,
         named,

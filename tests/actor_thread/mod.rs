@@ -141,6 +141,7 @@ impl Session {
     pub fn open(&mut self, port: u16) -> Result<Link> {
         let options = [("port".to_owned(), port.to_string())].into();
         let key = Key {
+            private_to: 0,
             database: 1,
             server: u32::from(port),
             mapping: 0,
