@@ -59,7 +59,10 @@ async fn a_rollback_takes_the_reload_back() {
         run(session, "BEGIN").await;
         run(session, &scene.move_to_other()).await;
         run(session, reload).await;
-        assert!(scene.is_on(&scene.one).await, "before the end of the transaction");
+        // What the transaction did it sees itself; the others do not.
+        assert!(scene.is_on(&scene.other).await);
+        let witness = scene.pg.connect().await;
+        assert_eq!(port(&witness).await, i32::from(scene.one.port()));
         run(session, "ROLLBACK").await;
         assert!(scene.is_on(&scene.one).await);
         // Nor may a later transaction bring it back.
