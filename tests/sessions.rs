@@ -192,22 +192,22 @@ async fn a_long_session_does_not_grow() {
     for (sql, _) in kinds {
         repeat(&session, sql, 300).await;
     }
-    let before = [proc::private_bytes(session.pid()), proc::private_bytes(runtime)];
-    for (sql, times) in kinds {
-        repeat(&session, sql, times).await;
+    // PostgreSQL's own caches may grow once by some MB, at any time; what leaks grows in every pass.
+    let mut passes = Vec::new();
+    for _ in 0..3 {
+        let before = [proc::private_bytes(session.pid()), proc::private_bytes(runtime)];
+        for (sql, times) in kinds {
+            repeat(&session, sql, times).await;
+        }
+        let after = [proc::private_bytes(session.pid()), proc::private_bytes(runtime)];
+        passes.push((before, after));
+        if after[0] < before[0] + (1 << 20) && after[1] < before[1] + (8 << 20) {
+            break;
+        }
     }
-    let after = [proc::private_bytes(session.pid()), proc::private_bytes(runtime)];
     assert!(
-        after[0] < before[0] + (1 << 20),
-        "the session grew from {} to {}",
-        before[0],
-        after[0]
-    );
-    assert!(
-        after[1] < before[1] + (8 << 20),
-        "the runtime grew from {} to {}",
-        before[1],
-        after[1]
+        passes.len() < 3,
+        "session and runtime grew in every pass: {passes:?}"
     );
     assert!(proc::open_files(session.pid()) < 100);
 }

@@ -10,9 +10,21 @@ pub fn spawn<T: Send + 'static>(
     main: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let before = set_mask(None)?;
-    let thread = Builder::new().name(name.into()).spawn(main);
+    let thread = Builder::new().name(name.into()).spawn(|| {
+        wake_without_preempting();
+        main()
+    });
     set_mask(Some(before))?;
     thread
+}
+
+/// Has this thread, when it is woken, wait for the one that is running rather than take its processor. A backend that
+/// publishes then ends its statement first, and the thread finds more to do at once; an idle processor takes it as
+/// before. Measured on two cores: a third more publishes a second from 8 clients.
+fn wake_without_preempting() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: concerns this thread alone; the parameters are valid. A refusal changes nothing.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
 }
 
 /// Sets this thread's signal mask, by default to all signals; returns the one before.
