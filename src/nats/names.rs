@@ -8,8 +8,7 @@ const MAX_KEY: usize = 1024;
 
 /// Checks the name of a bucket or an object store.
 pub fn check_bucket(name: &str) -> Result<()> {
-    let ok = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_name_byte);
-    if ok {
+    if is_name(name) {
         Ok(())
     } else {
         Err(invalid("bucket name", name, "letters, digits, \"-\" and \"_\""))
@@ -18,8 +17,7 @@ pub fn check_bucket(name: &str) -> Result<()> {
 
 /// Checks a JetStream domain.
 pub fn check_domain(name: &str) -> Result<()> {
-    let ok = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_name_byte);
-    if ok {
+    if is_name(name) {
         Ok(())
     } else {
         Err(invalid("domain", name, "letters, digits, \"-\" and \"_\""))
@@ -50,6 +48,10 @@ pub fn check_object(name: &str) -> Result<()> {
         return Err(Error::new(Kind::InvalidName, "invalid object name").detail(detail));
     }
     Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_name_byte)
 }
 
 fn is_name_byte(b: u8) -> bool {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nats::subject;
+use crate::nats::{names, subject};
 
 pub const DEFAULT_HOST: &str = "127.0.0.1";
 pub const DEFAULT_PORT: u16 = 4222;
@@ -129,12 +129,7 @@ pub fn is_valid(form: Form, value: &str) -> bool {
         }
         Form::File => Path::new(value).is_absolute() && !value.ends_with('/'),
         Form::Boolean => parse_bool(value).is_some(),
-        Form::Domain => {
-            !value.is_empty()
-                && value
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        }
+        Form::Domain => names::check_domain(value).is_ok(),
         Form::Text => true,
         Form::Secret => !value.is_empty(),
         Form::Seed => nkeys::KeyPair::from_seed(value)

@@ -17,7 +17,7 @@ pub const RUNTIME: &str = "litmus_pgnats runtime";
 /// For what comes within milliseconds on an idle machine; the tests share theirs with others.
 pub const SOON: Duration = Duration::from_secs(15);
 /// What "at once" may take on a busy machine. The tests print what it took; the target for interrupts is 100 ms.
-pub const PROMPT: Duration = Duration::from_secs(2);
+pub const PROMPT: Duration = Duration::from_secs(1);
 
 /// A PostgreSQL whose only foreign server for NATS is `nats`.
 pub struct Scene {
