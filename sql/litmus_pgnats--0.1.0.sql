@@ -1,6 +1,9 @@
 -- litmus_pgnats 0.1.0. Run by CREATE EXTENSION; functions go to the target schema.
 \echo Use "CREATE EXTENSION litmus_pgnats" to load this file. \quit
 
+CREATE SCHEMA litmus_pgnats;
+COMMENT ON SCHEMA litmus_pgnats IS 'tables and views of the extension litmus_pgnats';
+
 -- The foreign-data wrapper: a foreign server holds the settings of a NATS connection.
 
 CREATE FUNCTION litmus_pgnats_fdw_validator(options text[], catalog oid) RETURNS void
@@ -186,6 +189,128 @@ CREATE FUNCTION nats_get_file_list(store text, domain text DEFAULT NULL,
     OUT nuid text, OUT size bigint, OUT chunks bigint, OUT modified timestamptz, OUT digest text, OUT deleted boolean) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'nats_get_file_list';
 COMMENT ON FUNCTION nats_get_file_list(text, text) IS 'files in an object store';
+
+-- Subscriptions and responders: functions that messages call.
+
+CREATE TABLE litmus_pgnats.handler (
+    kind text NOT NULL CHECK (kind IN ('subscription', 'responder')),
+    server text NOT NULL,
+    subject text NOT NULL,
+    queue_group text,
+    signature text NOT NULL,
+    role regrole NOT NULL,
+    created timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    function_oid oid,
+    server_oid oid,
+    PRIMARY KEY (kind, server, subject, signature)
+);
+CREATE UNIQUE INDEX handler_responder ON litmus_pgnats.handler (server, subject) WHERE kind = 'responder';
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler', '');
+COMMENT ON TABLE litmus_pgnats.handler IS 'registered subscriptions and responders';
+COMMENT ON COLUMN litmus_pgnats.handler.kind IS 'subscription or responder';
+COMMENT ON COLUMN litmus_pgnats.handler.server IS 'foreign server whose NATS connection the messages come from';
+COMMENT ON COLUMN litmus_pgnats.handler.subject IS 'subject, with wildcards';
+COMMENT ON COLUMN litmus_pgnats.handler.queue_group IS 'queue group that shares the messages, if any';
+COMMENT ON COLUMN litmus_pgnats.handler.signature IS 'function that is called, with its argument types';
+COMMENT ON COLUMN litmus_pgnats.handler.role IS 'role that registered it, as which the function runs';
+COMMENT ON COLUMN litmus_pgnats.handler.created IS 'time of the registration';
+COMMENT ON COLUMN litmus_pgnats.handler.function_oid IS 'the function, as long as it is not restored elsewhere: follows its renaming';
+COMMENT ON COLUMN litmus_pgnats.handler.server_oid IS 'the foreign server, likewise';
+
+CREATE FUNCTION litmus_pgnats.handler_changed() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_handler_changed';
+COMMENT ON FUNCTION litmus_pgnats.handler_changed() IS 'tells the runtime worker, at commit, that handlers have changed';
+CREATE TRIGGER handler_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON litmus_pgnats.handler
+  FOR EACH STATEMENT EXECUTE FUNCTION litmus_pgnats.handler_changed();
+
+CREATE FUNCTION litmus_pgnats.ddl() RETURNS event_trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_ddl';
+COMMENT ON FUNCTION litmus_pgnats.ddl() IS 'has handlers follow their functions and servers when these are renamed or dropped';
+CREATE EVENT TRIGGER litmus_pgnats_ddl_start ON ddl_command_start
+  WHEN TAG IN ('DROP EXTENSION', 'DROP SCHEMA', 'DROP OWNED')
+  EXECUTE FUNCTION litmus_pgnats.ddl();
+COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_start IS 'notices that the extension itself may be dropped';
+CREATE EVENT TRIGGER litmus_pgnats_ddl_end ON ddl_command_end
+  WHEN TAG IN ('ALTER FUNCTION', 'ALTER ROUTINE', 'ALTER SCHEMA', 'ALTER SERVER', 'CREATE SERVER', 'DROP SERVER',
+               'GRANT', 'REVOKE', 'CREATE USER MAPPING', 'ALTER USER MAPPING', 'DROP USER MAPPING')
+  EXECUTE FUNCTION litmus_pgnats.ddl();
+COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_end IS 'notices renamed functions and servers, and changed rights';
+CREATE EVENT TRIGGER litmus_pgnats_drop ON sql_drop
+  WHEN TAG IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP OWNED', 'DROP EXTENSION', 'DROP TYPE', 'DROP DOMAIN')
+  EXECUTE FUNCTION litmus_pgnats.ddl();
+COMMENT ON EVENT TRIGGER litmus_pgnats_drop IS 'removes the handlers of dropped functions';
+
+CREATE FUNCTION nats_subscribe(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe';
+COMMENT ON FUNCTION nats_subscribe(text, regproc, text) IS 'have a function called for each message on a subject, from the commit on';
+
+CREATE FUNCTION nats_unsubscribe(subject text, fn regproc) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe';
+COMMENT ON FUNCTION nats_unsubscribe(text, regproc) IS 'no longer have a function called for messages on a subject';
+
+CREATE FUNCTION litmus_pgnats_register_responder(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_register_responder';
+COMMENT ON FUNCTION litmus_pgnats_register_responder(text, regproc, text) IS 'answer requests on a subject with what a function returns, from the commit on';
+
+CREATE FUNCTION litmus_pgnats_unregister_responder(subject text) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_unregister_responder';
+COMMENT ON FUNCTION litmus_pgnats_unregister_responder(text) IS 'no longer answer requests on a subject';
+
+-- What the workers do.
+
+CREATE FUNCTION litmus_pgnats.stat_subscriptions(
+    OUT server text, OUT subject text, OUT function_oid oid, OUT role oid, OUT state text, OUT problem text,
+    OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
+    OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_subscriptions';
+COMMENT ON FUNCTION litmus_pgnats.stat_subscriptions() IS 'what the runtime worker counts of subscriptions';
+
+CREATE FUNCTION litmus_pgnats.stat_responders(
+    OUT server text, OUT subject text, OUT function_oid oid, OUT role oid, OUT state text, OUT problem text,
+    OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
+    OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_responders';
+COMMENT ON FUNCTION litmus_pgnats.stat_responders() IS 'what the runtime worker counts of responders';
+
+CREATE FUNCTION litmus_pgnats.stat_executors(
+    OUT database oid, OUT pid integer, OUT state text, OUT handler text, OUT seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_executors';
+COMMENT ON FUNCTION litmus_pgnats.stat_executors() IS 'executors of all databases';
+
+CREATE VIEW litmus_pgnats.subscriptions AS
+  SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
+         coalesce(s.state, 'off') AS state, s.problem, coalesce(s.messages, 0) AS messages,
+         coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
+         coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
+         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
+  FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_subscriptions() s
+    ON s.server = h.server AND s.subject = h.subject AND s.function_oid = h.function_oid
+  WHERE h.kind = 'subscription';
+COMMENT ON VIEW litmus_pgnats.subscriptions IS 'subscriptions of this database, and what became of their messages since the runtime worker knows them';
+
+CREATE VIEW litmus_pgnats.responders AS
+  SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
+         coalesce(s.state, 'off') AS state, s.problem, coalesce(s.messages, 0) AS messages,
+         coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
+         coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
+         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
+  FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_responders() s
+    ON s.server = h.server AND s.subject = h.subject AND s.function_oid = h.function_oid
+  WHERE h.kind = 'responder';
+COMMENT ON VIEW litmus_pgnats.responders IS 'responders of this database, and what became of their requests since the runtime worker knows them';
+
+CREATE VIEW litmus_pgnats.executors AS
+  SELECT coalesce(d.datname::text, s.database::text) AS database, s.pid, s.state, s.handler,
+         pg_catalog.now() - pg_catalog.make_interval(secs => s.seconds) AS since
+  FROM litmus_pgnats.stat_executors() s LEFT JOIN pg_catalog.pg_database d ON d.oid = s.database;
+COMMENT ON VIEW litmus_pgnats.executors IS 'executors of all databases, and those that lack a worker slot';
+
+REVOKE ALL ON FUNCTION litmus_pgnats.stat_subscriptions(), litmus_pgnats.stat_responders(), litmus_pgnats.stat_executors()
+  FROM PUBLIC;
+GRANT USAGE ON SCHEMA litmus_pgnats TO pg_monitor;
+GRANT SELECT ON litmus_pgnats.subscriptions, litmus_pgnats.responders, litmus_pgnats.executors TO pg_monitor;
+GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_subscriptions(), litmus_pgnats.stat_responders(), litmus_pgnats.stat_executors()
+  TO pg_monitor;
 
 -- The connection.
 

@@ -16,6 +16,7 @@ pub enum Kind {
     InvalidSubject,
     InvalidHeaders,
     InvalidArgument,
+    InvalidFunction,
     InvalidEncoding,
     PayloadTooLarge,
     // Which server, and who may use it.

@@ -6,8 +6,8 @@
 //! - `channel`: the control channel, a Unix socket between backends and the runtime worker;
 //! - `actors`: the actor system in the runtime worker, which owns every NATS connection.
 //!
-//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `nats` and
-//! `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
+//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `flood`, `nats`
+//! and `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
 
 #![cfg_attr(
     not(test),
@@ -27,6 +27,7 @@ pub mod actors;
 mod bgw;
 pub mod channel;
 pub mod error;
+mod flood;
 pub mod nats;
 #[cfg(feature = "pg")]
 mod pg;
@@ -48,12 +49,20 @@ pub extern "C-unwind" fn _PG_init() {
         run_ended: sql::call::flush,
         run_failed: sql::call::flush_now,
         before_commit: sql::reload::before_commit,
-        before_prepare: sql::reload::before_prepare,
-        committed: sql::reload::committed,
+        before_prepare: || {
+            sql::reload::before_prepare()?;
+            sql::changes::before_prepare()
+        },
+        committed: || {
+            sql::reload::committed();
+            sql::changes::committed();
+        },
         aborted: || {
             sql::call::give_up();
             sql::reload::aborted();
+            sql::changes::forget();
         },
     });
+    pg::utility::install(bgw::hooks::about_to, bgw::hooks::done);
     bgw::runtime::register();
 }

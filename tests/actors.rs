@@ -9,7 +9,7 @@ use std::time::Instant;
 use actor_thread::*;
 use futures::StreamExt;
 use litmus_pgnats::actors::system::End;
-use litmus_pgnats::channel::message::{Link, PROTOCOL, Reply, Request};
+use litmus_pgnats::channel::message::{Link, PROTOCOL, Peer, Reply, Request};
 use litmus_pgnats::error::Kind;
 use support::{NatsServer, eventually_eq, round_trip};
 
@@ -144,6 +144,7 @@ async fn another_protocol_is_refused() {
     let refused = session.call(Request::Hello {
         protocol: PROTOCOL + 1,
         pid: 1,
+        peer: Peer::Session,
     });
     let refused = refused.expect_err("refused");
     assert_eq!(refused.kind, Kind::Protocol);

@@ -8,15 +8,16 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::delivery;
+use super::gateway::Actors;
 use super::jetstream::PublishToStream;
 use super::key_value::InBucket;
 use super::object_store::{InStore, Parts};
 use super::status::{self, until_up};
 use super::supervisor::{Handle, stopped};
-use crate::channel::message::{Api, JetStreamCall, Reply};
+use super::{delivery, dispatcher, registry};
+use crate::channel::message::{Api, JetStreamCall, Reply, Statistics};
 use crate::error::{Error, Kind, Result};
-use crate::nats::headers::Headers;
+use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
 
 /// A reply and its body.
 pub type Answer = (Reply, Bytes);
@@ -79,9 +80,9 @@ pub async fn ask(
 /// A service that failed says so in headers (ADR-32).
 fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
     let headers = message.headers.unwrap_or_default();
-    if let Some(error) = headers.get("Nats-Service-Error") {
+    if let Some(error) = headers.get(SERVICE_ERROR) {
         let code = headers
-            .get("Nats-Service-Error-Code")
+            .get(SERVICE_ERROR_CODE)
             .map_or_else(String::new, |code| format!(" code {}", code.as_str()));
         let error = error.as_str().trim_end_matches('.');
         return Err(
@@ -119,6 +120,26 @@ pub async fn server_info(handle: Handle, wait_ms: u32) -> Result<Answer> {
         },
         Bytes::new(),
     ))
+}
+
+/// Has the executors leave a database.
+pub async fn vacate(actors: Actors, database: u32) -> Result<Answer> {
+    actors
+        .dispatcher
+        .send(dispatcher::Vacate(database))
+        .await
+        .map_err(|_| stopped())?;
+    Ok((Reply::Done, Bytes::new()))
+}
+
+/// What the runtime has counted.
+pub async fn statistics(actors: Actors, database: u32, of: Statistics) -> Result<Answer> {
+    let rows = match of {
+        Statistics::Subscriptions => actors.subscriptions.send(registry::Rows(database)).await,
+        Statistics::Responders => actors.responders.send(registry::Rows(database)).await,
+        Statistics::Executors => actors.dispatcher.send(dispatcher::Rows).await,
+    };
+    Ok((Reply::Rows(rows.map_err(|_| stopped())?), Bytes::new()))
 }
 
 /// A call of JetStream, of a bucket or of a store.

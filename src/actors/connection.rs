@@ -23,12 +23,12 @@ use tokio::time::timeout;
 
 use super::connect::{Observer, connect};
 use super::delivery::{FLUSH_LIMIT, retire, send_all};
-use super::flood::Flood;
 use super::requester::Requester;
 use super::status::{Status, not_connected};
 use super::system::Vital;
 use crate::channel::message::Link;
 use crate::error::{Error, Kind, Result};
+use crate::flood::Flood;
 use crate::settings::Settings;
 use crate::settings::options::Host;
 

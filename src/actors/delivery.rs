@@ -7,6 +7,7 @@ use async_nats::message::OutboundMessage;
 use async_nats::{Client, HeaderMap, PublishErrorKind};
 use bytes::Bytes;
 use tokio::sync::RwLock;
+use tokio::time::timeout;
 
 use super::requester::{Failure, Requester};
 use crate::error::{Error, Kind, Result};
@@ -38,9 +39,8 @@ pub async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<Outbo
 pub async fn retire(client: &Requester, senders: &RwLock<()>) {
     let _none_left = senders.write().await;
     let _ = client.client().flush().await;
-    // All has left for the socket. That nobody listens is answered after the server has read what came before.
-    let nobody = client.client().new_inbox();
-    let _ = client.request(nobody, None, Bytes::new(), FLUSH_LIMIT).await;
+    // All has left for the socket; now the server has to read it.
+    let _ = timeout(FLUSH_LIMIT, client.round_trip()).await;
 }
 
 /// Sends a request and waits for its reply.
@@ -49,18 +49,16 @@ pub async fn request(
     subject: &str,
     headers: Option<HeaderMap>,
     payload: Bytes,
-    timeout: Duration,
+    limit: Duration,
 ) -> Result<async_nats::Message> {
-    let outcome = client
-        .request(subject.to_string(), headers, payload, timeout)
-        .await;
+    let outcome = client.request(subject.to_string(), headers, payload, limit).await;
     outcome.map_err(|failure| match failure {
         Failure::NoResponders => Error::new(
             Kind::NoResponders,
             format!("no responders are available for subject \"{subject}\""),
         ),
         Failure::TimedOut => {
-            let waited = timeout.as_millis();
+            let waited = limit.as_millis();
             Error::new(
                 Kind::Timeout,
                 format!("no reply on subject \"{subject}\" within {waited} ms"),

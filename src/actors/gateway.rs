@@ -6,8 +6,11 @@ use actix::prelude::*;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::dispatcher::Dispatcher;
 use super::load::Load;
+use super::responder_registry::ResponderRegistry;
 use super::session::Session;
+use super::subscription_registry::SubscriptionRegistry;
 use super::supervisor::Supervisor;
 use super::system::Vital;
 use crate::channel::server::Listener;
@@ -20,20 +23,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[rtype(result = "()")]
 pub struct Finish(pub Duration);
 
+/// Whom sessions speak to.
+#[derive(Clone)]
+pub struct Actors {
+    pub supervisor: Addr<Supervisor>,
+    pub dispatcher: Addr<Dispatcher>,
+    pub subscriptions: Addr<SubscriptionRegistry>,
+    pub responders: Addr<ResponderRegistry>,
+}
+
 /// The actor.
 pub struct Gateway {
     listener: Option<Listener>,
-    supervisor: Addr<Supervisor>,
+    actors: Actors,
     /// `true` once the runtime is to end. Each session holds a receiver.
     finish: watch::Sender<bool>,
     _vital: Vital,
 }
 
 impl Gateway {
-    pub fn new(listener: Listener, supervisor: Addr<Supervisor>, vital: Vital) -> Self {
+    pub fn new(listener: Listener, actors: Actors, vital: Vital) -> Self {
         Gateway {
             listener: Some(listener),
-            supervisor,
+            actors,
             finish: watch::Sender::new(false),
             _vital: vital,
         }
@@ -47,12 +59,12 @@ impl Actor for Gateway {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        let (supervisor, finish) = (self.supervisor.clone(), self.finish.subscribe());
-        ctx.spawn(accept(listener, supervisor, finish).into_actor(self));
+        let (actors, finish) = (self.actors.clone(), self.finish.subscribe());
+        ctx.spawn(accept(listener, actors, finish).into_actor(self));
     }
 }
 
-async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: watch::Receiver<bool>) {
+async fn accept(listener: Listener, actors: Actors, mut finish: watch::Receiver<bool>) {
     let load = Load::new();
     loop {
         let accepted = tokio::select! {
@@ -61,7 +73,7 @@ async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: wa
         };
         match accepted {
             Ok((reader, writer)) => {
-                let session = Session::new(writer, supervisor.clone(), load.clone());
+                let session = Session::new(writer, actors.clone(), load.clone());
                 actix::spawn(session.run(reader, finish.clone()));
             }
             Err(error) => {

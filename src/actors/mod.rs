@@ -9,6 +9,9 @@
 //!   `delivery.rs` what it hands to its client; `connect.rs` makes the client it is built on,
 //!   `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
+//! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
+//!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
+//! - `dispatcher.rs` brings their messages to executors, which `pool.rs` keeps and `executor_session.rs` talks to;
 //! - `system.rs` starts, watches and stops them.
 
 #![forbid(unsafe_code)]
@@ -17,15 +20,23 @@ mod calls;
 pub mod connect;
 pub mod connection;
 mod delivery;
-mod flood;
+pub mod dispatcher;
+mod executor_session;
 pub mod gateway;
+pub mod handler;
 pub mod jetstream;
 pub mod key_value;
 mod load;
 mod object_read;
 pub mod object_store;
+pub mod pool;
+mod pump;
+pub mod queue;
+pub mod registry;
 pub mod requester;
+pub mod responder_registry;
 mod session;
 pub mod status;
+pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;

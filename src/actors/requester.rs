@@ -93,6 +93,22 @@ impl Requester {
         &self.client
     }
 
+    /// Returns when the NATS server has taken in all that this client has said before: what it sends to itself comes
+    /// back behind that. Unlike a request that nobody answers, it needs nothing but publish and subscribe of a server.
+    pub async fn round_trip(&self) -> Result<(), Failure> {
+        let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        self.inbox.waiting.lock().insert(number, sender);
+        let _request = Request {
+            waiting: &self.inbox.waiting,
+            number,
+        };
+        let inbox = format!("{}{number}", self.inbox.prefix);
+        let sent = self.client.publish(inbox, Bytes::new()).await;
+        sent.map_err(|error| unsent(&error))?;
+        reply.await.map(drop).map_err(|_| Failure::Lost)
+    }
+
     /// Publishes a request and waits for the first reply.
     pub async fn request(
         &self,

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use actix::prelude::*;
 use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable, LocalBoxFuture};
@@ -17,12 +16,15 @@ use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
 use super::calls::{self, Answer, header_map};
 use super::connection::Publish;
+use super::dispatcher::{Look, Release, Scan};
+use super::executor_session;
+use super::gateway::Actors;
 use super::load::Load;
 use super::object_store::Parts;
 use super::status::Status;
-use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
+use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, stopped};
 use crate::channel::frame::Frame;
-use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Reply, Request, StoreCall};
+use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Peer, Reply, Request, StoreCall};
 use crate::channel::server::{FrameReader, FrameWriter};
 use crate::error::{Error, Kind, Result};
 
@@ -30,6 +32,8 @@ use crate::error::{Error, Kind, Result};
 const MAX_CALLS: usize = 64;
 /// Parts of an object that wait between a session and the object store.
 const PARTS: usize = 4;
+/// Longest wait for changed handlers to take effect.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// When the runtime ends, what a session sent before is waited for so long.
 const LAST_READ: Duration = Duration::from_millis(20);
 
@@ -46,9 +50,13 @@ struct Slot {
 /// The state of a session.
 pub struct Session {
     writer: FrameWriter,
-    supervisor: Addr<Supervisor>,
+    actors: Actors,
     load: Load,
     welcome: bool,
+    /// Ticket and process of an executor, which is served elsewhere.
+    executor: Option<(u32, u32)>,
+    /// Databases that the session has had vacated.
+    vacated: Vec<u32>,
     slots: HashMap<u16, Slot>,
     calls: FuturesUnordered<LocalBoxFuture<'static, Called>>,
     cancels: HashMap<u32, AbortHandle>,
@@ -63,12 +71,14 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(writer: FrameWriter, supervisor: Addr<Supervisor>, load: Load) -> Self {
+    pub fn new(writer: FrameWriter, actors: Actors, load: Load) -> Self {
         Session {
             writer,
-            supervisor,
+            actors,
             load,
             welcome: false,
+            executor: None,
+            vacated: Vec::new(),
             slots: HashMap::new(),
             calls: FuturesUnordered::new(),
             cancels: HashMap::new(),
@@ -88,6 +98,16 @@ impl Session {
         for slot in std::mem::take(&mut self.slots).into_values() {
             self.leave(slot);
         }
+        for database in std::mem::take(&mut self.vacated) {
+            self.actors.dispatcher.do_send(Release(database));
+        }
+        if let Some((ticket, pid)) = self.executor {
+            let dispatcher = self.actors.dispatcher.clone();
+            let served = executor_session::serve(ticket, pid, reader, self.writer, dispatcher, finish);
+            if let Err(error) = served.await {
+                log::debug!("session of an executor ended: {error}");
+            }
+        }
     }
 
     async fn serve(
@@ -106,6 +126,9 @@ impl Session {
                         return Ok(());
                     }
                     self.take(&mut batch).await?;
+                    if self.executor.is_some() {
+                        return Ok(());
+                    }
                 }
                 Some((id, outcome)) = self.calls.next() => {
                     self.called(id, outcome).await?;
@@ -130,7 +153,7 @@ impl Session {
     /// The connection may have no user any more.
     fn leave(&self, Slot { key, handle }: Slot) {
         drop(handle);
-        self.supervisor.do_send(Left(key));
+        self.actors.supervisor.do_send(Left(key));
     }
 
     /// A call has come to its end.
@@ -214,8 +237,11 @@ impl Session {
 
     async fn dispatch(&mut self, id: u32, request: Request, body: Bytes) -> std::io::Result<()> {
         match request {
-            Request::Hello { protocol, .. } => {
+            Request::Hello { protocol, pid, peer } => {
                 self.welcome = protocol == PROTOCOL;
+                if let (Peer::Executor { ticket }, true) = (peer, self.welcome) {
+                    self.executor = Some((ticket, pid));
+                }
                 let outcome = if self.welcome {
                     done(Reply::Welcome { protocol })
                 } else {
@@ -248,6 +274,7 @@ impl Session {
             } => {
                 let key = target.key;
                 let opened = self
+                    .actors
                     .supervisor
                     .send(Open {
                         target,
@@ -300,7 +327,7 @@ impl Session {
                 Ok(())
             }
             Request::MappingsInUse { database, server } => {
-                let mappings = self.supervisor.send(MappingsInUse { database, server });
+                let mappings = self.actors.supervisor.send(MappingsInUse { database, server });
                 let call = async move {
                     done(Reply::MappingsInUse {
                         mappings: mappings.await.map_err(|_| stopped())?,
@@ -326,10 +353,10 @@ impl Session {
                 if id == 0 {
                     // At a commit: the outcome is nobody's, but what the session says next comes after it. In a task
                     // of its own, because the session may end first, and actix skips what nobody waits for.
-                    let _ = actix::spawn(self.supervisor.send(reload)).await;
+                    let _ = actix::spawn(self.actors.supervisor.send(reload)).await;
                     return Ok(());
                 }
-                let reload = self.supervisor.send(reload);
+                let reload = self.actors.supervisor.send(reload);
                 let call = async move {
                     reload
                         .await
@@ -338,9 +365,35 @@ impl Session {
                 };
                 self.call(id, call).await
             }
+            Request::Look { database } => {
+                self.vacated.retain(|vacated| {
+                    *vacated != database || {
+                        self.actors.dispatcher.do_send(Release(database));
+                        false
+                    }
+                });
+                // What the session says next comes after it.
+                let look = actix::spawn(self.actors.dispatcher.send(Look(database)));
+                let _ = timeout(LOOK_LIMIT, look).await;
+                Ok(())
+            }
+            Request::Vacate { database } => {
+                self.vacated.push(database);
+                self.call(id, calls::vacate(self.actors.clone(), database)).await
+            }
+            Request::Statistics { database, of } => {
+                self.call(id, calls::statistics(self.actors.clone(), database, of))
+                    .await
+            }
+            Request::Databases { databases } => {
+                self.actors.dispatcher.do_send(Scan(databases));
+                Ok(())
+            }
+            // Taken by `executor_session`.
+            Request::Executor(_) => Ok(()),
             #[cfg(debug_assertions)]
             Request::Panic => {
-                self.supervisor.do_send(super::supervisor::Panic);
+                self.actors.supervisor.do_send(super::supervisor::Panic);
                 Ok(())
             }
             // Taken by `take`.

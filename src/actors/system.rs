@@ -1,12 +1,19 @@
 //! Starts the actors, watches that they live, and stops them in order. Runs as the actor thread's main function.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
-use super::gateway::{self, Gateway};
+use super::dispatcher::{Dispatcher, Noticed, Registries};
+use super::gateway::{self, Actors, Gateway};
+use super::pool::{Host, Notice, Pool, Sizes};
+use super::queue::Limits;
+use super::registry::Registry;
+use super::responder_registry::Requests;
+use super::subscription_registry::Subscriptions;
 use super::supervisor::{self, Supervisor};
 use crate::channel::server::Listener;
 
@@ -19,6 +26,11 @@ pub struct Config {
     pub socket: PathBuf,
     /// What tells this cluster from others in NATS's monitoring.
     pub cluster: String,
+    /// Starts executors, and what it says of them.
+    pub host: Box<dyn Host>,
+    pub notices: mpsc::UnboundedReceiver<(u32, Notice)>,
+    pub limits: Arc<Limits>,
+    pub sizes: Arc<Sizes>,
 }
 
 /// Why the actor system ended.
@@ -70,7 +82,29 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     let (dead, mut died) = mpsc::channel(1);
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
-    let gateway = Gateway::new(listener, supervisor.clone(), vital).start();
+    let dispatcher = Dispatcher::new(Pool::new(config.host, config.sizes), vital.clone()).start();
+    let limits = config.limits;
+    let (to, of) = (supervisor.clone(), dispatcher.clone());
+    let subscriptions = Registry::new(to, limits.clone(), Subscriptions(of), vital.clone()).start();
+    let (to, of) = (supervisor.clone(), dispatcher.clone());
+    let responders = Registry::new(to, limits, Requests(of), vital.clone()).start();
+    dispatcher.do_send(Registries {
+        subscriptions: subscriptions.clone(),
+        responders: responders.clone(),
+    });
+    let (mut notices, noticed) = (config.notices, dispatcher.clone());
+    actix::spawn(async move {
+        while let Some((ticket, notice)) = notices.recv().await {
+            noticed.do_send(Noticed(ticket, notice));
+        }
+    });
+    let actors = Actors {
+        supervisor: supervisor.clone(),
+        dispatcher,
+        subscriptions,
+        responders,
+    };
+    let gateway = Gateway::new(listener, actors, vital).start();
     tokio::select! {
         _ = stop => {}
         _ = died.recv() => return End::ActorDied,

@@ -69,6 +69,14 @@ pub fn install() -> std::io::Result<(Records, Alive)> {
     ))
 }
 
+/// Wakes the main thread.
+pub fn wake() {
+    if let Some(logger) = LOGGER.get() {
+        // A full socket wakes it as well.
+        let _ = (&logger.wake).write(&[0]);
+    }
+}
+
 /// Sets which records are kept.
 pub fn set_level(level: log::LevelFilter) {
     log::set_max_level(level);
@@ -91,8 +99,7 @@ impl log::Log for Logger {
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        // A full socket wakes the main thread as well.
-        let _ = (&self.wake).write(&[0]);
+        wake();
     }
 
     fn flush(&self) {}

@@ -1,9 +1,18 @@
 //! Background workers.
 //!
 //! - `runtime.rs`: the runtime worker, PostgreSQL's shell around the actor system;
+//! - `workers.rs` starts the others for the actors;
+//! - `executor.rs`: executors, which run users' functions in a database, with `work.rs`;
+//! - `herald.rs`: tells the runtime when the server takes writes;
+//! - `hooks.rs`: executors give way to DROP DATABASE and its kin;
 //! - `threads.rs`: a thread that PostgreSQL's signals do not reach;
 //! - `logging.rs`: log records of that thread on their way to the server log.
 
+mod executor;
+mod herald;
+pub mod hooks;
 mod logging;
 pub mod runtime;
 mod threads;
+mod work;
+mod workers;

@@ -10,15 +10,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pgrx::{pg_guard, pg_sys};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{logging, threads};
+use super::workers::{self, Workers};
+use super::{herald, logging, threads};
 use crate::actors::system::{self, Config, End};
 use crate::channel::SOCKET_PATH;
 use crate::error::{Error, Kind, Result};
 use crate::pg::report::{self, Level};
 use crate::pg::wait::LatchWait;
-use crate::pg::worker;
+use crate::pg::worker::{self, Process};
 use crate::sql::settings;
 
 const NAME: &str = "litmus_pgnats runtime";
@@ -103,15 +104,44 @@ fn lock() -> Option<File> {
 fn run() -> std::io::Result<()> {
     let (mut records, alive) = logging::install()?;
     logging::set_level(settings::log_level());
+    let (notices, noticed) = mpsc::unbounded_channel();
+    let (mut workers, remote) = workers::hire(notices);
+    let bounds = settings::Bounds::default();
     let config = Config {
         socket: PathBuf::from(SOCKET_PATH),
         cluster: worker::cluster_label(),
+        host: Box::new(remote),
+        notices: noticed,
+        limits: bounds.limits.clone(),
+        sizes: bounds.sizes.clone(),
     };
     let (stop, stopped) = oneshot::channel();
     let actors = threads::spawn("actors", move || {
         let _alive = alive;
         system::run(config, stopped)
     })?;
+    let herald = herald::send();
+    if herald.is_none() {
+        report::message(
+            Level::Warning,
+            "no background worker slot is free, so subscriptions and responders do not run",
+            "",
+            "You might need to increase max_worker_processes.",
+        );
+    }
+    let ended = serve(&mut records, &mut workers, &bounds, stop, actors);
+    // It may still wait for the end of recovery; the next runtime has its own.
+    herald.into_iter().for_each(Process::terminate);
+    ended
+}
+
+fn serve(
+    records: &mut logging::Records,
+    workers: &mut Workers,
+    bounds: &settings::Bounds,
+    stop: oneshot::Sender<()>,
+    actors: JoinHandle<End>,
+) -> std::io::Result<()> {
     let mut stop = Some(stop);
     let mut set = LatchWait::default();
     let mut deadline = None;
@@ -119,6 +149,8 @@ fn run() -> std::io::Result<()> {
         let time = deadline.map(|deadline: Instant| deadline.saturating_duration_since(Instant::now()));
         let woken = worker::wait(&mut set, records.socket(), time);
         logging::set_level(settings::log_level());
+        bounds.update();
+        workers.serve();
         if !records.write() {
             return ended(actors);
         }

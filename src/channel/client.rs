@@ -9,9 +9,11 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{Frame, decode, encode};
 use super::message::{Link, Reply, Request};
@@ -57,6 +59,14 @@ pub struct Client<W> {
     /// A reply to the running call that came before the call was sent whole.
     early: Option<Frame<Reply>>,
     broken: bool,
+}
+
+/// Connects to the runtime without waiting; a full backlog is `WouldBlock`.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
 }
 
 impl<W: Wait> Client<W> {
@@ -179,6 +189,18 @@ impl<W: Wait> Client<W> {
                 return call.finish(frame);
             }
             download(frame)?;
+        }
+    }
+
+    /// Waits for whatever the runtime says next; for an executor, which is told and does not ask.
+    pub fn receive(&mut self, deadline: Instant) -> Result<Frame<Reply>> {
+        loop {
+            if let Some(frame) = self.decode()? {
+                return Ok(frame);
+            }
+            self.wait
+                .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
+            self.read()?;
         }
     }
 

@@ -8,12 +8,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::work::{Said, Told};
 use crate::error::Error;
 use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +23,7 @@ pub enum Request {
     Hello {
         protocol: u16,
         pid: u32,
+        peer: Peer,
     },
     /// Binds `slot`, a number of the session's own, to a NATS connection; opens the connection if needed.
     Use {
@@ -80,6 +82,27 @@ pub enum Request {
         force: bool,
         wait_ms: u32,
     },
+    /// A commit has changed the handlers of this database, or what they depend on. The session's next request waits
+    /// until the change has taken effect.
+    Look {
+        database: u32,
+    },
+    /// Has the executors of a database leave it, answered when they are gone; it is theirs again after a `Look` or
+    /// the session's end.
+    Vacate {
+        database: u32,
+    },
+    /// Answered with rows.
+    Statistics {
+        database: u32,
+        of: Statistics,
+    },
+    /// From the herald: the server takes writes now, and these databases allow connections.
+    Databases {
+        databases: Vec<u32>,
+    },
+    /// From an executor.
+    Executor(Said),
     /// The session no longer waits for the reply to this request.
     Cancel {
         request: u32,
@@ -87,6 +110,25 @@ pub enum Request {
     /// Has an actor panic; for tests.
     #[cfg(debug_assertions)]
     Panic,
+}
+
+/// Who opens a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Peer {
+    Session,
+    /// With the number that it was started under.
+    Executor {
+        ticket: u32,
+    },
+}
+
+/// What the runtime counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Statistics {
+    Subscriptions,
+    Responders,
+    /// Of all databases.
+    Executors,
 }
 
 /// Where and for how long a JetStream call asks.
@@ -221,6 +263,8 @@ pub enum Reply {
     /// A part of an object, in the body; the reply to the same request is still to come.
     Part,
     Failed(Error),
+    /// To an executor.
+    Executor(Told),
     /// News: the state of a slot's connection changed.
     Link {
         slot: u16,

@@ -2,6 +2,7 @@
 //! runs SQL.
 //!
 //! - `message.rs`: what is said, the whole protocol in one table of requests and replies;
+//! - `work.rs`: what executors and the runtime say, a part of that table;
 //! - `frame.rs`: how a message becomes bytes;
 //! - `server.rs`: the runtime's end, on tokio;
 //! - `client.rs`: the blocking end of backends and executors, without threads and tokio.
@@ -10,6 +11,7 @@ pub mod client;
 pub mod frame;
 pub mod message;
 pub mod server;
+pub mod work;
 
 /// Where the socket is, relative to the data directory, which is the working directory of every process of
 /// PostgreSQL. A Unix socket's path is limited to 108 bytes; and base backups leave this folder's contents out.

@@ -7,6 +7,10 @@ use crate::error::{Error, Kind, Result};
 /// Names and values in the order of the JSON object; a name with several values stands several times.
 pub type Headers = Vec<(String, String)>;
 
+/// How a service says that it failed, and with which code (ADR-32).
+pub const SERVICE_ERROR: &str = "Nats-Service-Error";
+pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
+
 /// Reads `{"name": "value", "other": ["first", "second"]}`.
 pub fn parse(json: &str) -> Result<Headers> {
     let invalid = |why: String| Error::new(Kind::InvalidHeaders, "invalid message headers").detail(why);
@@ -38,6 +42,20 @@ pub fn parse(json: &str) -> Result<Headers> {
         }
     }
     Ok(headers)
+}
+
+/// The reverse of [`parse`]: a header that stands once is a string, one that stands several times an array.
+pub fn to_json(headers: &[(String, String)]) -> String {
+    let mut object = serde_json::Map::new();
+    for (name, value) in headers {
+        let value = Value::from(value.as_str());
+        match object.get_mut(name) {
+            None => drop(object.insert(name.clone(), value)),
+            Some(Value::Array(values)) => values.push(value),
+            Some(single) => *single = Value::Array(vec![single.take(), value]),
+        }
+    }
+    Value::Object(object).to_string()
 }
 
 /// A header name is printable ASCII without space and colon (ADR-4).
@@ -78,6 +96,7 @@ mod tests {
             "NATS/1.0\r\na: 1\r\nb: 2\r\nb: 3\r\n\r\n".len()
         );
         assert_eq!(wire_len(&[]), 0);
+        assert_eq!(to_json(&headers), r#"{"a":"1","b":["2","3"]}"#);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which subjects may be published to. Pure.
+//! Which subjects may be published or subscribed to. Pure.
 
 use crate::error::{Error, Kind, Result};
 
@@ -10,15 +10,31 @@ pub const MAX_REPLY: usize = 1024;
 
 /// Checks a subject that a message is sent to.
 pub fn check_publish(subject: &str) -> Result<()> {
-    check(subject, "subject", MAX_SUBJECT)
+    check(subject, "subject", MAX_SUBJECT, Wildcards::Refused)
+}
+
+/// Checks a subject that messages are taken from; it may have wildcards.
+pub fn check_subscribe(subject: &str) -> Result<()> {
+    check(subject, "subject", MAX_SUBJECT, Wildcards::Allowed)
+}
+
+/// Checks the name of a queue group.
+pub fn check_queue_group(name: &str) -> Result<()> {
+    check(name, "queue group", MAX_REPLY, Wildcards::Refused)
 }
 
 /// Checks a reply subject.
 pub fn check_reply(subject: &str) -> Result<()> {
-    check(subject, "reply subject", MAX_REPLY)
+    check(subject, "reply subject", MAX_REPLY, Wildcards::Refused)
 }
 
-fn check(subject: &str, what: &str, longest: usize) -> Result<()> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wildcards {
+    Allowed,
+    Refused,
+}
+
+fn check(subject: &str, what: &str, longest: usize, wildcards: Wildcards) -> Result<()> {
     let invalid = |why: String| Err(Error::new(Kind::InvalidSubject, format!("invalid {what}")).detail(why));
     if subject.is_empty() {
         return invalid(format!("The {what} is empty."));
@@ -36,9 +52,17 @@ fn check(subject: &str, what: &str, longest: usize) -> Result<()> {
             u32::from(c)
         ));
     }
-    for token in subject.split('.') {
+    let mut tokens = subject.split('.').peekable();
+    while let Some(token) = tokens.next() {
         match token {
             "" => return invalid(format!("The {what} \"{subject}\" has an empty token.")),
+            "*" if wildcards == Wildcards::Allowed => {}
+            ">" if wildcards == Wildcards::Allowed && tokens.peek().is_none() => {}
+            ">" if wildcards == Wildcards::Allowed => {
+                return invalid(format!(
+                    "In the {what} \"{subject}\" something follows the wildcard \">\"."
+                ));
+            }
             "*" | ">" => return invalid(format!("The {what} \"{subject}\" has the wildcard \"{token}\".")),
             _ => {}
         }

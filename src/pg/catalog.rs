@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 use pgrx::spi::Spi;
 
 use super::fmgr::from_server;
+use super::query::{Argument, query};
 use crate::error::{Error, Kind, Result};
 use crate::settings::Options;
 
@@ -76,7 +77,7 @@ pub fn servers() -> Result<Vec<Server>> {
 }
 
 /// The name of a server; `None` if it is gone. Not read by SPI, which takes text for UTF-8.
-fn server_name(server: u32) -> Option<String> {
+pub fn server_name(server: u32) -> Option<String> {
     // SAFETY: with the flag a missing server gives a null pointer; the name lives in the current memory context.
     unsafe {
         let found = pg_sys::GetForeignServerExtended(server.into(), pg_sys::FSV_MISSING_OK as u16);
@@ -228,11 +229,120 @@ pub fn has_usage(role: u32, server: u32) -> bool {
     }
 }
 
+/// Whether a role may call a function.
+pub fn has_execute(role: u32, function: u32) -> bool {
+    let mode = pg_sys::AclMode::from(pg_sys::ACL_EXECUTE);
+    // SAFETY: looks into the system caches; raises an error if the function is gone.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let result = pg_sys::pg_proc_aclcheck(function.into(), role.into(), mode);
+        #[cfg(not(feature = "pg15"))]
+        let result = pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, function.into(), role.into(), mode);
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
+/// Whether the current role has the privileges of another one.
+pub fn has_privileges_of(role: u32) -> bool {
+    // SAFETY: looks into the system caches.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), role.into()) }
+}
+
+/// Whether the current role owns a database.
+pub fn owns_database(database: u32) -> bool {
+    // SAFETY: looks into the system caches.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let owns = pg_sys::pg_database_ownercheck(database.into(), pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        let owns =
+            pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database.into(), pg_sys::GetUserId());
+        owns
+    }
+}
+
+/// Whether the current role may make a copy of a database.
+pub fn may_copy_database(database: u32) -> bool {
+    let sql = "SELECT (r.rolsuper OR r.rolcreatedb) AND (d.datistemplate OR pg_catalog.pg_has_role(r.oid, d.datdba, 'USAGE')) \
+         FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
+         WHERE d.oid OPERATOR(pg_catalog.=) $1 AND r.oid OPERATOR(pg_catalog.=) $2";
+    let rows = query(sql, &[Argument::Oid(database), Argument::Oid(current_role())]);
+    rows.into_iter().flatten().next().flatten().as_deref() == Some("t")
+}
+
+/// The owner of this database's extension, and so of its tables; `None` if the extension is not there.
+pub fn extension_owner() -> Option<u32> {
+    let rows = query(
+        "SELECT extowner FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'litmus_pgnats'",
+        &[],
+    );
+    rows.into_iter().flatten().next()??.parse().ok()
+}
+
+/// Whether a role exists.
+pub fn role_exists(role: u32) -> bool {
+    // SAFETY: the cache takes one key of type oid.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::AUTHOID as i32,
+            pg_sys::Datum::from(role as usize),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        pg_sys::ReleaseSysCache(tuple);
+        true
+    }
+}
+
+/// A database by name; `None` if there is none.
+pub fn database_by_name(name: &CStr) -> Option<u32> {
+    // SAFETY: the name is NUL-terminated.
+    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+}
+
+/// The databases that allow connections. Needs a transaction, but no database.
+pub fn databases() -> Vec<u32> {
+    let mut found = Vec::new();
+    // SAFETY: as PostgreSQL's own launchers read the shared catalogue: the scan ends before the relation is closed, and
+    // each tuple is read before the next one.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, ACCESS_SHARE);
+        let none = std::ptr::null_mut();
+        let scan =
+            pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, none, 0, std::ptr::null_mut());
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if (*form).datallowconn && (*form).datconnlimit != INVALID_DATABASE {
+                found.push((*form).oid.to_u32());
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, ACCESS_SHARE);
+    }
+    found
+}
+
+const ACCESS_SHARE: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+/// The connection limit of a database whose DROP was interrupted.
+const INVALID_DATABASE: i32 = -2;
+
 /// Whether the current role may have the server process read files: superuser or pg_read_server_files.
 pub fn may_read_server_files() -> bool {
     let reader = pg_sys::Oid::from(pg_sys::ROLE_PG_READ_SERVER_FILES);
     // SAFETY: looks into the system caches.
     unsafe { pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), reader) }
+}
+
+/// Object id of the database of this session.
+pub fn database_oid() -> u32 {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
 /// Object id and name of the database of this session.

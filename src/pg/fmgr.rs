@@ -153,6 +153,19 @@ impl<'a> Call<'a> {
         self.datum(index).map(|datum| datum.value() as u32)
     }
 
+    /// The event that an event trigger's function is called for; `None` for another function.
+    pub fn event(&self) -> Option<String> {
+        // SAFETY: fcinfo is valid (see `new`); the context of a call by an event trigger is of the type its tag says.
+        unsafe {
+            let context = (*self.fcinfo).context;
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData {
+                return None;
+            }
+            let data = context.cast::<pg_sys::EventTriggerData>();
+            Some(CStr::from_ptr((*data).event).to_string_lossy().into_owned())
+        }
+    }
+
     /// Argument `index` of type text[] without NULLs, as UTF-8.
     pub fn text_array(&self, index: usize) -> Result<Vec<String>> {
         // SAFETY: the SQL declaration says that this argument is text[]; its elements are read as bytes, because
@@ -346,7 +359,8 @@ pub fn check_text(text: &str) {
     let _ = to_server(text);
 }
 
-fn varlena(bytes: &[u8]) -> pg_sys::Datum {
+/// A value of type bytea or text.
+pub fn varlena(bytes: &[u8]) -> pg_sys::Datum {
     let mut builder = BytesBuilder::new(bytes.len());
     builder.push(bytes);
     builder.datum

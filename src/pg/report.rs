@@ -25,6 +25,7 @@ unsafe extern "C-unwind" {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     Warning,
+    Notice,
     Log,
     Debug,
 }
@@ -127,6 +128,7 @@ unsafe fn emit(level: c_int, raw: Raw) {
 pub fn message(level: Level, text: &str, detail: &str, hint: &str) {
     let (elevel, sqlstate) = match level {
         Level::Warning => (PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING),
+        Level::Notice => (PgLogLevel::NOTICE, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION),
         Level::Log => (PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION),
         Level::Debug => (PgLogLevel::DEBUG1, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION),
     };

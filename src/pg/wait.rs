@@ -86,13 +86,12 @@ impl Drop for WaitSet {
 }
 
 impl LatchWait {
-    /// For a background worker: waits until the socket is readable, the latch is set or the time is over. Takes no
+    /// For a background worker: waits until the socket is ready, the latch is set or the time is over; serves no
+    /// interrupt. Takes no
     /// file descriptor, so it works when there is none left.
-    pub fn wait_idle(&mut self, socket: RawFd, timeout: Option<Duration>) {
-        let set = self
-            .set
-            .get_or_insert_with(|| WaitSet::new(socket, Interest::Readable));
-        set.wait(Interest::Readable, timeout);
+    pub fn wait_idle(&mut self, socket: RawFd, interest: Interest, timeout: Option<Duration>) {
+        let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
+        set.wait(interest, timeout);
     }
 }
 

@@ -4,10 +4,20 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime,
+    DynamicBackgroundWorker, SignalWakeFlags,
+};
 use pgrx::pg_sys;
 
 use super::wait::LatchWait;
+use crate::channel::client::Interest;
+
+unsafe extern "C-unwind" {
+    // As plain functions, which pgrx's bindings of them are not.
+    fn die(signal: i32);
+    fn SignalHandlerForConfigReload(signal: i32);
+}
 
 /// The postmaster starts a worker that ended with an error again after this time.
 const RESTART_TIME: Duration = Duration::from_secs(1);
@@ -17,7 +27,12 @@ fn builder(name: &str, function: &str) -> BackgroundWorkerBuilder {
         .set_library("litmus_pgnats")
         .set_function(function)
         .enable_spi_access()
-        // After `enable_spi_access`, which sets a start time of its own: on a standby too.
+}
+
+/// Of the runtime worker, which runs on a standby too.
+fn persistent(name: &str, function: &str) -> BackgroundWorkerBuilder {
+    builder(name, function)
+        // After `enable_spi_access`, which sets a start time of its own.
         .set_start_time(BgWorkerStartTime::ConsistentState)
         .set_restart_time(Some(RESTART_TIME))
 }
@@ -34,24 +49,114 @@ pub fn is_binary_upgrade() -> bool {
     unsafe { pg_sys::IsBinaryUpgrade }
 }
 
-/// Has the worker started with the server.
+/// Has the runtime worker started with the server.
 pub fn register_static(name: &str, function: &str) {
-    builder(name, function).load();
+    persistent(name, function).load();
 }
 
-/// Has the worker started now; `false` when there is no free slot for one.
+/// Has the runtime worker started now; `false` when there is no free slot for one.
 pub fn register_dynamic(name: &str, function: &str) -> bool {
-    builder(name, function).load_dynamic().is_ok()
+    persistent(name, function).load_dynamic().is_ok()
 }
 
-/// First thing in a worker: signals, and a seat in pg_stat_activity without a database.
+/// A worker that this process has started, and is signalled about.
+pub struct Process(DynamicBackgroundWorker);
+
+impl Process {
+    /// Starts a worker once the server takes writes, which on a standby is after its promotion; `None` when there is no
+    /// free slot. It is not started again when it ends.
+    pub fn start(name: &str, function: &str, argument: u64) -> Option<Process> {
+        builder(name, function)
+            .set_start_time(BgWorkerStartTime::RecoveryFinished)
+            .set_restart_time(None)
+            .set_argument(Some(pg_sys::Datum::from(argument)))
+            // SAFETY: reads this process's id.
+            .set_notify_pid(unsafe { pg_sys::MyProcPid })
+            .load_dynamic()
+            .ok()
+            .map(Process)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.0.pid(), Err(BackgroundWorkerStatus::Stopped))
+    }
+
+    /// Ends the process, or keeps it from being started.
+    pub fn terminate(self) {
+        self.0.terminate();
+    }
+}
+
+/// First thing in the runtime worker: signals, and a seat in pg_stat_activity without a database.
 pub fn attach() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi(None, None);
-    // SAFETY: reports an idle worker; the text is copied.
+    introduce(c"litmus_pgnats runtime");
+}
+
+/// First thing in a worker that runs SQL, in a database or, without one, on the shared catalogues. A SIGTERM ends it in
+/// the middle of whatever it runs, as it ends a session.
+pub fn attach_as_session(database: Option<u32>, name: &CStr) {
+    use pg_sys::{SIGHUP, SIGTERM};
+    // SAFETY: PostgreSQL's own handlers, set before signals are let in.
     unsafe {
-        pg_sys::pgstat_report_appname(c"litmus_pgnats runtime".as_ptr());
-        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+        for (signal, handler) in [
+            (SIGTERM, die as unsafe extern "C-unwind" fn(i32)),
+            (SIGHUP, SignalHandlerForConfigReload),
+        ] {
+            #[cfg(not(feature = "pg18"))]
+            pg_sys::pqsignal(signal as i32, Some(handler));
+            #[cfg(feature = "pg18")]
+            pg_sys::pqsignal_be(signal as i32, Some(handler));
+        }
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+    match database {
+        Some(database) => BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None),
+        None => BackgroundWorker::connect_worker_to_spi(None, None),
+    }
+    introduce(name);
+}
+
+fn introduce(name: &CStr) {
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_appname(name.as_ptr()) };
+    report_idle();
+}
+
+/// In pg_stat_activity, for as long as the worker waits.
+pub fn report_idle() {
+    // SAFETY: reports an idle worker.
+    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
+}
+
+/// What the worker runs, for pg_stat_activity.
+pub fn report_running(what: &str) {
+    let what = std::ffi::CString::new(super::fmgr::to_server(what).into_owned()).unwrap_or_default();
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr()) };
+}
+
+/// Between two transactions: reports statistics, and gives back session-level advisory locks that a function has left.
+pub fn tidy_up() {
+    // SAFETY: the worker is between two transactions.
+    unsafe {
+        pg_sys::pgstat_report_stat(true);
+        pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as pg_sys::LOCKMETHODID);
+    }
+}
+
+/// Serves an interrupt that came while the worker waited: the end of the process is the end; a cancel finds nothing to
+/// cancel. Re-reads the configuration when asked to.
+pub fn serve_interrupts() {
+    // SAFETY: flags that signal handlers set; the worker is between two transactions.
+    unsafe {
+        (&raw mut pg_sys::QueryCancelPending).write_volatile(0);
+        pgrx::check_for_interrupts!();
+        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
     }
 }
 
@@ -63,7 +168,7 @@ pub struct Woken {
 
 /// Waits for a signal, the socket or, if given, the time; re-reads the configuration when asked to.
 pub fn wait(set: &mut LatchWait, socket: RawFd, time: Option<Duration>) -> Woken {
-    set.wait_idle(socket, time);
+    set.wait_idle(socket, Interest::Readable, time);
     pgrx::check_for_interrupts!();
     if BackgroundWorker::sighup_received() {
         // SAFETY: re-reads the configuration file between two waits, as PostgreSQL's own workers do.

@@ -10,14 +10,12 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, Socket, Type};
-
 use super::{server, settings};
 use crate::bgw;
 use crate::channel::SOCKET_PATH;
-use crate::channel::client::Client;
+use crate::channel::client::{Client, connect};
 use crate::channel::frame::Frame;
-use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Reply, Request};
+use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Peer, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 use crate::pg::{catalog, executor, wait};
@@ -186,6 +184,18 @@ fn api(domain: Option<String>, wait_ms: u32) -> Api {
     }
 }
 
+/// Connects to the runtime, which is started if need be.
+pub fn ensure_runtime() -> Result<()> {
+    with_session(|_| Ok(()))
+}
+
+/// Connects to the runtime if there is one; starts none. `false` if the session has no connection to it then.
+pub fn join_runtime_if_running() -> bool {
+    let is_connected = SESSION.with(|cell| cell.try_borrow().is_ok_and(|session| session.is_some()));
+    // An interrupt is served when the statement goes on.
+    (is_connected || connect(Path::new(SOCKET_PATH)).is_ok()) && ensure_runtime().is_ok()
+}
+
 /// Sends a request that concerns no slot.
 pub fn tell(request: &Request, time: Duration) -> Result<Frame<Reply>> {
     with_session(|session| session.call(request, b"", time))
@@ -242,7 +252,7 @@ impl Session {
         let deadline = Instant::now() + settings::connect_timeout();
         let mut start = bgw::runtime::Starter::default();
         let socket = loop {
-            match connect_socket(Path::new(SOCKET_PATH)) {
+            match connect(Path::new(SOCKET_PATH)) {
                 Ok(socket) => break socket,
                 // Its backlog is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -256,7 +266,7 @@ impl Session {
             }
             wait::sleep(START_POLL)?;
         };
-        let client = Client::new(socket.into(), wait::LatchWait::default()).map_err(|error| {
+        let client = Client::new(socket, wait::LatchWait::default()).map_err(|error| {
             Error::new(
                 Kind::RuntimeUnavailable,
                 format!("could not use the control channel: {error}"),
@@ -271,6 +281,7 @@ impl Session {
         let hello = Request::Hello {
             protocol: PROTOCOL,
             pid: std::process::id(),
+            peer: Peer::Session,
         };
         session
             .client
@@ -407,14 +418,6 @@ impl Session {
 /// How long the runtime lets messages wait for room: less than the session waits for the answer.
 fn patience() -> Duration {
     settings::connect_timeout() * 9 / 10
-}
-
-/// Connects without waiting; a full backlog is `WouldBlock`.
-fn connect_socket(path: &Path) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(socket)
 }
 
 fn check_size(headers: &Headers, payload: &[u8], link: Link) -> Result<()> {

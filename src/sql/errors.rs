@@ -20,6 +20,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             "Headers look like '{\"name\": \"value\", \"other\": [\"first\", \"second\"]}'.",
         ),
         Kind::InvalidArgument => (ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, ""),
+        Kind::InvalidFunction => (
+            ERRCODE_INVALID_FUNCTION_DEFINITION,
+            "Choose an overload with 'name(types)'::regprocedure, or define a function that takes a message.",
+        ),
         Kind::InvalidEncoding => (
             ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
             "Use the binary form of the function for bytes that are not text.",

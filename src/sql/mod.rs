@@ -1,6 +1,8 @@
 //! The SQL surface. Runs in backends, on their only thread.
 //!
 //! - `publish.rs`, `request.rs`, `jetstream.rs`, `key_value.rs`, `object_store.rs`, `server_info.rs`, `reload.rs`, `version.rs`: the functions, a file a topic;
+//! - `handlers.rs`: registering subscriptions and responders, `look.rs`: reading them, `changes.rs`: noticing that they change;
+//! - `statistics.rs`: what the views show;
 //! - `call.rs`: the single way from a function to the control channel and back;
 //! - `server.rs`: which foreign server a call means, and whether the role may use it;
 //! - `fdw.rs`: the validator of the foreign-data wrapper;
@@ -8,12 +10,15 @@
 //! - `errors.rs`: SQLSTATE and hint of each kind of error.
 
 pub mod call;
+pub mod changes;
 pub mod errors;
 #[cfg(debug_assertions)]
 mod faults;
 mod fdw;
+mod handlers;
 mod jetstream;
 mod key_value;
+pub mod look;
 mod object_store;
 mod publish;
 pub mod reload;
@@ -21,4 +26,5 @@ mod request;
 pub mod server;
 mod server_info;
 pub mod settings;
+mod statistics;
 mod version;

@@ -1,14 +1,23 @@
 //! Configuration parameters.
 
 use std::ffi::CString;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+
+use crate::actors::pool::Sizes;
+use crate::actors::queue::Limits;
 
 static SERVER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 static JETSTREAM_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
 static BUSY_POLL: GucSetting<i32> = GucSetting::<i32>::new(200);
+static MAX_EXECUTORS: GucSetting<i32> = GucSetting::<i32>::new(4);
+static EXECUTOR_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static QUEUE_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(512 * 1024);
+static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
 /// Which records of the runtime worker reach the server log.
@@ -72,6 +81,46 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.max_executors",
+        c"Sets the most executors of a database, which run the functions of subscriptions and responders.",
+        c"Each takes a slot of max_worker_processes.",
+        &MAX_EXECUTORS,
+        1,
+        64,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.executor_idle_timeout",
+        c"Sets how long an executor waits for messages before it leaves.",
+        c"A database with subscriptions or responders keeps one.",
+        &EXECUTOR_IDLE_TIMEOUT,
+        100,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.queue_messages",
+        c"Sets how many messages may wait for each subscription or responder.",
+        c"",
+        &QUEUE_MESSAGES,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.queue_size",
+        c"Sets how much memory messages that wait for one subscription or responder may take.",
+        c"",
+        &QUEUE_SIZE,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
     crate::pg::worker::reserve_parameters(c"litmus_pgnats");
 }
 
@@ -88,6 +137,43 @@ pub fn connect_timeout() -> Duration {
 /// `litmus_pgnats.jetstream_timeout`.
 pub fn jetstream_timeout() -> Duration {
     Duration::from_millis(u64::try_from(JETSTREAM_TIMEOUT.get()).unwrap_or(0))
+}
+
+/// What the actors may hold and start, as the parameters say.
+pub struct Bounds {
+    pub limits: Arc<Limits>,
+    pub sizes: Arc<Sizes>,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let bounds = Bounds {
+            limits: Arc::new(Limits {
+                messages: 0.into(),
+                bytes: 0.into(),
+            }),
+            sizes: Arc::new(Sizes {
+                executors: 0.into(),
+                idle_ms: 0.into(),
+            }),
+        };
+        bounds.update();
+        bounds
+    }
+}
+
+impl Bounds {
+    /// Reads the parameters, which a reload of the configuration may have changed.
+    pub fn update(&self) {
+        let size = |setting: &GucSetting<i32>| usize::try_from(setting.get()).unwrap_or(0);
+        let idle_ms = u64::try_from(EXECUTOR_IDLE_TIMEOUT.get()).unwrap_or(0);
+        self.limits.messages.store(size(&QUEUE_MESSAGES), Relaxed);
+        self.limits
+            .bytes
+            .store(size(&QUEUE_SIZE).saturating_mul(1024), Relaxed);
+        self.sizes.executors.store(size(&MAX_EXECUTORS), Relaxed);
+        self.sizes.idle_ms.store(idle_ms, Relaxed);
+    }
 }
 
 /// `litmus_pgnats.busy_poll_us`.

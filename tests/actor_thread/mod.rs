@@ -10,17 +10,27 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use litmus_pgnats::actors::pool::{Host, Sizes};
+use litmus_pgnats::actors::queue::Limits;
 use litmus_pgnats::actors::system::{self, Config, End};
 use litmus_pgnats::channel::client::{Client, Interest, Wait};
 use litmus_pgnats::channel::frame::{Frame, encode};
-use litmus_pgnats::channel::message::{Key, Link, PROTOCOL, Reply, Request, Target};
+use litmus_pgnats::channel::message::{Key, Link, PROTOCOL, Peer, Reply, Request, Target};
 use litmus_pgnats::error::{Error, Kind, Result};
 use litmus_pgnats::settings::Settings;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::support::*;
 
 pub const SOON: Duration = Duration::from_secs(15);
+
+/// Nobody starts executors.
+struct NoWorkers;
+
+impl Host for NoWorkers {
+    fn start(&self, _: u32, _: u32) {}
+    fn terminate(&self, _: u32) {}
+}
 
 /// The actor system in a thread of its own, as the runtime worker has it.
 pub struct Runtime {
@@ -36,6 +46,16 @@ impl Runtime {
         let config = Config {
             socket: place.path().join("sock"),
             cluster: "test".into(),
+            host: Box::new(NoWorkers),
+            notices: mpsc::unbounded_channel().1,
+            limits: Arc::new(Limits {
+                messages: 1000.into(),
+                bytes: (1 << 20).into(),
+            }),
+            sizes: Arc::new(Sizes {
+                executors: 1.into(),
+                idle_ms: 1000.into(),
+            }),
         };
         let thread = std::thread::spawn(move || system::run(config, stopped));
         let runtime = Self {
@@ -57,6 +77,7 @@ impl Runtime {
             .call(Request::Hello {
                 protocol: PROTOCOL,
                 pid: 1,
+                peer: Peer::Session,
             })
             .expect("welcome");
         assert_eq!(welcome.message, Reply::Welcome { protocol: PROTOCOL });

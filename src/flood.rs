@@ -1,4 +1,4 @@
-//! Keeps a flood of events from becoming a flood of log lines. In the actor thread.
+//! Keeps a flood of events from becoming a flood of log lines. Pure; used by the actor thread and by executors.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lets one log line pass in an interval and counts the others.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Flood {
     last: Option<Instant>,
     suppressed: u64,

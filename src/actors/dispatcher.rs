@@ -1,0 +1,346 @@
+//! Brings messages to executors and their outcome back. The actor around the [`Pool`]; in the actor thread.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::handler::Handler as MessageHandler;
+use super::pool::{Notice, Order, Pool};
+use super::registry::Apply;
+use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
+use super::subscription_registry::SubscriptionRegistry;
+use super::system::Vital;
+use crate::channel::message::Row;
+use crate::channel::work::{Definition, HandlerKind, Said, Worked};
+
+/// Handlers wait so long for an executor before another one is started: most bursts are over by then.
+const GROW_AFTER: Duration = Duration::from_millis(3);
+/// Whoever wants a database to themselves waits so long for callbacks that run.
+const VACATE_GRACE: Duration = Duration::from_secs(2);
+/// Longest wait for one database when all are looked at.
+const SCAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// A handler's queue is no longer empty.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ready(pub Arc<MessageHandler>);
+
+/// An executor has opened its channel; `false` if nobody expects it.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Joined {
+    pub ticket: u32,
+    pub pid: u32,
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// What an executor says.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Heard(pub u32, pub Said, pub Bytes);
+
+/// An executor has closed its channel.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Gone(pub u32);
+
+/// What became of an executor's process.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Noticed(pub u32, pub Notice);
+
+/// A database's handlers may have changed; answered when that has taken effect.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Look(pub u32);
+
+/// The server takes writes: looks at these databases, one after another.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Scan(pub Vec<u32>);
+
+/// Has the executors leave a database; answered when they are gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Vacate(pub u32);
+
+/// Undoes one `Vacate`, and looks at the database again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Release(pub u32);
+
+/// A row for each executor.
+#[derive(Message)]
+#[rtype(result = "Vec<Row>")]
+pub struct Rows;
+
+/// Where what a database defines goes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Registries {
+    pub subscriptions: Addr<SubscriptionRegistry>,
+    pub responders: Addr<ResponderRegistry>,
+}
+
+/// The actor.
+pub struct Dispatcher {
+    pool: Pool,
+    registries: Option<Registries>,
+    timer: Option<SpawnHandle>,
+    _vital: Vital,
+}
+
+impl Dispatcher {
+    pub fn new(pool: Pool, vital: Vital) -> Self {
+        Dispatcher {
+            pool,
+            registries: None,
+            timer: None,
+            _vital: vital,
+        }
+    }
+
+    /// Sets the clock for what the pool does when time has passed; none while all is at rest.
+    fn wind(&mut self, ctx: &mut Context<Self>) {
+        if self.timer.is_some() {
+            return;
+        }
+        if let Some(time) = self.pool.next_change() {
+            self.timer = Some(ctx.run_later(time.max(GROW_AFTER), |actor, ctx| {
+                actor.timer = None;
+                actor.pool.shrink();
+                actor.wind(ctx);
+            }));
+        }
+    }
+
+    /// Has requests that wait for too long answered, even if no executor has time.
+    fn watch(&mut self, handler: Arc<MessageHandler>, ctx: &mut Context<Self>) {
+        if !handler.is_responder() || std::mem::replace(&mut handler.lock().watched, true) {
+            return;
+        }
+        let timeout = handler.responder_timeout();
+        ctx.run_later(timeout, move |actor, ctx| {
+            let mut inner = handler.lock();
+            inner.watched = false;
+            let expired = inner.queue.expired(timeout);
+            let more = !inner.queue.is_empty();
+            drop(inner);
+            answer_busy(&handler, expired);
+            if more {
+                actor.watch(handler, ctx);
+            }
+        });
+    }
+
+    fn worked(&mut self, ticket: u32, worked: Worked, body: Bytes) {
+        let Some(task) = self.pool.task(ticket) else {
+            return;
+        };
+        let count = (worked.messages as usize).min(task.messages.len());
+        let done: Vec<_> = task.messages.drain(..count).collect();
+        task.committing = 0;
+        let each = task.since.elapsed() / u32::try_from(count.max(1)).unwrap_or(1);
+        task.since = std::time::Instant::now();
+        let handler = task.handler.clone();
+        {
+            let mut inner = handler.lock();
+            inner.mean = Some(inner.mean.map_or(each, |mean| (mean * 3 + each) / 4));
+            inner.counts.messages += count as u64;
+            inner.counts.errors += worked.failures.len() as u64;
+            if let Some(last) = worked.failures.last() {
+                let what = format!("{}: {}", last.sqlstate, last.message);
+                inner.counts.last_error = Some((what, SystemTime::now()));
+            }
+        }
+        if handler.definition().kind == HandlerKind::Responder {
+            let mut body = body;
+            let mut failures = worked.failures.into_iter().peekable();
+            let answers = done
+                .into_iter()
+                .zip(worked.replies)
+                .enumerate()
+                .map(|(index, (request, size))| {
+                    let payload = body.split_to((size as usize).min(body.len()));
+                    let failure = failures.next_if(|failure| failure.index as usize == index);
+                    let outcome = match failure {
+                        Some(failure) => Answer::Error(failure.sqlstate, failure.message),
+                        None => Answer::Payload(payload),
+                    };
+                    (request.reply, outcome)
+                });
+            answer(&handler, answers);
+        }
+        if !worked.goes_on {
+            self.pool.finished(ticket);
+        }
+    }
+
+    /// Hands the definitions to the registries, and tells those who wait when they have taken effect.
+    fn apply(&mut self, ticket: u32, name: String, definitions: Vec<Definition>, ctx: &mut Context<Self>) {
+        let has_handlers = definitions.iter().any(|definition| definition.source.is_ok());
+        let Some(database) = self.pool.reported(ticket, name, has_handlers) else {
+            return;
+        };
+        let Some(registries) = &self.registries else {
+            return;
+        };
+        let (subscriptions, responders) = definitions
+            .into_iter()
+            .partition(|definition| definition.kind == HandlerKind::Subscription);
+        let subscriptions = registries.subscriptions.send(Apply {
+            database,
+            definitions: subscriptions,
+        });
+        let responders = registries.responders.send(Apply {
+            database,
+            definitions: responders,
+        });
+        let lookers = self.pool.take_lookers(database);
+        let applied = async move { tokio::join!(subscriptions, responders) };
+        ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
+            actor.pool.applied(ticket, lookers);
+            actor.wind(ctx);
+        }));
+    }
+}
+
+impl Actor for Dispatcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<Registries> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, registries: Registries, _: &mut Self::Context) {
+        self.registries = Some(registries);
+    }
+}
+
+impl Handler<Ready> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Ready(handler): Ready, ctx: &mut Self::Context) {
+        let database = handler.database;
+        if self.pool.ready(&handler) {
+            ctx.run_later(GROW_AFTER, move |actor, ctx| {
+                actor.pool.grow(database);
+                actor.wind(ctx);
+            });
+            self.watch(handler, ctx);
+        }
+    }
+}
+
+impl Handler<Joined> for Dispatcher {
+    type Result = bool;
+
+    fn handle(&mut self, Joined { ticket, pid, orders }: Joined, ctx: &mut Self::Context) -> bool {
+        let expected = self.pool.joined(ticket, pid, orders);
+        self.wind(ctx);
+        expected
+    }
+}
+
+impl Handler<Heard> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Heard(ticket, said, body): Heard, ctx: &mut Self::Context) {
+        match said {
+            Said::Report {
+                database_name,
+                handlers,
+            } => self.apply(ticket, database_name, handlers, ctx),
+            Said::Committing { messages } => {
+                if let Some(task) = self.pool.task(ticket) {
+                    task.committing = messages;
+                }
+            }
+            Said::Worked(worked) => {
+                self.worked(ticket, worked, body);
+                self.wind(ctx);
+            }
+            Said::Vanished => {
+                if let Some(task) = self.pool.task(ticket) {
+                    let database = task.handler.database;
+                    self.pool.look(database, oneshot::channel().0);
+                }
+                self.pool.finished(ticket);
+            }
+        }
+    }
+}
+
+impl Handler<Gone> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Gone(ticket): Gone, ctx: &mut Self::Context) {
+        self.pool.left(ticket);
+        self.wind(ctx);
+    }
+}
+
+impl Handler<Noticed> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Noticed(ticket, notice): Noticed, ctx: &mut Self::Context) {
+        self.pool.notice(ticket, notice);
+        self.wind(ctx);
+    }
+}
+
+impl Handler<Look> for Dispatcher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Look(database): Look, ctx: &mut Self::Context) -> Self::Result {
+        let (done, wait) = oneshot::channel();
+        self.pool.look(database, done);
+        self.wind(ctx);
+        Box::pin(async move { drop(wait.await) })
+    }
+}
+
+impl Handler<Scan> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Scan(databases): Scan, ctx: &mut Self::Context) {
+        let this = ctx.address();
+        actix::spawn(async move {
+            for database in databases {
+                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Look(database))).await;
+            }
+        });
+    }
+}
+
+impl Handler<Vacate> for Dispatcher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Vacate(database): Vacate, ctx: &mut Self::Context) -> Self::Result {
+        let (done, wait) = oneshot::channel();
+        self.pool.vacate(database, done);
+        ctx.run_later(VACATE_GRACE, move |actor, _| actor.pool.evict(database));
+        Box::pin(async move { drop(wait.await) })
+    }
+}
+
+impl Handler<Release> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Release(database): Release, ctx: &mut Self::Context) {
+        self.pool.release(database);
+        self.pool.look(database, oneshot::channel().0);
+        self.wind(ctx);
+    }
+}
+
+impl Handler<Rows> for Dispatcher {
+    type Result = MessageResult<Rows>;
+
+    fn handle(&mut self, _: Rows, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.pool.rows())
+    }
+}

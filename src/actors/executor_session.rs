@@ -1,0 +1,51 @@
+//! An executor's end of the control channel: orders out, outcomes in. A task of the actor thread.
+
+use actix::Addr;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use super::dispatcher::{Dispatcher, Gone, Heard, Joined};
+use super::pool::Order;
+use crate::channel::message::{Reply, Request};
+use crate::channel::server::{FrameReader, FrameWriter};
+
+/// Orders that may wait: one for work, one to leave.
+const ORDERS: usize = 4;
+
+/// Serves an executor that has greeted, until its end or the runtime's.
+pub async fn serve(
+    ticket: u32,
+    pid: u32,
+    mut reader: FrameReader,
+    mut writer: FrameWriter,
+    dispatcher: Addr<Dispatcher>,
+    mut finish: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let (orders, mut incoming) = mpsc::channel::<Order>(ORDERS);
+    if !matches!(dispatcher.send(Joined { ticket, pid, orders }).await, Ok(true)) {
+        return Ok(());
+    }
+    let outcome = loop {
+        let mut batch = Vec::new();
+        tokio::select! {
+            more = reader.next(&mut batch) => match more {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            },
+            Some((told, body)) = incoming.recv() => {
+                if let Err(error) = writer.send(0, 0, &Reply::Executor(told), &body).await {
+                    break Err(error);
+                }
+            }
+            _ = finish.wait_for(|finish| *finish) => break Ok(()),
+        }
+        for frame in batch {
+            if let Request::Executor(said) = frame.message {
+                dispatcher.do_send(Heard(ticket, said, Bytes::clone(&frame.body)));
+            }
+        }
+    };
+    dispatcher.do_send(Gone(ticket));
+    outcome
+}

@@ -1,0 +1,141 @@
+//! A handler as the actors hold it: its definition, the messages that wait for it, and what is counted. Shared by the
+//! registry that subscribes for it and the dispatcher that has it executed. In the actor thread.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use super::queue::{Incoming, Limits, Pushed, Queue};
+use super::supervisor;
+use crate::channel::work::{Definition, HandlerKind};
+use crate::flood::Flood;
+
+/// Whether a handler gets messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its subscription waits for the connection to NATS.
+    Waiting,
+    Live,
+    /// Something has to be put right first.
+    Disabled,
+    /// It was taken away.
+    Over,
+}
+
+/// What is counted, since the handler was found.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Messages that were executed, failures among them.
+    pub messages: u64,
+    pub errors: u64,
+    /// Messages that were not executed, for want of room, of time, or of an executor that lives.
+    pub dropped: u64,
+    pub last_error: Option<(String, SystemTime)>,
+}
+
+/// What changes of a handler.
+pub struct Inner {
+    pub definition: Arc<Definition>,
+    pub queue: Queue,
+    pub counts: Counts,
+    /// It stands in the line for an executor.
+    pub lined_up: bool,
+    /// Executors that have messages of it: one at most for a subscription, which keeps their order.
+    pub executors: u32,
+    /// What a message takes, lately.
+    pub mean: Option<Duration>,
+    /// Somebody will look after requests that have waited for too long.
+    pub watched: bool,
+    dropping: Flood,
+}
+
+/// A handler.
+pub struct Handler {
+    pub database: u32,
+    limits: Arc<Limits>,
+    /// The connection that its messages come from; none if it is disabled.
+    pub connection: Option<supervisor::Handle>,
+    pub state: watch::Sender<State>,
+    inner: Mutex<Inner>,
+}
+
+impl Handler {
+    pub fn new(
+        database: u32,
+        definition: Definition,
+        connection: Option<supervisor::Handle>,
+        limits: Arc<Limits>,
+    ) -> Arc<Handler> {
+        let state = if definition.source.is_ok() {
+            State::Waiting
+        } else {
+            State::Disabled
+        };
+        Arc::new(Handler {
+            database,
+            limits,
+            connection,
+            state: watch::Sender::new(state),
+            inner: Mutex::new(Inner {
+                definition: Arc::new(definition),
+                queue: Queue::default(),
+                counts: Counts::default(),
+                lined_up: false,
+                executors: 0,
+                mean: None,
+                watched: false,
+                dropping: Flood::default(),
+            }),
+        })
+    }
+
+    /// Held for a moment, never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes to a state, unless the handler is over.
+    pub fn set_state(&self, state: State) {
+        self.state.send_if_modified(|now| {
+            let changes = *now != state && *now != State::Over;
+            if changes {
+                *now = state;
+            }
+            changes
+        });
+    }
+
+    pub fn is_responder(&self) -> bool {
+        self.lock().definition.kind == HandlerKind::Responder
+    }
+
+    /// How long a request may take, and wait; the responder's own option.
+    pub fn responder_timeout(&self) -> Duration {
+        let definition = self.definition();
+        let settings = definition.source.as_ref().map(|source| &source.settings);
+        Duration::from_millis(settings.map_or(0, |settings| settings.responder_timeout_ms.into()))
+    }
+
+    pub fn definition(&self) -> Arc<Definition> {
+        self.lock().definition.clone()
+    }
+
+    pub fn push(&self, message: Incoming) -> Pushed {
+        self.lock().queue.push(message, &self.limits)
+    }
+
+    /// Counts messages that are not executed, and says so in the log now and then.
+    pub fn dropped(&self, count: usize, why: &str) {
+        let mut inner = self.lock();
+        inner.counts.dropped += count as u64;
+        if let Some(suppressed) = inner.dropping.pass() {
+            let Definition {
+                subject, function, ..
+            } = &*inner.definition;
+            log::warn!(
+                "{count} messages on subject \"{subject}\" for {function} were dropped: {why}{suppressed}"
+            );
+        }
+    }
+}

@@ -1,0 +1,636 @@
+//! The executors of each database: who is idle, who works for which handler, when another is started and when one
+//! leaves. A plain struct; `dispatcher.rs` is the actor around it. In the actor thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{mpsc, oneshot};
+
+use super::handler::{Handler, State};
+use super::queue::Incoming;
+use crate::channel::message::Row;
+use crate::channel::work::{Delivered, HandlerKind, Told, Work};
+use crate::flood::Flood;
+
+/// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
+const WORK_MESSAGES: usize = 256;
+const WORK_BYTES: usize = 1 << 20;
+/// An executor gets about so much work at once: little where several may work side by side.
+const SUBSCRIPTION_SHARE: Duration = Duration::from_millis(20);
+const RESPONDER_SHARE: Duration = Duration::from_millis(2);
+/// A message that so many executors have died with is given up.
+const MAX_DEATHS: u32 = 2;
+/// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
+const RESTART: Duration = Duration::from_millis(200);
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+
+/// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
+pub trait Host: Send {
+    fn start(&self, ticket: u32, database: u32);
+    fn terminate(&self, ticket: u32);
+}
+
+/// News of a process that was to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// There is no free slot for a background worker.
+    NoSlot,
+    /// The database does not exist or allows no connections.
+    NoDatabase,
+    /// The process has ended.
+    Ended,
+}
+
+/// The pool's size; may change at any time.
+#[derive(Debug)]
+pub struct Sizes {
+    /// Most executors of a database.
+    pub executors: AtomicUsize,
+    /// Milliseconds after which an executor beyond the first leaves.
+    pub idle_ms: AtomicU64,
+}
+
+/// What an executor is told, and the frame's body.
+pub type Order = (Told, Bytes);
+
+/// Messages that an executor has.
+pub struct Task {
+    pub handler: Arc<Handler>,
+    pub messages: VecDeque<Incoming>,
+    /// So many of them are about to commit.
+    pub committing: u32,
+    pub since: Instant,
+}
+
+enum Doing {
+    Starting,
+    Idle,
+    Looking,
+    Working(Task),
+    Leaving,
+}
+
+struct Executor {
+    database: u32,
+    pid: u32,
+    orders: Option<mpsc::Sender<Order>>,
+    doing: Doing,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Database {
+    name: String,
+    has_handlers: bool,
+    /// Handlers that want an executor, the one that waits longest first.
+    line: VecDeque<Arc<Handler>>,
+    /// Somebody wants to know what handlers there are, and who.
+    look_wanted: bool,
+    lookers: Vec<oneshot::Sender<()>>,
+    /// So many want the database to themselves.
+    vacated: u32,
+    vacaters: Vec<oneshot::Sender<()>>,
+    /// No executor is started before this time.
+    not_before: Option<Instant>,
+    failures: u32,
+    no_slot: Option<Instant>,
+    complaints: Flood,
+}
+
+/// The executors of all databases.
+pub struct Pool {
+    host: Box<dyn Host>,
+    sizes: Arc<Sizes>,
+    databases: HashMap<u32, Database>,
+    /// By the number that each was started under.
+    executors: HashMap<u32, Executor>,
+    last_ticket: u32,
+}
+
+impl Pool {
+    pub fn new(host: Box<dyn Host>, sizes: Arc<Sizes>) -> Self {
+        Pool {
+            host,
+            sizes,
+            databases: HashMap::new(),
+            executors: HashMap::new(),
+            last_ticket: 0,
+        }
+    }
+
+    fn of(&self, database: u32) -> impl Iterator<Item = (&u32, &Executor)> {
+        self.executors.iter().filter(move |(_, e)| e.database == database)
+    }
+
+    fn count(&self, database: u32, doing: fn(&Doing) -> bool) -> usize {
+        self.of(database).filter(|(_, e)| doing(&e.doing)).count()
+    }
+
+    /// An executor has opened its channel. `false` if nobody expects it.
+    pub fn joined(&mut self, ticket: u32, pid: u32, orders: mpsc::Sender<Order>) -> bool {
+        let Some(executor) = self.executors.get_mut(&ticket) else {
+            return false;
+        };
+        executor.pid = pid;
+        executor.orders = Some(orders);
+        if !matches!(executor.doing, Doing::Leaving) {
+            executor.doing = Doing::Idle;
+        }
+        executor.since = Instant::now();
+        if let Some(database) = self.databases.get_mut(&executor.database) {
+            database.failures = 0;
+            database.not_before = None;
+            database.no_slot = None;
+        }
+        let database = executor.database;
+        self.settle(database);
+        true
+    }
+
+    /// Somebody wants to know what handlers the database has; told when that has taken effect, or cannot.
+    pub fn look(&mut self, database: u32, done: oneshot::Sender<()>) {
+        let entry = self.databases.entry(database).or_default();
+        entry.look_wanted = true;
+        entry.lookers.push(done);
+        entry.not_before = None;
+        self.settle(database);
+    }
+
+    /// An executor's report is being applied: who asked before it began may wait for it, who asks later is not served
+    /// by it.
+    pub fn reported(&mut self, ticket: u32, name: String, has_handlers: bool) -> Option<u32> {
+        let executor = self.executors.get_mut(&ticket)?;
+        let database = executor.database;
+        if !has_handlers {
+            executor.since = Instant::now();
+        }
+        let entry = self.databases.get_mut(&database)?;
+        entry.name = name;
+        entry.has_handlers = has_handlers;
+        Some(database)
+    }
+
+    /// The report of this executor has taken effect.
+    pub fn applied(&mut self, ticket: u32, lookers: Vec<oneshot::Sender<()>>) {
+        for done in lookers {
+            let _ = done.send(());
+        }
+        if let Some(executor) = self.executors.get_mut(&ticket) {
+            if matches!(executor.doing, Doing::Looking) {
+                executor.doing = Doing::Idle;
+                executor.since = Instant::now();
+            }
+            let database = executor.database;
+            self.settle(database);
+        }
+    }
+
+    /// Those who wait for a look that is being made.
+    pub fn take_lookers(&mut self, database: u32) -> Vec<oneshot::Sender<()>> {
+        match self.databases.get_mut(&database) {
+            Some(entry) if !entry.look_wanted => std::mem::take(&mut entry.lookers),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A handler has messages. `true` if they wait for an executor.
+    pub fn ready(&mut self, handler: &Arc<Handler>) -> bool {
+        if self.line_up(handler) {
+            self.settle(handler.database);
+        }
+        let inner = handler.lock();
+        inner.lined_up || inner.executors > 0
+    }
+
+    /// Puts a handler into the line, if it has messages that nobody takes yet.
+    fn line_up(&mut self, handler: &Arc<Handler>) -> bool {
+        let mut inner = handler.lock();
+        let in_order = inner.definition.kind == HandlerKind::Subscription;
+        if inner.lined_up || inner.queue.is_empty() || (in_order && inner.executors > 0) {
+            return false;
+        }
+        inner.lined_up = true;
+        drop(inner);
+        let entry = self.databases.entry(handler.database).or_default();
+        entry.line.push_back(handler.clone());
+        true
+    }
+
+    /// The work of an executor, to be changed by what it says.
+    pub fn task(&mut self, ticket: u32) -> Option<&mut Task> {
+        match self.executors.get_mut(&ticket) {
+            Some(Executor {
+                doing: Doing::Working(task),
+                ..
+            }) => Some(task),
+            _ => None,
+        }
+    }
+
+    /// The executor is done with its work; what is left of it goes back to the front of the queue.
+    pub fn finished(&mut self, ticket: u32) {
+        let Some(executor) = self.executors.get_mut(&ticket) else {
+            return;
+        };
+        executor.since = Instant::now();
+        let database = executor.database;
+        if let Doing::Working(task) = std::mem::replace(&mut executor.doing, Doing::Idle) {
+            self.return_task(task);
+        }
+        self.settle(database);
+    }
+
+    fn return_task(&mut self, task: Task) {
+        let mut inner = task.handler.lock();
+        inner.executors = inner.executors.saturating_sub(1);
+        if *task.handler.state.borrow() != State::Over {
+            inner.queue.give_back(task.messages.into_iter());
+        }
+        drop(inner);
+        self.line_up(&task.handler);
+    }
+
+    /// The executor's channel is closed or its process has ended.
+    pub fn left(&mut self, ticket: u32) {
+        let Some(executor) = self.executors.remove(&ticket) else {
+            return;
+        };
+        let number = executor.database;
+        let expected = matches!(executor.doing, Doing::Leaving);
+        match executor.doing {
+            Doing::Working(task) => self.died_with(task),
+            Doing::Looking | Doing::Starting => {
+                if let Some(entry) = self.databases.get_mut(&number) {
+                    entry.look_wanted = true;
+                    // Perhaps executors cannot start at all: nobody is kept waiting.
+                    entry.lookers.clear();
+                }
+            }
+            Doing::Idle | Doing::Leaving => {}
+        }
+        if let Some(entry) = self.databases.get_mut(&number)
+            && !expected
+        {
+            let wait = (RESTART * 2u32.saturating_pow(entry.failures.min(16))).min(RESTART_LIMIT);
+            entry.failures += 1;
+            entry.not_before = Some(Instant::now() + wait);
+        }
+        self.settle(number);
+    }
+
+    fn died_with(&mut self, mut task: Task) {
+        // Their transaction was about to commit, or has; once is promised, so they are not repeated.
+        let unsure = task
+            .messages
+            .drain(..(task.committing as usize).min(task.messages.len()))
+            .count();
+        if unsure > 0 {
+            task.handler
+                .dropped(unsure, "their executor ended while their transaction committed");
+        } else {
+            for message in &mut task.messages {
+                message.deaths += 1;
+            }
+            let before = task.messages.len();
+            task.messages.retain(|message| message.deaths < MAX_DEATHS);
+            if task.messages.len() < before {
+                task.handler
+                    .dropped(before - task.messages.len(), "executors have died with them");
+            }
+        }
+        self.return_task(task);
+    }
+
+    /// What became of a process.
+    pub fn notice(&mut self, ticket: u32, notice: Notice) {
+        let Some(executor) = self.executors.get(&ticket) else {
+            return;
+        };
+        let number = executor.database;
+        match notice {
+            Notice::Ended => return self.left(ticket),
+            Notice::NoDatabase => {
+                self.executors.remove(&ticket);
+                self.databases.remove(&number);
+                return;
+            }
+            Notice::NoSlot => {}
+        }
+        self.executors.remove(&ticket);
+        let others = self.of(number).count();
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        entry.no_slot.get_or_insert_with(Instant::now);
+        entry.not_before = Some(Instant::now() + RESTART_LIMIT);
+        if others == 0 {
+            entry.lookers.clear();
+        }
+        if let Some(suppressed) = entry.complaints.pass() {
+            log::warn!(
+                "no background worker slot is free for an executor in database \"{}\", which has {others}; \
+                 you might need to increase max_worker_processes{suppressed}",
+                if entry.name.is_empty() {
+                    number.to_string()
+                } else {
+                    entry.name.clone()
+                }
+            );
+        }
+    }
+
+    /// Has the executors leave a database; told when they are gone.
+    pub fn vacate(&mut self, database: u32, done: oneshot::Sender<()>) {
+        let entry = self.databases.entry(database).or_default();
+        entry.vacated += 1;
+        entry.vacaters.push(done);
+        self.settle(database);
+    }
+
+    /// Ends the executors that a vacated database still has, whatever they do.
+    pub fn evict(&mut self, database: u32) {
+        if self
+            .databases
+            .get(&database)
+            .is_some_and(|entry| entry.vacated > 0)
+        {
+            for (ticket, _) in self.of(database) {
+                self.host.terminate(*ticket);
+            }
+        }
+    }
+
+    /// Whoever wanted the database to themselves is done.
+    pub fn release(&mut self, database: u32) {
+        if let Some(entry) = self.databases.get_mut(&database) {
+            entry.vacated = entry.vacated.saturating_sub(1);
+        }
+    }
+
+    /// Gives everybody something to do. The time after which to look again, if something waits for time to pass.
+    pub fn settle(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.vacated > 0 {
+            let all: Vec<u32> = self.of(number).map(|(ticket, _)| *ticket).collect();
+            for ticket in &all {
+                self.dismiss(*ticket);
+            }
+            if all.is_empty()
+                && let Some(entry) = self.databases.get_mut(&number)
+            {
+                for done in entry.vacaters.drain(..) {
+                    let _ = done.send(());
+                }
+            }
+            return;
+        }
+        while let Some(ticket) = self.idle(number) {
+            if !self.employ(ticket, number) {
+                break;
+            }
+        }
+        let Some(entry) = self.databases.get(&number) else {
+            return;
+        };
+        let nobody = self.of(number).next().is_none();
+        if (nobody && (entry.has_handlers || !entry.line.is_empty())) || self.looks_in_vain(number) {
+            self.start(number);
+        } else if !entry.has_handlers && entry.line.is_empty() && !entry.look_wanted {
+            while let Some(ticket) = self.idle(number) {
+                self.dismiss(ticket);
+            }
+        }
+    }
+
+    /// A look is wanted, and nobody will have time for it soon.
+    fn looks_in_vain(&self, number: u32) -> bool {
+        let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Looking));
+        self.databases.get(&number).is_some_and(|entry| entry.look_wanted) && coming == 0
+    }
+
+    /// The idle executor that has worked last: the others may leave one day.
+    fn idle(&self, number: u32) -> Option<u32> {
+        let idle = self.of(number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
+        idle.max_by_key(|(_, e)| e.since).map(|(ticket, _)| *ticket)
+    }
+
+    /// Gives an idle executor the next thing to do; `false` if there is none.
+    fn employ(&mut self, ticket: u32, number: u32) -> bool {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return false;
+        };
+        if entry.look_wanted {
+            entry.look_wanted = false;
+            return self.order(ticket, Doing::Looking, (Told::Look, Bytes::new()));
+        }
+        while let Some(handler) = entry.line.pop_front() {
+            handler.lock().lined_up = false;
+            let Some((task, order)) = task(&handler) else {
+                continue;
+            };
+            let employed = self.order(ticket, Doing::Working(task), order);
+            // Requests need no order: others may take the next ones.
+            self.line_up(&handler);
+            return employed;
+        }
+        false
+    }
+
+    fn order(&mut self, ticket: u32, doing: Doing, order: Order) -> bool {
+        let Some(executor) = self.executors.get_mut(&ticket) else {
+            return false;
+        };
+        executor.doing = doing;
+        executor.since = Instant::now();
+        // The channel has room for what an executor can be told at a time; a closed one is reported elsewhere.
+        executor
+            .orders
+            .as_ref()
+            .is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    fn dismiss(&mut self, ticket: u32) {
+        let Some(executor) = self.executors.get_mut(&ticket) else {
+            return;
+        };
+        match &executor.doing {
+            Doing::Idle => drop(self.order(ticket, Doing::Leaving, (Told::Leave, Bytes::new()))),
+            // It has not opened its channel and may never do; nothing is lost with it.
+            Doing::Starting => {
+                executor.doing = Doing::Leaving;
+                self.host.terminate(ticket);
+            }
+            Doing::Looking | Doing::Working(_) | Doing::Leaving => {}
+        }
+    }
+
+    fn start(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.not_before.is_some_and(|time| Instant::now() < time) {
+            return;
+        }
+        entry.not_before = None;
+        self.last_ticket = self.last_ticket.wrapping_add(1);
+        let executor = Executor {
+            database: number,
+            pid: 0,
+            orders: None,
+            doing: Doing::Starting,
+            since: Instant::now(),
+        };
+        self.executors.insert(self.last_ticket, executor);
+        self.host.start(self.last_ticket, number);
+    }
+
+    /// Starts another executor if handlers wait and the pool may grow.
+    pub fn grow(&mut self, number: u32) {
+        self.settle(number);
+        let most = self.sizes.executors.load(Ordering::Relaxed).max(1);
+        let starting = self.count(number, |doing| matches!(doing, Doing::Starting));
+        let (total, waiting) = (
+            self.of(number).count(),
+            self.databases.get(&number).map_or(0, |entry| entry.line.len()),
+        );
+        if waiting > starting && total < most {
+            self.start(number);
+        }
+    }
+
+    /// Sends executors home that have been idle for long; each database keeps one. Starts what had to wait.
+    pub fn shrink(&mut self) {
+        let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
+        let databases: Vec<u32> = self.databases.keys().copied().collect();
+        for number in databases {
+            if let Some(entry) = self.databases.get_mut(&number) {
+                entry.not_before = entry.not_before.filter(|time| Instant::now() < *time);
+                entry.no_slot = entry
+                    .no_slot
+                    .filter(|_| entry.has_handlers || !entry.line.is_empty());
+            }
+            let mut spare = self.of(number).count().saturating_sub(1);
+            let idle: Vec<u32> = self
+                .of(number)
+                .filter(|(_, e)| matches!(e.doing, Doing::Idle) && e.since.elapsed() >= limit)
+                .map(|(ticket, _)| *ticket)
+                .collect();
+            for ticket in idle {
+                if spare > 0 {
+                    spare -= 1;
+                    self.dismiss(ticket);
+                }
+            }
+            self.grow(number);
+        }
+    }
+
+    /// When [`Pool::shrink`] has something to do next; `None` while all is at rest.
+    pub fn next_change(&self) -> Option<Duration> {
+        let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
+        let mut soonest: Option<Duration> = None;
+        let mut at = |time: Duration| soonest = Some(soonest.map_or(time, |s| s.min(time)));
+        for (number, entry) in &self.databases {
+            if let Some(time) = entry.not_before
+                && (entry.has_handlers || entry.look_wanted || !entry.line.is_empty())
+            {
+                at(time.saturating_duration_since(Instant::now()));
+            }
+            if self.of(*number).count() > 1 {
+                let idle = self.of(*number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
+                idle.for_each(|(_, e)| at(limit.saturating_sub(e.since.elapsed())));
+            }
+        }
+        soonest
+    }
+
+    /// Database, process, state, handler and since when, in seconds, for each executor, and for each that is missing.
+    pub fn rows(&self) -> Vec<Row> {
+        let ago = |since: Instant| Some(since.elapsed().as_secs_f64().to_string());
+        let executors = self.executors.values().map(|executor| {
+            let (state, handler) = match &executor.doing {
+                Doing::Starting => ("starting", None),
+                Doing::Idle | Doing::Looking => ("idle", None),
+                Doing::Working(task) => ("running", Some(task.handler.definition())),
+                Doing::Leaving => ("leaving", None),
+            };
+            let handler = handler.map(|d| format!("{} -> {}", d.subject, d.function));
+            let pid = (executor.pid != 0).then(|| executor.pid.to_string());
+            vec![
+                Some(executor.database.to_string()),
+                pid,
+                Some(state.into()),
+                handler,
+                ago(executor.since),
+            ]
+        });
+        let missing = self.databases.iter().filter_map(|(number, entry)| {
+            let row = vec![
+                Some(number.to_string()),
+                None,
+                Some("no worker slot".into()),
+                None,
+            ];
+            entry.no_slot.map(|since| [row, vec![ago(since)]].concat())
+        });
+        executors.chain(missing).collect()
+    }
+}
+
+/// Takes messages of a handler for an executor; `None` if there are none.
+fn task(handler: &Arc<Handler>) -> Option<(Task, Order)> {
+    let timeout = handler.responder_timeout();
+    let mut inner = handler.lock();
+    let is_responder = inner.definition.kind == HandlerKind::Responder;
+    let share = if is_responder {
+        RESPONDER_SHARE
+    } else {
+        SUBSCRIPTION_SHARE
+    };
+    // Nothing is known of a function that has not run yet.
+    let most = inner
+        .mean
+        .map_or(1, |mean| share.as_nanos() / mean.as_nanos().max(1));
+    let most = usize::try_from(most)
+        .unwrap_or(WORK_MESSAGES)
+        .clamp(1, WORK_MESSAGES);
+    let messages = inner.queue.take(most, WORK_BYTES);
+    let first = messages.first()?.arrived;
+    let mut body = BytesMut::with_capacity(messages.iter().map(|m| m.payload.len()).sum());
+    let delivered = messages.iter().map(|message| {
+        body.extend_from_slice(&message.payload);
+        Delivered {
+            subject: message.subject.clone(),
+            reply: message.reply.clone(),
+            headers: message.headers.clone(),
+            size: u32::try_from(message.payload.len()).unwrap_or(u32::MAX),
+            after_ms: u32::try_from(message.arrived.duration_since(first).as_millis()).unwrap_or(u32::MAX),
+        }
+    });
+    let work = Work {
+        kind: inner.definition.kind,
+        function: inner.definition.function_oid,
+        role: inner.definition.role,
+        subject: inner.definition.subject.clone(),
+        timeout_ms: if is_responder {
+            u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+        } else {
+            0
+        },
+        messages: delivered.collect(),
+    };
+    inner.executors += 1;
+    drop(inner);
+    let task = Task {
+        handler: handler.clone(),
+        messages: messages.into(),
+        committing: 0,
+        since: Instant::now(),
+    };
+    Some((task, (Told::Work(Box::new(work)), body.freeze())))
+}

@@ -1,0 +1,122 @@
+//! Keeps one handler subscribed: again after every reconnect and reload, until it is taken away. A task of the actor
+//! thread.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::Subscriber;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::handler::{Handler, State};
+use super::queue::{Incoming, Pushed};
+use super::requester::Requester;
+use super::supervisor;
+
+/// Longest time for the NATS server to confirm a subscription.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
+
+/// Tells who subscribed about its messages.
+pub trait Inlet: Clone + Unpin + 'static {
+    /// The handler's queue is no longer empty.
+    fn ready(&self, handler: &Arc<Handler>);
+    /// The queue has no room for a message.
+    fn refused(&self, handler: &Arc<Handler>, message: Incoming);
+}
+
+/// Runs until `stop` is true.
+pub async fn pump(
+    handler: Arc<Handler>,
+    connection: supervisor::Handle,
+    inlet: impl Inlet,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut status = connection.status.clone();
+    loop {
+        let (client, generation) = tokio::select! {
+            up = status.wait_for(|status| status.client.is_some()) => match up {
+                Ok(up) => match up.client.clone() {
+                    Some(client) => (client, up.generation),
+                    None => continue,
+                },
+                Err(_) => return,
+            },
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let Ok(mut messages) = subscribe(&handler, &client).await else {
+            // The client is lost; the status will say so.
+            let _ = status.changed().await;
+            continue;
+        };
+        let mut replaced = status.clone();
+        {
+            let mut gone =
+                std::pin::pin!(replaced.wait_for(|s| s.client.is_none() || s.generation != generation));
+            let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
+            loop {
+                tokio::select! {
+                    message = messages.next() => match message {
+                        Some(message) => take(&handler, message, &inlet),
+                        None => break,
+                    },
+                    _ = &mut gone => break,
+                    _ = &mut stopped => break,
+                }
+            }
+        }
+        let _ = messages.unsubscribe().await;
+        while let Some(Some(message)) = messages.next().now_or_never() {
+            take(&handler, message, &inlet);
+        }
+        if *stop.borrow() {
+            return;
+        }
+        handler.set_state(State::Waiting);
+        if !*stop.borrow()
+            && status.borrow().client.as_ref().is_some()
+            && status.borrow().generation == generation
+        {
+            // The subscription has ended by itself: wait for the client to be replaced.
+            let _ = status.changed().await;
+        }
+    }
+}
+
+/// Subscribes, and waits until the server must know of it.
+async fn subscribe(handler: &Arc<Handler>, client: &Requester) -> Result<Subscriber, ()> {
+    let definition = handler.definition();
+    let subject = definition.subject.clone();
+    let subscribed = match &definition.queue_group {
+        Some(group) => client.client().queue_subscribe(subject, group.clone()).await,
+        None => client.client().subscribe(subject).await,
+    };
+    let messages = subscribed.map_err(|error| log::warn!("could not subscribe: {error}"))?;
+    let _ = timeout(CONFIRM_LIMIT, client.round_trip()).await;
+    handler.set_state(State::Live);
+    Ok(messages)
+}
+
+fn take(handler: &Arc<Handler>, message: async_nats::Message, inlet: &impl Inlet) {
+    let headers = message.headers.iter().flat_map(|headers| headers.iter());
+    let headers = headers.flat_map(|(name, values)| {
+        values
+            .iter()
+            .map(move |value| (name.to_string(), value.as_str().to_string()))
+    });
+    let message = Incoming {
+        subject: message.subject.to_string(),
+        reply: message.reply.map(|reply| reply.to_string()),
+        headers: headers.collect(),
+        // Copied, because it is a slice of all that was read from the socket with it.
+        payload: Bytes::copy_from_slice(&message.payload),
+        arrived: Instant::now(),
+        deaths: 0,
+    };
+    match handler.push(message) {
+        Pushed::First => inlet.ready(handler),
+        Pushed::Behind => {}
+        Pushed::Refused(message) => inlet.refused(handler, message),
+    }
+}

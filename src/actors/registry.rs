@@ -1,0 +1,211 @@
+//! The handlers of one kind, by database: follows what the databases define, and keeps each handler subscribed. The
+//! actor that `SubscriptionRegistry` and `ResponderRegistry` are two of. In the actor thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use actix::prelude::*;
+use futures::future::join_all;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::handler::{Handler, State};
+use super::pump::{Inlet, pump};
+use super::queue::Limits;
+use super::supervisor::{Left, Open, Supervisor};
+use super::system::Vital;
+use crate::channel::message::Row;
+use crate::channel::work::Definition;
+
+/// Longest wait for new handlers to be subscribed; they go on trying afterwards.
+const LIVE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What a database defines now; answered when it has taken effect.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Apply {
+    pub database: u32,
+    pub definitions: Vec<Definition>,
+}
+
+/// A row for each handler of a database: what the views show.
+#[derive(Message)]
+#[rtype(result = "Vec<Row>")]
+pub struct Rows(pub u32);
+
+struct Entry {
+    handler: Arc<Handler>,
+    stop: watch::Sender<bool>,
+}
+
+/// The handlers of one kind.
+pub struct Registry<I> {
+    supervisor: Addr<Supervisor>,
+    limits: Arc<Limits>,
+    inlet: I,
+    live: HashMap<u32, Vec<Entry>>,
+    _vital: Vital,
+}
+
+impl<I: Inlet> Registry<I> {
+    pub fn new(supervisor: Addr<Supervisor>, limits: Arc<Limits>, inlet: I, vital: Vital) -> Self {
+        Registry {
+            supervisor,
+            limits,
+            inlet,
+            live: HashMap::new(),
+            _vital: vital,
+        }
+    }
+}
+
+impl<I: Inlet> Actor for Registry<I> {
+    type Context = Context<Self>;
+}
+
+impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
+    type Result = ResponseActFuture<Self, ()>;
+
+    /// Ends what is no longer defined and keeps what is; the future starts what is new. The dispatcher sees to it that
+    /// there is one such future for a database at a time.
+    fn handle(
+        &mut self,
+        Apply {
+            database,
+            definitions,
+        }: Apply,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let mut before = self.live.remove(&database).unwrap_or_default();
+        let (mut kept, mut new) = (Vec::new(), Vec::new());
+        for definition in definitions {
+            let known = before
+                .iter()
+                .position(|entry| entry.handler.definition().continues(&definition));
+            match known {
+                Some(known) => {
+                    let entry = before.swap_remove(known);
+                    entry.handler.lock().definition = Arc::new(definition);
+                    kept.push(entry);
+                }
+                None => new.push(definition),
+            }
+        }
+        before.into_iter().for_each(Entry::end);
+        self.live.insert(database, kept);
+        let (supervisor, limits, inlet) = (self.supervisor.clone(), self.limits.clone(), self.inlet.clone());
+        let starts = new.into_iter().map(move |definition| {
+            start(
+                database,
+                definition,
+                supervisor.clone(),
+                limits.clone(),
+                inlet.clone(),
+            )
+        });
+        let started = join_all(starts).into_actor(self);
+        Box::pin(started.then(move |entries, actor, _| {
+            let states: Vec<_> = entries
+                .iter()
+                .map(|entry| entry.handler.state.subscribe())
+                .collect();
+            actor.live.entry(database).or_default().extend(entries);
+            let settled = states.into_iter().map(|mut state| async move {
+                let _ = state.wait_for(|state| *state != State::Waiting).await;
+            });
+            let settled = timeout(LIVE_LIMIT, join_all(settled));
+            async move { drop(settled.await) }.into_actor(actor)
+        }))
+    }
+}
+
+impl<I: Inlet> actix::Handler<Rows> for Registry<I> {
+    type Result = Vec<Row>;
+
+    fn handle(&mut self, Rows(database): Rows, _: &mut Self::Context) -> Self::Result {
+        let entries = self.live.get(&database);
+        entries
+            .into_iter()
+            .flatten()
+            .map(|entry| row(&entry.handler))
+            .collect()
+    }
+}
+
+impl Entry {
+    fn end(self) {
+        self.handler.set_state(State::Over);
+        self.handler.lock().queue = Default::default();
+        self.stop.send_replace(true);
+    }
+}
+
+async fn start(
+    database: u32,
+    mut definition: Definition,
+    supervisor: Addr<Supervisor>,
+    limits: Arc<Limits>,
+    inlet: impl Inlet,
+) -> Entry {
+    let mut connection = None;
+    if let Ok(source) = &definition.source {
+        let open = Open {
+            target: source.target.clone(),
+            settings: source.settings.clone(),
+        };
+        match supervisor.send(open).await {
+            Ok(Ok(handle)) => connection = Some((source.target.key, handle)),
+            Ok(Err(error)) => definition.source = Err(error),
+            Err(_) => {}
+        }
+    }
+    let stop = watch::Sender::new(false);
+    let handle = connection.as_ref().map(|(_, handle)| handle.clone());
+    let handler = Handler::new(database, definition, handle, limits);
+    if let Some((key, handle)) = connection {
+        let (handler, stopped) = (handler.clone(), stop.subscribe());
+        actix::spawn(async move {
+            pump(handler, handle, inlet, stopped).await;
+            supervisor.do_send(Left(key));
+        });
+    }
+    Entry { handler, stop }
+}
+
+fn row(handler: &Handler) -> Row {
+    let state = *handler.state.borrow();
+    let inner = handler.lock();
+    let definition = &inner.definition;
+    let state = match state {
+        State::Waiting => "waiting",
+        State::Live => "live",
+        State::Disabled | State::Over => "disabled",
+    };
+    let problem = match (&definition.source, &handler.connection) {
+        (Err(error), _) => Some(error.to_string()),
+        (Ok(_), Some(connection)) => connection.status.borrow().error.as_ref().map(ToString::to_string),
+        (Ok(_), None) => None,
+    };
+    let last = inner.counts.last_error.as_ref();
+    let seconds = |time: &std::time::SystemTime| {
+        time.duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64())
+            .to_string()
+    };
+    vec![
+        Some(definition.server.clone()),
+        Some(definition.subject.clone()),
+        Some(definition.function_oid.to_string()),
+        Some(definition.role.to_string()),
+        Some(state.to_string()),
+        problem,
+        Some(inner.counts.messages.to_string()),
+        Some(inner.counts.errors.to_string()),
+        Some(inner.counts.dropped.to_string()),
+        Some(inner.queue.len().to_string()),
+        Some(inner.queue.bytes().to_string()),
+        last.map(|(what, _)| what.clone()),
+        last.map(|(_, when)| seconds(when)),
+    ]
+}

@@ -1,0 +1,107 @@
+//! Executors: workers in a database that run its handlers' functions. One thread, which waits for the runtime's orders
+//! and holds nothing of the database meanwhile.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::work::Worker;
+use crate::channel::SOCKET_PATH;
+use crate::channel::client::{Client, Interest, Wait, connect};
+use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
+use crate::channel::work::{Said, Told};
+use crate::error::{Error, Kind, Result};
+use crate::pg::wait::LatchWait;
+use crate::pg::worker::{self, Process};
+use crate::sql::look;
+
+const NAME: &str = "litmus_pgnats executor";
+const MAIN: &str = "litmus_pgnats_executor_main";
+/// Longest time for the runtime to take what an executor says.
+const SAY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a new worker tries to reach the runtime.
+const JOIN_LIMIT: Duration = Duration::from_secs(5);
+/// An idle executor waits for ever; this is how often it does so.
+const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Starts an executor; `None` when there is no free slot for a worker.
+pub fn start(ticket: u32, database: u32) -> Option<Process> {
+    Process::start(NAME, MAIN, u64::from(ticket) << 32 | u64::from(database))
+}
+
+/// Waits as a worker that can be interrupted between two orders without harm.
+#[derive(Default)]
+pub struct IdleWait(LatchWait);
+
+impl Wait for IdleWait {
+    fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()> {
+        let time = deadline.saturating_duration_since(Instant::now());
+        self.0.wait_idle(socket, interest, Some(time));
+        worker::serve_interrupts();
+        Ok(())
+    }
+
+    fn interrupted(&self) -> bool {
+        self.0.interrupted()
+    }
+}
+
+/// Opens a worker's channel.
+pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
+    let deadline = Instant::now() + JOIN_LIMIT;
+    let lost = |error: std::io::Error| Error::new(Kind::RuntimeUnavailable, error.to_string());
+    let socket = loop {
+        match connect(Path::new(SOCKET_PATH)) {
+            Ok(socket) => break socket,
+            Err(error) if Instant::now() >= deadline => return Err(lost(error)),
+            Err(_) => crate::pg::wait::sleep(Duration::from_millis(5))?,
+        }
+    };
+    let mut client = Client::new(socket, IdleWait::default()).map_err(lost)?;
+    let hello = Request::Hello {
+        protocol: PROTOCOL,
+        pid: std::process::id(),
+        peer,
+    };
+    client.call(&hello, b"", deadline, Duration::ZERO)?;
+    Ok(client)
+}
+
+/// The worker's main function, called by the postmaster's child.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
+    let (ticket, database) = ((arg.value() >> 32) as u32, arg.value() as u32);
+    worker::attach_as_session(Some(database), c"litmus_pgnats executor");
+    // Whatever ends the conversation, the runtime's end above all, ends the executor.
+    let _ = join(Peer::Executor { ticket }).and_then(serve);
+    worker::exit(0)
+}
+
+/// Carries out orders until told to leave.
+fn serve(mut client: Client<IdleWait>) -> Result<()> {
+    let mut worker = Worker::default();
+    loop {
+        let frame = client.receive(Instant::now() + IDLE)?;
+        match frame.message {
+            Reply::Executor(Told::Look) => {
+                worker.forget();
+                say(&mut client, look::look(), b"")?;
+            }
+            Reply::Executor(Told::Work(work)) => {
+                worker.run(&work, frame.body, |said, body| say(&mut client, said, body))?;
+            }
+            Reply::Executor(Told::Leave) => return Ok(()),
+            _ => return Err(Error::new(Kind::Protocol, "unexpected order")),
+        }
+        worker::tidy_up();
+        worker::report_idle();
+    }
+}
+
+fn say(client: &mut Client<IdleWait>, said: Said, body: &[u8]) -> Result<()> {
+    client.push(&Request::Executor(said), body)?;
+    client.flush(Instant::now() + SAY_LIMIT)
+}

@@ -1,0 +1,44 @@
+//! The herald: a worker that PostgreSQL starts as soon as the server takes writes, which on a standby is the end of its
+//! recovery. It tells the runtime which databases there are, and ends. So nobody has to ask again and again whether a
+//! standby was promoted.
+
+use std::time::{Duration, Instant};
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::executor::join;
+use crate::channel::message::{Peer, Request};
+use crate::pg::transaction::transaction;
+use crate::pg::worker::{self, Process};
+use crate::pg::{catalog, report};
+
+const NAME: &str = "litmus_pgnats herald";
+const MAIN: &str = "litmus_pgnats_herald_main";
+/// Longest time to hand the news over.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Has a herald start when the time has come; `None` when there is no free slot.
+pub fn send() -> Option<Process> {
+    Process::start(NAME, MAIN, 0)
+}
+
+/// The worker's main function, called by the postmaster's child.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn litmus_pgnats_herald_main(_arg: pg_sys::Datum) {
+    worker::attach_as_session(None, c"litmus_pgnats herald");
+    let told = transaction(catalog::databases).map(|databases| {
+        let mut client = join(Peer::Session)?;
+        client.push(&Request::Databases { databases }, b"")?;
+        client.flush(Instant::now() + LIMIT)
+    });
+    if let Ok(Err(error)) = told {
+        report::message(
+            report::Level::Log,
+            &format!("the litmus_pgnats runtime worker was not told that the server takes writes: {error}"),
+            "",
+            "",
+        );
+    }
+    worker::exit(0)
+}

@@ -1,0 +1,225 @@
+//! Executes messages: each has its effects or none, and waiting messages share a transaction. Runs in executors.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::channel::work::{Delivered, Failure, HandlerKind, Said, Work, Worked};
+use crate::error::Result;
+use crate::flood::Flood;
+use crate::nats::headers;
+use crate::pg::callback::{self, Arguments, Function};
+use crate::pg::report::{self, Level};
+use crate::pg::transaction::{
+    Caught, Identity, Parameters, Timeout, statement_timeout, subtransaction, transaction, with_snapshot,
+};
+use crate::pg::{catalog, worker};
+use crate::sql::look;
+
+/// Most messages that share a transaction: PostgreSQL keeps so many subtransactions in memory for other sessions'
+/// snapshots; beyond, these have to look on disk.
+const GROUP: usize = 64;
+/// Messages that share a transaction, and so `now()`, have arrived within so many milliseconds.
+const GROUP_SPREAD_MS: u32 = 10;
+/// After this time an executor gives the rest of its work back, so that others get their turn.
+const SHARE: Duration = Duration::from_millis(20);
+
+/// What an executor remembers from one work to the next.
+#[derive(Default)]
+pub struct Worker {
+    /// Settings of roles.
+    settings: HashMap<u32, Vec<(String, String)>>,
+    /// By function.
+    complaints: HashMap<u32, Flood>,
+}
+
+/// A message with its payload.
+type Message<'a> = (&'a Delivered, Bytes);
+
+/// A message's result: a reply's payload, or why there is none.
+type Outcome = std::result::Result<Option<Bytes>, Caught>;
+
+/// The function or the role is gone.
+struct Vanished;
+
+impl Worker {
+    /// What was read of the catalogue may have changed.
+    pub fn forget(&mut self) {
+        self.settings.clear();
+    }
+
+    /// Executes messages, from the first on, and says what came of each transaction. Gives back what it has no time
+    /// for.
+    pub fn run(
+        &mut self,
+        work: &Work,
+        mut body: Bytes,
+        mut say: impl FnMut(Said, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let began = Instant::now();
+        let messages: Vec<Message<'_>> = work
+            .messages
+            .iter()
+            .map(|message| (message, body.split_to((message.size as usize).min(body.len()))))
+            .collect();
+        let mut rest = messages.as_slice();
+        while !rest.is_empty() {
+            let (group, others) = rest.split_at(group_size(rest));
+            let Ok(outcomes) = self.execute(work, group, &mut say) else {
+                return say(Said::Vanished, b"");
+            };
+            rest = others;
+            let goes_on = !rest.is_empty() && began.elapsed() < SHARE;
+            let (worked, replies) = self.report(work, group, outcomes, goes_on);
+            say(Said::Worked(worked), &replies)?;
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One transaction for all; should its end fail, one for each.
+    fn execute(
+        &mut self,
+        work: &Work,
+        group: &[Message<'_>],
+        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
+    ) -> std::result::Result<Vec<Outcome>, Vanished> {
+        match self.execute_together(work, group, say)? {
+            Ok(outcomes) => Ok(outcomes),
+            Err(error) if group.len() == 1 => Ok(vec![Err(error)]),
+            Err(_) => {
+                let mut outcomes = Vec::with_capacity(group.len());
+                for message in group.chunks(1) {
+                    match self.execute_together(work, message, say)? {
+                        Ok(outcome) => outcomes.extend(outcome),
+                        Err(error) => outcomes.push(Err(error)),
+                    }
+                }
+                Ok(outcomes)
+            }
+        }
+    }
+
+    fn execute_together(
+        &mut self,
+        work: &Work,
+        group: &[Message<'_>],
+        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
+    ) -> std::result::Result<std::result::Result<Vec<Outcome>, Caught>, Vanished> {
+        let settings = match self.settings.entry(work.role) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                match transaction(|| with_snapshot(|| look::role_settings(work.role))) {
+                    Ok(settings) => unknown.insert(settings),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        };
+        let executed = transaction(|| {
+            let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
+            worker::report_running(&format!("{} -> {}", work.subject, function.name));
+            let parameters = Parameters::of(settings);
+            let identity = Identity::restricted(work.role);
+            let outcomes = with_snapshot(|| match group {
+                [message] => vec![Ok(call(work, &function, message))],
+                _ => group
+                    .iter()
+                    .map(|message| subtransaction(|| call(work, &function, message)))
+                    .collect(),
+            });
+            drop(identity);
+            drop(parameters);
+            // Should the runtime be gone, the commit is all the better.
+            let _ = say(
+                Said::Committing {
+                    messages: u32::try_from(group.len()).unwrap_or(u32::MAX),
+                },
+                b"",
+            );
+            Some(outcomes)
+        });
+        match executed {
+            Ok(Some(outcomes)) => Ok(Ok(outcomes)),
+            Ok(None) => Err(Vanished),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// What the runtime is told, and the replies; complains of failures in the server log.
+    fn report(
+        &mut self,
+        work: &Work,
+        group: &[Message<'_>],
+        outcomes: Vec<Outcome>,
+        goes_on: bool,
+    ) -> (Worked, Vec<u8>) {
+        let mut worked = Worked {
+            messages: u32::try_from(outcomes.len()).unwrap_or(u32::MAX),
+            goes_on,
+            ..Worked::default()
+        };
+        let mut replies = Vec::new();
+        for (index, ((message, _), outcome)) in group.iter().zip(outcomes).enumerate() {
+            let reply = outcome.unwrap_or_else(|error| {
+                self.complain(work, message, &error);
+                worked.failures.push(Failure {
+                    index: u32::try_from(index).unwrap_or(u32::MAX),
+                    sqlstate: error.sqlstate,
+                    message: error.message,
+                });
+                None
+            });
+            if work.kind == HandlerKind::Responder {
+                let reply = reply.unwrap_or_default();
+                worked
+                    .replies
+                    .push(u32::try_from(reply.len()).unwrap_or(u32::MAX));
+                replies.extend_from_slice(&reply);
+            }
+        }
+        (worked, replies)
+    }
+
+    fn complain(&mut self, work: &Work, message: &Delivered, error: &Caught) {
+        let flood = self.complaints.entry(work.function).or_default();
+        let Some(suppressed) = flood.pass() else { return };
+        let function = transaction(|| Function::find(work.function)).ok().flatten();
+        let name = function.map_or_else(|| work.function.to_string(), |function| function.name);
+        let what = match work.kind {
+            HandlerKind::Subscription => "callback",
+            HandlerKind::Responder => "responder",
+        };
+        let text = format!(
+            "{what} {name} failed for a message on subject \"{}\": {}{suppressed}",
+            message.subject, error.message
+        );
+        let detail = format!("SQLSTATE {}. Context: {}", error.sqlstate, error.context);
+        report::message(Level::Warning, &text, &detail, "");
+    }
+}
+
+fn group_size(messages: &[Message<'_>]) -> usize {
+    let first = messages.first().map_or(0, |(message, _)| message.after_ms);
+    let together = |(message, _): &&Message<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
+    messages.iter().take(GROUP).take_while(together).count().max(1)
+}
+
+fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> Option<Bytes> {
+    let limit = match work.timeout_ms {
+        0 => statement_timeout(),
+        limit => Some(Duration::from_millis(limit.into())),
+    };
+    let _timeout = limit.map(Timeout::after);
+    let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
+    let arguments = Arguments {
+        payload,
+        subject: &message.subject,
+        reply: message.reply.as_deref(),
+        headers,
+    };
+    callback::call(function, &arguments)
+}

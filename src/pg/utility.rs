@@ -1,0 +1,138 @@
+//! Statements that want a database to themselves: what happens before and after them. Runs in backends, on the main
+//! thread.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::NodeTag::{T_AlterDatabaseStmt, T_CreatedbStmt, T_DropdbStmt, T_RenameStmt};
+
+use super::report::guarded;
+use crate::error::Result;
+
+thread_local! {
+    static PREVIOUS: Cell<pg_sys::ProcessUtility_hook_type> = const { Cell::new(None) };
+    static REACTIONS: Cell<Option<(Before, After)>> = const { Cell::new(None) };
+}
+
+/// Told of the database, by name, before it must be nobody else's; and of its object id when the statement is over.
+pub type Before = fn(Exclusive<'_>) -> Result<Option<u32>>;
+pub type After = fn(u32);
+
+/// What a statement wants with a database.
+#[derive(Clone, Copy, Debug)]
+pub enum Exclusive<'a> {
+    /// To change or drop it.
+    Owner(&'a CStr),
+    /// To copy it.
+    Template(&'a CStr),
+}
+
+// pgrx's binding would turn an error into a panic and a poorer error.
+unsafe extern "C-unwind" {
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Hooks in; called once, when the library is loaded.
+pub fn install(before: Before, after: After) {
+    REACTIONS.set(Some((before, after)));
+    // SAFETY: the hook is a function of this library, which is never unloaded; the earlier one is kept and called.
+    unsafe {
+        PREVIOUS.set(pg_sys::ProcessUtility_hook);
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: passes on what PostgreSQL gave. Nothing in this frame needs dropping when an error jumps over it; what
+    // `before` has begun then ends with the transaction.
+    unsafe {
+        let vacated = match (exclusive((*statement).utilityStmt), REACTIONS.get()) {
+            (Some(what), Some((before, after))) => guarded(|| before(what)).map(|database| (database, after)),
+            _ => None,
+        };
+        let next = PREVIOUS.get().unwrap_or(standard_ProcessUtility);
+        next(
+            statement,
+            text,
+            read_only,
+            context,
+            parameters,
+            environment,
+            destination,
+            completion,
+        );
+        if let Some((database, after)) = vacated {
+            after(database);
+        }
+    }
+}
+
+/// The database that a statement wants to itself.
+///
+/// # Safety
+/// `statement` is a valid node that outlives the result.
+unsafe fn exclusive<'a>(statement: *mut pg_sys::Node) -> Option<Exclusive<'a>> {
+    // SAFETY: as the caller promises; a node is of the type that its tag says, and its names are NUL-terminated.
+    unsafe {
+        let name = |name: *mut c_char| (!name.is_null()).then(|| CStr::from_ptr(name));
+        match (*statement).type_ {
+            T_DropdbStmt => name((*statement.cast::<pg_sys::DropdbStmt>()).dbname).map(Exclusive::Owner),
+            T_RenameStmt => {
+                let rename = statement.cast::<pg_sys::RenameStmt>();
+                let is_database = (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
+                name((*rename).subname)
+                    .filter(|_| is_database)
+                    .map(Exclusive::Owner)
+            }
+            T_AlterDatabaseStmt => {
+                let alter = statement.cast::<pg_sys::AlterDatabaseStmt>();
+                option((*alter).options, c"tablespace")?;
+                name((*alter).dbname).map(Exclusive::Owner)
+            }
+            T_CreatedbStmt => {
+                let create = statement.cast::<pg_sys::CreatedbStmt>();
+                option((*create).options, c"template").map(Exclusive::Template)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// # Safety
+/// `options` is a valid list of DefElem, or null.
+unsafe fn option<'a>(options: *mut pg_sys::List, wanted: &CStr) -> Option<&'a CStr> {
+    if options.is_null() {
+        return None;
+    }
+    // SAFETY: as the caller promises; a list is an array of `length` cells.
+    unsafe {
+        let length = usize::try_from((*options).length).unwrap_or(0);
+        for cell in std::slice::from_raw_parts((*options).elements, length) {
+            let element = cell.ptr_value.cast::<pg_sys::DefElem>();
+            if CStr::from_ptr((*element).defname) == wanted && !(*element).arg.is_null() {
+                return Some(CStr::from_ptr(pg_sys::defGetString(element)));
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,128 @@
+//! Notices what changes the handlers, or what they depend on, and tells the runtime when it is committed. Runs in
+//! backends.
+//!
+//! A trigger on the table sees every change of a handler, by whatever statement or a restore. Event triggers see the
+//! functions and servers behind: dropped functions take their handlers with them, renamed ones keep them.
+
+use std::cell::Cell;
+
+use super::call;
+use super::handlers::Table;
+use crate::channel::message::Request;
+use crate::error::{Error, Kind, Result};
+use crate::pg::callback::Function;
+use crate::pg::catalog;
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::{Oid, Text};
+use crate::pg::query::query;
+
+sql_function!(litmus_pgnats_handler_changed, handler_changed);
+sql_function!(litmus_pgnats_ddl, ddl);
+
+thread_local! {
+    /// The running transaction has changed the table.
+    static CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// The runtime is to look at the handlers once the transaction has committed.
+    static LOOK: Cell<bool> = const { Cell::new(false) };
+}
+
+fn mark() {
+    if !LOOK.replace(true) {
+        // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
+        call::join_runtime_if_running();
+    }
+}
+
+/// Trigger of the table.
+fn handler_changed(_: &Call<'_>) -> Result<Value> {
+    CHANGED.set(true);
+    mark();
+    Ok(Value::Void)
+}
+
+/// Event trigger, of all three events.
+fn ddl(call: &Call<'_>) -> Result<Value> {
+    let Ok(_table) = Table::open() else {
+        return Ok(Value::Void);
+    };
+    let rows = query(
+        "SELECT DISTINCT function_oid, signature, server_oid, server FROM litmus_pgnats.handler",
+        &[],
+    );
+    if rows.is_empty() {
+        return Ok(Value::Void);
+    }
+    mark();
+    match call.event().as_deref() {
+        Some("sql_drop") => {
+            query(
+                "DELETE FROM litmus_pgnats.handler h USING pg_event_trigger_dropped_objects() d \
+                 WHERE d.classid = 'pg_proc'::regclass AND d.objid = h.function_oid",
+                &[],
+            );
+        }
+        Some("ddl_command_end") => {
+            for row in rows {
+                let Ok([function, signature, server, server_name]) = <[Option<String>; 4]>::try_from(row)
+                else {
+                    continue;
+                };
+                follow_function(function, signature);
+                follow_server(server, server_name);
+            }
+        }
+        _ => {}
+    }
+    Ok(Value::Void)
+}
+
+fn follow_function(oid: Option<String>, signature: Option<String>) {
+    let oid = oid.and_then(|oid| oid.parse().ok());
+    if let (Some(function), Some(signature)) = (oid.and_then(Function::find), signature)
+        && function.signature() != signature
+    {
+        query(
+            "UPDATE litmus_pgnats.handler SET signature = $1 WHERE function_oid = $2",
+            &[Text(&function.signature()), Oid(function.oid)],
+        );
+    }
+}
+
+fn follow_server(oid: Option<String>, name: Option<String>) {
+    let oid = oid.and_then(|oid| oid.parse().ok());
+    if let (Some(oid), Some(name)) = (oid, name)
+        && let Some(now) = catalog::server_name(oid)
+        && now != name
+    {
+        query(
+            "UPDATE litmus_pgnats.handler SET server = $1 WHERE server_oid = $2",
+            &[Text(&now), Oid(oid)],
+        );
+    }
+}
+
+/// The runtime need not be told of what this transaction has done.
+pub fn forget() {
+    CHANGED.set(false);
+    LOOK.set(false);
+}
+
+/// The changes stand: has the runtime look.
+pub fn committed() {
+    CHANGED.set(false);
+    if LOOK.replace(false) {
+        let database = catalog::database_oid();
+        call::post(&Request::Look { database });
+    }
+}
+
+/// A prepared transaction may be committed by another session, which knows nothing of the handlers.
+pub fn before_prepare() -> Result<()> {
+    if CHANGED.get() {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "cannot PREPARE a transaction that has changed subscriptions or responders",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! Registering handlers, which is writing rows of the table `litmus_pgnats.handler`. Runs in backends.
+
+use super::publish::null;
+use super::{call, server};
+use crate::channel::work::HandlerKind;
+use crate::error::{Error, Kind, Result};
+use crate::nats::subject;
+use crate::pg::callback::Function;
+use crate::pg::catalog;
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::{Oid, OptionalText, Text};
+use crate::pg::query::query;
+use crate::pg::report::{self, Level};
+use crate::pg::transaction::{Identity, Parameters};
+
+sql_function!(nats_subscribe, |call: &Call<'_>| register(
+    call,
+    HandlerKind::Subscription
+));
+sql_function!(nats_unsubscribe, |call: &Call<'_>| unregister(
+    call,
+    HandlerKind::Subscription
+));
+sql_function!(litmus_pgnats_register_responder, |call: &Call<'_>| register(
+    call,
+    HandlerKind::Responder
+));
+sql_function!(litmus_pgnats_unregister_responder, |call: &Call<'_>| unregister(
+    call,
+    HandlerKind::Responder
+));
+
+/// A row of the table, as far as registering needs it.
+struct Registered {
+    signature: String,
+    role: u32,
+}
+
+/// The table as its owner sees it, and no name of a statement means anything but PostgreSQL's or ours.
+pub struct Table {
+    _parameters: Parameters,
+    _owner: Identity,
+}
+
+impl Table {
+    pub fn open() -> Result<Table> {
+        let parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+        let owner = catalog::extension_owner().ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                "extension \"litmus_pgnats\" is not in this database",
+            )
+        })?;
+        Ok(Table {
+            _parameters: parameters,
+            _owner: Identity::borrowed(owner),
+        })
+    }
+
+    /// The handlers of a kind on a subject: of one function, or of any.
+    fn registered(
+        &self,
+        kind: HandlerKind,
+        server: &str,
+        subject: &str,
+        function: Option<&Function>,
+    ) -> Vec<Registered> {
+        let signature = function.map(Function::signature);
+        let rows = query(
+            "SELECT signature, role::oid FROM litmus_pgnats.handler \
+             WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = coalesce($4, signature)",
+            &[
+                Text(name(kind)),
+                Text(server),
+                Text(subject),
+                OptionalText(signature.as_deref()),
+            ],
+        );
+        let registered = rows.into_iter().filter_map(|row| match row.as_slice() {
+            [Some(signature), Some(role)] => Some(Registered {
+                signature: signature.clone(),
+                role: role.parse().ok()?,
+            }),
+            _ => None,
+        });
+        registered.collect()
+    }
+
+    fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
+        query(
+            "DELETE FROM litmus_pgnats.handler WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4",
+            &[Text(name(kind)), Text(server), Text(subject), Text(signature)],
+        );
+    }
+}
+
+/// A kind as the table has it.
+pub fn name(kind: HandlerKind) -> &'static str {
+    match kind {
+        HandlerKind::Subscription => "subscription",
+        HandlerKind::Responder => "responder",
+    }
+}
+
+/// `(subject, fn, queue_group)`.
+fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
+    let subject = subject_argument(call)?;
+    let queue_group = call.text(2)?;
+    if let Some(group) = &queue_group {
+        subject::check_queue_group(group)?;
+    }
+    let function = function_argument(call)?;
+    check_signature(&function, kind)?;
+    check_execute(&function)?;
+    let key = server::choose()?;
+    let server = server::target(key)?.server_name;
+    // Now, when an error may still be raised; the commit will only tell it to look.
+    call::ensure_runtime()?;
+    let role = catalog::current_role();
+    let only = (kind == HandlerKind::Subscription).then_some(&function);
+    let before = Table::open()?.registered(kind, &server, &subject, only);
+    for registered in &before {
+        check_privileges(registered, kind, &subject)?;
+    }
+    let table = Table::open()?;
+    if kind == HandlerKind::Responder {
+        for registered in &before {
+            table.delete(kind, &server, &subject, &registered.signature);
+        }
+    }
+    query(
+        "INSERT INTO litmus_pgnats.handler AS h \
+         (kind, server, subject, queue_group, signature, role, function_oid, server_oid) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
+         SET queue_group = excluded.queue_group, function_oid = excluded.function_oid, server_oid = excluded.server_oid",
+        &[
+            Text(name(kind)),
+            Text(&server),
+            Text(&subject),
+            OptionalText(queue_group.as_deref()),
+            Text(&function.signature()),
+            Oid(role),
+            Oid(function.oid),
+            Oid(key.server),
+        ],
+    );
+    Ok(Value::Void)
+}
+
+/// `(subject, fn)` of a subscription, `(subject)` of a responder.
+fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
+    let subject = subject_argument(call)?;
+    let function = match kind {
+        HandlerKind::Subscription => Some(function_argument(call)?),
+        HandlerKind::Responder => None,
+    };
+    let server = server::target(server::choose()?)?.server_name;
+    call::ensure_runtime()?;
+    let found = Table::open()?.registered(kind, &server, &subject, function.as_ref());
+    for registered in &found {
+        check_privileges(registered, kind, &subject)?;
+    }
+    let table = Table::open()?;
+    for registered in &found {
+        table.delete(kind, &server, &subject, &registered.signature);
+    }
+    drop(table);
+    if found.is_empty() {
+        let of = function.map_or_else(String::new, |function| {
+            format!(" that calls {}", function.signature())
+        });
+        let text = format!("there is no {} on subject \"{subject}\"{of}", name(kind));
+        report::message(Level::Notice, &text, "", "");
+    }
+    Ok(Value::Void)
+}
+
+fn subject_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
+    let subject = call.text(0)?.ok_or_else(|| null("subject"))?;
+    subject::check_subscribe(&subject)?;
+    Ok(subject)
+}
+
+fn function_argument(call: &Call<'_>) -> Result<Function> {
+    let oid = call.oid(1).ok_or_else(|| null("function"))?;
+    Function::find(oid).ok_or_else(|| {
+        Error::new(
+            Kind::InvalidFunction,
+            format!("function with OID {oid} does not exist"),
+        )
+        .hint("")
+    })
+}
+
+fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
+    let returns = kind == HandlerKind::Subscription || function.returns_replies();
+    if function.takes_messages() && returns {
+        return Ok(());
+    }
+    let what = name(kind);
+    let message = format!("function {} cannot be a {what}", function.signature());
+    let detail = match kind {
+        HandlerKind::Subscription => {
+            "Allowed is f(payload [, subject text [, reply_to text [, headers jsonb]]]), \
+             where payload is bytea, text, json or jsonb."
+        }
+        HandlerKind::Responder => {
+            "Allowed is f(payload [, subject text [, reply_to text [, headers jsonb]]]), \
+             where payload is bytea, text, json or jsonb, and the result one of these too."
+        }
+    };
+    Err(Error::new(Kind::InvalidFunction, message).detail(detail))
+}
+
+fn check_execute(function: &Function) -> Result<()> {
+    let role = catalog::current_role();
+    if catalog::has_execute(role, function.oid) {
+        return Ok(());
+    }
+    let message = format!("permission denied for function {}", function.signature());
+    let role = catalog::role_name(role);
+    Err(Error::new(Kind::PermissionDenied, message)
+        .detail(format!("Role \"{role}\" has no EXECUTE privilege on it."))
+        .hint("GRANT EXECUTE ON FUNCTION name TO role gives the right."))
+}
+
+/// A handler runs with the rights of the role that registered it: only who has these may replace or remove it.
+fn check_privileges(registered: &Registered, kind: HandlerKind, subject: &str) -> Result<()> {
+    if registered.role == catalog::current_role() || catalog::has_privileges_of(registered.role) {
+        return Ok(());
+    }
+    let (what, owner) = (name(kind), catalog::role_name(registered.role));
+    Err(Error::new(
+        Kind::PermissionDenied,
+        format!("permission denied for the {what} on subject \"{subject}\""),
+    )
+    .detail(format!(
+        "Role \"{owner}\" has registered it, calling {}.",
+        registered.signature
+    ))
+    .hint("Only a role that has the privileges of that role may change it."))
+}

@@ -1,0 +1,242 @@
+//! What handlers a database has, as the runtime is told: read by an executor, which also mends what a restore, an
+//! upgrade or a dropped role has left. Runs in executors.
+
+use super::handlers::Table;
+use super::{changes, server};
+use crate::channel::message::{Key, Row, Target};
+use crate::channel::work::{Definition, HandlerKind, Said, Source};
+use crate::error::{Error, Kind, Result};
+use crate::pg::callback::Function;
+use crate::pg::catalog;
+use crate::pg::query::Argument::{Oid, Text};
+use crate::pg::query::query;
+use crate::pg::report::{self, Level};
+use crate::pg::transaction::{Parameters, transaction, with_snapshot};
+
+/// Reads the handlers of this database; none if the extension is not there.
+pub fn look() -> Said {
+    let read = transaction(|| {
+        let (_, database_name) = catalog::database();
+        let handlers = with_snapshot(|| match Table::open() {
+            Ok(_table) => rows().iter().filter_map(definition).collect(),
+            Err(_) => Vec::new(),
+        });
+        // What was mended is in the report already.
+        changes::forget();
+        Said::Report {
+            database_name,
+            handlers,
+        }
+    });
+    read.unwrap_or_else(|error| {
+        let text = format!("could not read the handlers of the database: {}", error.message);
+        report::message(Level::Warning, &text, "", "");
+        Said::Report {
+            database_name: String::new(),
+            handlers: Vec::new(),
+        }
+    })
+}
+
+/// A row of the table, and what its names mean now.
+struct Registered {
+    kind: HandlerKind,
+    kind_name: String,
+    server: String,
+    subject: String,
+    queue_group: Option<String>,
+    signature: String,
+    role: u32,
+    role_name: Option<String>,
+    function: Option<u32>,
+    server_oid: Option<u32>,
+    /// Whether the object ids in the table are those that the names mean.
+    is_bound: bool,
+}
+
+fn rows() -> Vec<Registered> {
+    let rows = query(
+        "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, f.oid, s.oid, \
+         h.function_oid IS NOT DISTINCT FROM f.oid AND h.server_oid IS NOT DISTINCT FROM s.oid \
+         FROM litmus_pgnats.handler h \
+         CROSS JOIN LATERAL (SELECT to_regprocedure(h.signature)::oid AS oid) f \
+         LEFT JOIN pg_roles r ON r.oid = h.role \
+         LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
+         ON s.srvname = h.server \
+         ORDER BY h.created, h.kind, h.server, h.subject, h.signature",
+        &[],
+    );
+    rows.into_iter().filter_map(registered).collect()
+}
+
+fn registered(row: Row) -> Option<Registered> {
+    let [
+        kind,
+        server,
+        subject,
+        queue_group,
+        signature,
+        role,
+        role_name,
+        function,
+        server_oid,
+        is_bound,
+    ] = <[Option<String>; 10]>::try_from(row).ok()?;
+    let kind_name = kind?;
+    Some(Registered {
+        kind: match kind_name.as_str() {
+            "responder" => HandlerKind::Responder,
+            _ => HandlerKind::Subscription,
+        },
+        kind_name,
+        server: server?,
+        subject: subject?,
+        queue_group,
+        signature: signature?,
+        role: role?.parse().ok()?,
+        role_name,
+        function: function.and_then(|oid| oid.parse().ok()),
+        server_oid: server_oid.and_then(|oid| oid.parse().ok()),
+        is_bound: is_bound? == "t",
+    })
+}
+
+/// The definition for the runtime; `None` for a handler whose function or role is gone, which is removed.
+fn definition(row: &Registered) -> Option<Definition> {
+    let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
+        let gone = if row.role_name.is_some() {
+            "function"
+        } else {
+            "role"
+        };
+        let text = format!(
+            "the {} on subject \"{}\" that called {} is removed: its {gone} does not exist any more",
+            row.kind_name, row.subject, row.signature
+        );
+        report::message(Level::Log, &text, "", "");
+        query(&format!("DELETE FROM litmus_pgnats.handler {THIS}"), &row.key());
+        return None;
+    };
+    if !row.is_bound {
+        let bind = format!(
+            "UPDATE litmus_pgnats.handler SET function_oid = $5, server_oid = nullif($6, 0::oid) {THIS}"
+        );
+        let [kind, server, subject, signature] = row.key();
+        let server_oid = row.server_oid.unwrap_or(0);
+        query(
+            &bind,
+            &[kind, server, subject, signature, Oid(function), Oid(server_oid)],
+        );
+    }
+    Some(Definition {
+        kind: row.kind,
+        server: row.server.clone(),
+        subject: row.subject.clone(),
+        queue_group: row.queue_group.clone(),
+        function: row.signature.clone(),
+        function_oid: function,
+        role: row.role,
+        role_name: role_name.clone(),
+        source: source(row, function, role_name),
+    })
+}
+
+const THIS: &str = "WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4";
+
+impl Registered {
+    fn key(&self) -> [crate::pg::query::Argument<'_>; 4] {
+        [
+            Text(&self.kind_name),
+            Text(&self.server),
+            Text(&self.subject),
+            Text(&self.signature),
+        ]
+    }
+}
+
+/// The connection that a handler's role means by the server, or why the handler cannot run.
+fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
+    let server_name = &row.server;
+    let missing = || {
+        Error::new(
+            Kind::NoServer,
+            format!("foreign server \"{server_name}\" does not exist"),
+        )
+    };
+    let server = row.server_oid.ok_or_else(missing)?;
+    if !catalog::has_usage(row.role, server) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!("role \"{role_name}\" has no USAGE privilege on foreign server \"{server_name}\""),
+        ));
+    }
+    if !catalog::has_execute(row.role, function) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!(
+                "role \"{role_name}\" has no EXECUTE privilege on function {}",
+                row.signature
+            ),
+        ));
+    }
+    let fits = Function::find(function).is_some_and(|f| {
+        f.takes_messages() && (row.kind == HandlerKind::Subscription || f.returns_replies())
+    });
+    if !fits {
+        let message = format!("function {} cannot be a {}", row.signature, row.kind_name);
+        return Err(Error::new(Kind::InvalidFunction, message));
+    }
+    let (database, database_name) = catalog::database();
+    let key = Key {
+        database,
+        server,
+        mapping: catalog::user_mapping(row.role, server).unwrap_or(0),
+        private_to: 0,
+    };
+    let settings = server::read_settings(key)?.ok_or_else(missing)?;
+    let target = Target {
+        key,
+        database_name,
+        server_name: server_name.clone(),
+    };
+    Ok(Source { target, settings })
+}
+
+/// The settings that a session of the role would begin with, as far as this process has not begun with them: those of
+/// `ALTER ROLE` and `ALTER DATABASE`, and for what the bootstrap superuser has set for itself, the value without.
+pub fn role_settings(role: u32) -> Vec<(String, String)> {
+    let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+    let rows = query(
+        "WITH given AS ( \
+           SELECT split_part(c, '=', 1) AS name, substr(c, strpos(c, '=') + 1) AS value, setrole, setdatabase \
+           FROM pg_db_role_setting, unnest(setconfig) c \
+           WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
+         ), mine AS ( \
+           SELECT DISTINCT ON (name) name, value FROM given WHERE setrole IN (0, $1) \
+           ORDER BY name, setrole = $1 DESC, setdatabase DESC \
+         ), file AS ( \
+           SELECT DISTINCT ON (name) name, setting FROM pg_file_settings WHERE error IS NULL ORDER BY name, seqno DESC \
+         ) \
+         SELECT s.name, coalesce(m.value, f.setting, s.boot_val) FROM pg_settings s \
+         JOIN (SELECT DISTINCT name FROM given WHERE setrole IN ($1, 10)) g ON g.name = s.name \
+         LEFT JOIN mine m ON m.name = s.name LEFT JOIN file f ON f.name = s.name \
+         WHERE s.context IN ('user', 'superuser') AND s.name NOT IN ('role', 'session_authorization')",
+        &[Oid(role)],
+    );
+    let pairs = rows
+        .into_iter()
+        .filter_map(|row| match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(name), Some(value)]) => Some((name, value)),
+            _ => None,
+        });
+    pairs.flat_map(for_this_transaction).collect()
+}
+
+/// What a session sets for its next transactions has to hold in the one that runs already.
+fn for_this_transaction((name, value): (String, String)) -> Vec<(String, String)> {
+    let own = name
+        .strip_prefix("default_transaction_")
+        .map(|which| format!("transaction_{which}"));
+    let own = own.map(|name| (name, value.clone()));
+    own.into_iter().chain([(name, value)]).collect()
+}
