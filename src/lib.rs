@@ -60,7 +60,7 @@ pub extern "C-unwind" fn _PG_init() {
         aborted: || {
             sql::call::give_up();
             sql::reload::aborted();
-            sql::changes::forget();
+            sql::changes::aborted();
         },
     });
     pg::utility::install(bgw::hooks::about_to, bgw::hooks::done);

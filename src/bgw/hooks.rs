@@ -8,31 +8,36 @@ use crate::channel::message::Request;
 use crate::error::{Kind, Result};
 use crate::pg::catalog;
 use crate::pg::utility::Exclusive;
-use crate::sql::call;
+use crate::sql::{call, changes};
 
 /// Longest wait for executors to leave; PostgreSQL itself waits five seconds more, and then says who is there.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Has the executors leave the database, if the role may do what it is about to: the database's object id. Their work
-/// for the runtime is taken up again after the statement, or with the session's end.
-pub fn about_to(exclusive: Exclusive<'_>) -> Result<Option<u32>> {
+/// Has the executors leave the database, if the role may do what it is about to. They come back when the transaction
+/// has ended, or the session.
+pub fn about_to(exclusive: Exclusive<'_>) -> Result<()> {
     let database = match exclusive {
-        Exclusive::Owner(name) => catalog::database_by_name(name).filter(|oid| catalog::owns_database(*oid)),
-        Exclusive::Template(name) => {
-            catalog::database_by_name(name).filter(|oid| catalog::may_copy_database(*oid))
+        Exclusive::Change(name) => catalog::database_by_name(name).filter(|oid| catalog::owns_database(*oid)),
+        Exclusive::Copy { template, .. } => {
+            catalog::database_by_name(template).filter(|oid| catalog::may_copy_database(*oid))
         }
     };
-    let Some(database) = database else { return Ok(None) };
-    if !call::join_runtime_if_running() {
-        return Ok(None);
-    }
+    let Some(database) = database.filter(|_| call::join_runtime_if_running()) else {
+        return Ok(());
+    };
+    changes::look_at(database);
     match call::tell(&Request::Vacate { database }, LIMIT) {
         Err(error) if error.kind == Kind::Interrupted => Err(error),
-        _ => Ok(Some(database)),
+        _ => Ok(()),
     }
 }
 
-/// The statement is over.
-pub fn done(database: u32) {
-    call::post(&Request::Look { database });
+/// The statement has run: a copy has the handlers of its template.
+pub fn done(exclusive: Exclusive<'_>) {
+    if let Exclusive::Copy { copy, .. } = exclusive
+        && let Some(database) = catalog::database_by_name(copy)
+        && call::join_runtime_if_running()
+    {
+        changes::look_at(database);
+    }
 }

@@ -52,8 +52,9 @@ pub struct Function {
     /// Types of the arguments, and of the result.
     pub arguments: Vec<u32>,
     pub result: u32,
-    /// A plain function, neither aggregate nor window function nor procedure, that returns one value.
+    /// Neither an aggregate nor a window function nor a procedure.
     pub is_plain: bool,
+    pub returns_set: bool,
 }
 
 impl Function {
@@ -84,7 +85,8 @@ impl Function {
                     name: utf8(CStr::from_ptr(pg_sys::quote_qualified_identifier(schema, name))),
                     arguments,
                     result: (*form).prorettype.to_u32(),
-                    is_plain: (*form).prokind as u8 == pg_sys::PROKIND_FUNCTION && !(*form).proretset,
+                    is_plain: (*form).prokind as u8 == pg_sys::PROKIND_FUNCTION,
+                    returns_set: (*form).proretset,
                 }
             });
             pg_sys::ReleaseSysCache(tuple);
@@ -108,7 +110,7 @@ impl Function {
 
     /// Whether its result can be a reply's payload.
     pub fn returns_replies(&self) -> bool {
-        PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == self.result)
+        !self.returns_set && PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == self.result)
     }
 
     /// Name and argument types, as `regprocedure` reads them whatever the search path is.

@@ -15,17 +15,19 @@ thread_local! {
     static REACTIONS: Cell<Option<(Before, After)>> = const { Cell::new(None) };
 }
 
-/// Told of the database, by name, before it must be nobody else's; and of its object id when the statement is over.
-pub type Before = fn(Exclusive<'_>) -> Result<Option<u32>>;
-pub type After = fn(u32);
+/// Told of a statement before it runs, and after it has run without an error.
+pub type Before = fn(Exclusive<'_>) -> Result<()>;
+pub type After = fn(Exclusive<'_>);
 
-/// What a statement wants with a database.
+/// What a statement wants with a database, by name.
 #[derive(Clone, Copy, Debug)]
 pub enum Exclusive<'a> {
     /// To change or drop it.
-    Owner(&'a CStr),
-    /// To copy it.
-    Template(&'a CStr),
+    Change(&'a CStr),
+    Copy {
+        template: &'a CStr,
+        copy: &'a CStr,
+    },
 }
 
 // pgrx's binding would turn an error into a panic and a poorer error.
@@ -66,10 +68,10 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: passes on what PostgreSQL gave. Nothing in this frame needs dropping when an error jumps over it; what
     // `before` has begun then ends with the transaction.
     unsafe {
-        let vacated = match (exclusive((*statement).utilityStmt), REACTIONS.get()) {
-            (Some(what), Some((before, after))) => guarded(|| before(what)).map(|database| (database, after)),
-            _ => None,
-        };
+        let exclusive = exclusive((*statement).utilityStmt).zip(REACTIONS.get());
+        if let Some((what, (before, _))) = exclusive {
+            guarded(|| before(what));
+        }
         let next = PREVIOUS.get().unwrap_or(standard_ProcessUtility);
         next(
             statement,
@@ -81,8 +83,11 @@ unsafe extern "C-unwind" fn process_utility(
             destination,
             completion,
         );
-        if let Some((database, after)) = vacated {
-            after(database);
+        if let Some((what, (_, after))) = exclusive {
+            guarded(|| {
+                after(what);
+                Ok(())
+            });
         }
     }
 }
@@ -96,22 +101,24 @@ unsafe fn exclusive<'a>(statement: *mut pg_sys::Node) -> Option<Exclusive<'a>> {
     unsafe {
         let name = |name: *mut c_char| (!name.is_null()).then(|| CStr::from_ptr(name));
         match (*statement).type_ {
-            T_DropdbStmt => name((*statement.cast::<pg_sys::DropdbStmt>()).dbname).map(Exclusive::Owner),
+            T_DropdbStmt => name((*statement.cast::<pg_sys::DropdbStmt>()).dbname).map(Exclusive::Change),
             T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
                 let is_database = (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
                 name((*rename).subname)
                     .filter(|_| is_database)
-                    .map(Exclusive::Owner)
+                    .map(Exclusive::Change)
             }
             T_AlterDatabaseStmt => {
                 let alter = statement.cast::<pg_sys::AlterDatabaseStmt>();
                 option((*alter).options, c"tablespace")?;
-                name((*alter).dbname).map(Exclusive::Owner)
+                name((*alter).dbname).map(Exclusive::Change)
             }
             T_CreatedbStmt => {
                 let create = statement.cast::<pg_sys::CreatedbStmt>();
-                option((*create).options, c"template").map(Exclusive::Template)
+                let template = option((*create).options, c"template")?;
+                let copy = name((*create).dbname)?;
+                Some(Exclusive::Copy { template, copy })
             }
             _ => None,
         }

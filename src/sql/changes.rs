@@ -4,7 +4,7 @@
 //! A trigger on the table sees every change of a handler, by whatever statement or a restore. Event triggers see the
 //! functions and servers behind: dropped functions take their handlers with them, renamed ones keep them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use super::call;
 use super::handlers::Table;
@@ -24,6 +24,13 @@ thread_local! {
     static CHANGED: Cell<bool> = const { Cell::new(false) };
     /// The runtime is to look at the handlers once the transaction has committed.
     static LOOK: Cell<bool> = const { Cell::new(false) };
+    /// The same of other databases, once the transaction has ended in whatever way.
+    static ELSEWHERE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has the runtime look at another database's handlers when the transaction has ended. The session is connected to it.
+pub fn look_at(database: u32) {
+    ELSEWHERE.with_borrow_mut(|databases| databases.push(database));
 }
 
 fn mark() {
@@ -112,6 +119,19 @@ pub fn committed() {
     CHANGED.set(false);
     if LOOK.replace(false) {
         let database = catalog::database_oid();
+        call::post(&Request::Look { database });
+    }
+    look_elsewhere();
+}
+
+/// The changes are taken back.
+pub fn aborted() {
+    forget();
+    look_elsewhere();
+}
+
+fn look_elsewhere() {
+    for database in ELSEWHERE.take() {
         call::post(&Request::Look { database });
     }
 }
