@@ -115,7 +115,7 @@ demo: ## a guided tour in psql, on throw-away servers
 	cargo build --locked --release --example nats --target-dir "$(clients)"
 	$(servers) EXAMPLES="$(clients)/release/examples" demo/run.sh
 
-bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object, DURATION=5 (seconds), RUNS=3
+bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object|drain|latency|responder, DURATION=5 (seconds), RUNS=3
 	@scripts/setup.sh rust pg15 pg$(PG) nats
 	$(MAKE) --no-print-directory private PROFILE=release
 	cargo build --locked --release --example bench_client --target-dir "$(clients)"

@@ -2,7 +2,7 @@
 # Measures litmus_pgnats against yardsticks taken in the same run: machines differ, and so do minutes on one machine.
 # Measurement and yardstick alternate; a table shows the median of each and the median of the pairs' ratios.
 # Started by make bench, which takes
-#   ONLY=publish,bulk,...   the sections to run, of publish, bulk, request, stream, kv and object; else all
+#   ONLY=publish,bulk,...   the sections to run: publish, bulk, request, stream, kv, object, drain, latency, responder; else all
 #   DURATION=5              seconds of each run of pgbench and of its yardstick
 #   RUNS=3                  pairs
 set -euo pipefail
@@ -10,10 +10,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/servers.sh"
 
 duration=${DURATION:-5} runs=${RUNS:-3}
-IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request,stream,kv,object}"
+IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request,stream,kv,object,drain,latency,responder}"
 for section in "${sections[@]}"; do
-    [[ $section == @(publish|bulk|request|stream|kv|object) ]] ||
-        die "ONLY=$section: there are publish, bulk, request, stream, kv and object"
+    [[ $section == @(publish|bulk|request|stream|kv|object|drain|latency|responder) ]] ||
+        die "ONLY=$section: there is no such section"
 done
 [[ $duration =~ ^[1-9][0-9]*$ && $runs =~ ^[1-9][0-9]*$ ]] || die "DURATION and RUNS are whole numbers from 1"
 
@@ -88,6 +88,9 @@ other_end() {
     background "$EXAMPLES/bench_client" "$(nats_url nats)" "$@" >"$file" 2>&1
     await "the client did not start" grep -q ready "$file"
 }
+
+# shellcheck source=bench/handlers.sh
+. "$root/bench/handlers.sh"
 
 # --- sections --------------------------------------------------------------------------------------------------------
 

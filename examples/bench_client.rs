@@ -8,10 +8,12 @@
 //! bench_client URL CALL CONCURRENCY SECONDS              prints CALLS-PER-SECOND LATENCY
 //! bench_client URL each CALL CONCURRENCY SECONDS         the same, each caller with a connection of its own
 //! bench_client URL object BYTES                          prints PUT GET
+//! bench_client URL latency PGHOST SUBJECT COUNT          prints MEDIAN P99
 //! ```
 //!
 //! CALL is `request`, `stream` (an acknowledged publish), `put` or `get` (of a key). START, SENT and LAST are times of
-//! day, LATENCY is a mean, PUT and GET are durations, all in microseconds. One thread, and but for `each` one
+//! day, LATENCY is a mean, PUT and GET are durations, MEDIAN and P99 those of the time from a publish to PostgreSQL's
+//! notification on channel "latency" with the same payload, all in microseconds. One thread, and but for `each` one
 //! connection.
 
 use std::error::Error;
@@ -29,6 +31,8 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Most time between two messages that are counted.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Between two messages whose latency is measured, all comes to rest.
+const IDLE: Duration = Duration::from_millis(20);
 /// What the calls of a measurement are preceded by.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Of bench/*.sql: the subjects of the echo and of the stream, and the bucket, key, store and file.
@@ -55,6 +59,7 @@ async fn main() -> Outcome {
         ["count", subject, expected] => count(&client, subject.into(), expected.parse()?).await,
         ["echo", subject] => echo(&client, subject.into()).await,
         ["setup"] => setup(jetstream::new(client)).await,
+        ["latency", host, subject, count] => latency(&client, host, subject.into(), count.parse()?).await,
         ["object", bytes] => object(jetstream::new(client), bytes.parse()?).await,
         ["each", call, concurrency, seconds] => {
             let connect = (0..concurrency.parse()?).map(|_| async_nats::connect(*url));
@@ -153,6 +158,37 @@ async fn object(context: jetstream::Context, bytes: usize) -> Outcome {
         return Err("the file is another".into());
     }
     println!("{} {}", put.as_micros(), get.as_micros());
+    Ok(())
+}
+
+async fn latency(client: &Client, host: &str, subject: Subject, count: usize) -> Outcome {
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(host).user("postgres").dbname("postgres");
+    let (session, mut connection) = config.connect(tokio_postgres::NoTls).await?;
+    let (notify, mut notifications) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let messages = futures::stream::poll_fn(move |context| connection.poll_message(context));
+        futures::pin_mut!(messages);
+        while let Some(Ok(message)) = messages.next().await {
+            if let tokio_postgres::AsyncMessage::Notification(notification) = message {
+                let _ = notify.send(notification.payload().to_string());
+            }
+        }
+    });
+    session.batch_execute("LISTEN latency").await?;
+    let mut times = Vec::with_capacity(count);
+    for number in 0..count {
+        tokio::time::sleep(IDLE).await;
+        let start = Instant::now();
+        client.publish(subject.clone(), number.to_string().into()).await?;
+        let notified = timeout(SILENCE, notifications.recv()).await?;
+        if notified.as_deref() != Some(&number.to_string()) {
+            return Err("another notification".into());
+        }
+        times.push(start.elapsed().as_micros());
+    }
+    times.sort_unstable();
+    println!("{} {}", times[count / 2], times[count * 99 / 100]);
     Ok(())
 }
 

@@ -149,7 +149,8 @@ async fn the_reference_names_every_function() {
         .batch_execute("CREATE EXTENSION litmus_pgnats")
         .await
         .expect("create");
-    let query = "SELECT p.proname::text, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid) \
+    let query = "SELECT p.proname::text, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), \
+         p.pronamespace = 'litmus_pgnats'::regnamespace \
          FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid \
          JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid \
          WHERE e.extname = 'litmus_pgnats' ORDER BY 1";
@@ -186,11 +187,32 @@ async fn the_reference_names_every_function() {
             .map(|part| if in_types.contains(&part) { "T" } else { part });
         let general = parts.collect::<Vec<_>>().join("_");
         assert!(
-            readme.contains(&format!("`{general}(")) || name.ends_with("_validator"),
+            readme.contains(&format!("`{general}(")) || name.ends_with("_validator") || function.get(3),
             "README.md does not name {general}"
         );
     }
     assert_eq!(rows_found.len(), functions.len(), "functions that are not there");
+}
+
+#[tokio::test]
+async fn the_reference_names_every_view() {
+    let pg = Postgres::start().await;
+    let session = pg.connect().await;
+    session
+        .batch_execute("CREATE EXTENSION litmus_pgnats")
+        .await
+        .expect("create");
+    let query = "SELECT table_name::text, string_agg(format('`%s`', column_name), ', ' ORDER BY ordinal_position) \
+         FROM information_schema.columns WHERE table_schema = 'litmus_pgnats' AND table_name IN \
+         (SELECT viewname FROM pg_views WHERE schemaname = 'litmus_pgnats') GROUP BY 1";
+    let views = session.query(query, &[]).await.expect("read the catalogue");
+    let reference = rows(&read("docs/reference.md"), "## Views");
+    for view in &views {
+        let (name, columns): (String, String) = (view.get(0), view.get(1));
+        let described = row(&reference, &format!("litmus_pgnats.{name}"));
+        assert_eq!(described.get(2), Some(&columns), "{name}");
+    }
+    assert_eq!(reference.len(), views.len(), "views that are not there");
 }
 
 #[test]

@@ -113,6 +113,7 @@ pub struct Connection {
     /// Servers that the NATS cluster told us of.
     discovered: Vec<Host>,
     server_errors: Flood,
+    slow_consumer: Flood,
     _vital: Vital,
 }
 
@@ -143,6 +144,7 @@ impl Connection {
             retry: None,
             discovered: Vec::new(),
             server_errors: Flood::default(),
+            slow_consumer: Flood::default(),
             _vital: vital,
         };
         (Actor::start(connection), watched)
@@ -485,6 +487,14 @@ impl Handler<Happened> for Connection {
             Event::ServerError(ServerError::Other(what)) => {
                 if let Some(suppressed) = self.server_errors.pass() {
                     log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
+                }
+            }
+            Event::SlowConsumer(_) => {
+                if let Some(suppressed) = self.slow_consumer.pass() {
+                    log::warn!(
+                        "{}: messages came faster than they could be taken{suppressed}",
+                        self.name
+                    );
                 }
             }
             Event::LameDuckMode => log::info!("{}: the NATS server is about to shut down", self.name),

@@ -81,11 +81,11 @@ pub fn subtransaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
 }
 
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
-    CONTEXT.take();
+    LAST.take();
     // SAFETY: reads a variable; what it points to is there until its own frame returns.
     let before = unsafe { pg_sys::error_context_stack };
     let mut noted = pg_sys::ErrorContextCallback {
-        callback: Some(note_context),
+        callback: Some(note),
         previous: before,
         ..Default::default()
     };
@@ -101,24 +101,25 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
 }
 
 thread_local! {
-    /// The context of the last error, which pgrx does not keep.
-    static CONTEXT: RefCell<String> = const { RefCell::new(String::new()) };
+    /// SQLSTATE and context of the last error: pgrx knows only PostgreSQL's own SQLSTATEs, and keeps no context.
+    static LAST: RefCell<Option<(i32, String)>> = const { RefCell::new(None) };
 }
 
 /// Called by PostgreSQL for each message, after what stands above it on the stack has said its part.
-unsafe extern "C-unwind" fn note_context(_: *mut c_void) {
+unsafe extern "C-unwind" fn note(_: *mut c_void) {
     // SAFETY: an error is being reported, so there is one to be copied, into a context that outlives it.
     unsafe {
         let context = pg_sys::CurrentMemoryContext;
         pg_sys::CurrentMemoryContext = pg_sys::TopMemoryContext;
         let error = pg_sys::CopyErrorData();
         if (*error).elevel >= pgrx::PgLogLevel::ERROR as i32 {
-            let text = (*error).context;
-            CONTEXT.set(if text.is_null() {
-                String::new()
+            let context = (*error).context;
+            let context = if context.is_null() {
+                c""
             } else {
-                utf8(CStr::from_ptr(text))
-            });
+                CStr::from_ptr(context)
+            };
+            LAST.set(Some(((*error).sqlerrcode, utf8(context))));
         }
         pg_sys::FreeErrorData(error);
         pg_sys::CurrentMemoryContext = context;
@@ -132,10 +133,13 @@ fn caught(error: &CaughtError) -> Caught {
     };
     // The messages are in the database's encoding.
     let text = |text: &str| CString::new(text).map_or_else(|_| String::new(), |text| utf8(&text));
+    let (code, context) = LAST
+        .take()
+        .unwrap_or_else(|| (report.sql_error_code() as i32, String::new()));
     Caught {
-        sqlstate: sqlstate(report.sql_error_code() as i32),
+        sqlstate: sqlstate(code),
         message: text(report.message()),
-        context: CONTEXT.take(),
+        context,
     }
 }
 

@@ -22,7 +22,7 @@ sql_function!(litmus_pgnats_ddl, ddl);
 thread_local! {
     /// The running transaction has changed the table.
     static CHANGED: Cell<bool> = const { Cell::new(false) };
-    /// The runtime is to look at the handlers once the transaction has committed.
+    /// [`mark`] was called.
     static LOOK: Cell<bool> = const { Cell::new(false) };
     /// The same of other databases, once the transaction has ended in whatever way.
     static ELSEWHERE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
@@ -33,7 +33,8 @@ pub fn look_at(database: u32) {
     ELSEWHERE.with_borrow_mut(|databases| databases.push(database));
 }
 
-fn mark() {
+/// Has the runtime look at the handlers once the transaction has committed.
+pub fn mark() {
     if !LOOK.replace(true) {
         // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
         call::join_runtime_if_running();

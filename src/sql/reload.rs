@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 
 use super::call::{self, milliseconds, unexpected_reply};
-use super::{server, settings};
+use super::{changes, server, settings};
 use crate::channel::message::{Key, Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
@@ -50,6 +50,8 @@ fn reload(force: bool) -> Result<Value> {
             force,
         });
     }
+    // Handlers may have waited for what the reload is for; a timeout may have changed.
+    changes::mark();
     if catalog::transaction_has_written() {
         AT_COMMIT.with_borrow_mut(|pending| pending.extend(found));
         return Ok(Value::Void);

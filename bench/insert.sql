@@ -1,0 +1,1 @@
+INSERT INTO drained VALUES (repeat('y', 100));
