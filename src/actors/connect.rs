@@ -27,6 +27,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Messages between the connection and the task that owns the socket.
 const CLIENT_CAPACITY: usize = 2048;
 
+/// Messages between that task and a subscription's own. It drops what has no room, so there is room for as much as it
+/// reads before others get their turn (8 MB of the smallest messages); the bound is the handler's queue behind it.
+const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
+
 /// What a client reports while it lives; called in the actor thread.
 pub trait Observer: Clone + Send + Sync + 'static {
     /// The connection broke; this client is of no more use.
@@ -80,6 +84,7 @@ async fn dial<O: Observer>(
         .request_timeout(None)
         .ping_interval(PING_INTERVAL)
         .client_capacity(CLIENT_CAPACITY)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .ignore_discovered_servers()
         .reconnect_delay_callback(move |_| lifeline.before_attempt())
         .event_callback(move |event| {
