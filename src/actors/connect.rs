@@ -28,8 +28,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const CLIENT_CAPACITY: usize = 2048;
 
 /// Messages between that task and a subscription's own. It drops what has no room, so there is room for as much as it
-/// reads before others get their turn (8 MB of the smallest messages); the bound is the handler's queue behind it.
-const SUBSCRIPTION_CAPACITY: usize = 512 * 1024;
+/// reads before others get their turn (some 8 MB); the bound is the handler's queue behind it.
+const SUBSCRIPTION_CAPACITY: usize = 1 << 20;
 
 /// What a client reports while it lives; called in the actor thread.
 pub trait Observer: Clone + Send + Sync + 'static {

@@ -1,7 +1,7 @@
 //! Brings messages to executors and their outcome back. The actor around the [`Pool`]; in the actor thread.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::handler::Handler as MessageHandler;
 use super::pool::{Notice, Order, Pool};
+use super::queue::Incoming;
 use super::registry::Apply;
 use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
 use super::subscription_registry::SubscriptionRegistry;
@@ -22,6 +23,9 @@ const GROW_AFTER: Duration = Duration::from_millis(3);
 const VACATE_GRACE: Duration = Duration::from_secs(2);
 /// Longest wait for one database when all are looked at.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// SQLSTATE of a reply that is larger than a message may be: `program_limit_exceeded`.
+const TOO_LARGE: &str = "54000";
 
 /// A handler's queue is no longer empty.
 #[derive(Message)]
@@ -51,6 +55,11 @@ pub struct Gone(pub u32);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Noticed(pub u32, pub Notice);
+
+/// The pool's sizes have changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Resized;
 
 /// A database's handlers may have changed; answered when that has taken effect.
 #[derive(Message)]
@@ -150,31 +159,15 @@ impl Dispatcher {
             let mut inner = handler.lock();
             inner.mean = Some(inner.mean.map_or(each, |mean| (mean * 3 + each) / 4));
             inner.counts.messages += count as u64;
-            inner.counts.errors += worked.failures.len() as u64;
-            if let Some(last) = worked.failures.last() {
-                let what = format!("{}: {}", last.sqlstate, last.message);
-                inner.counts.last_error = Some((what, SystemTime::now()));
-            }
         }
-        if handler.definition().kind == HandlerKind::Responder {
-            let mut body = body;
-            let mut failures = worked.failures.into_iter().peekable();
-            let answers = done
-                .into_iter()
-                .zip(worked.replies)
-                .enumerate()
-                .map(|(index, (request, size))| {
-                    let payload = body.split_to((size as usize).min(body.len()));
-                    let failure = failures.next_if(|failure| failure.index as usize == index);
-                    let outcome = match failure {
-                        Some(failure) => Answer::Error(failure.sqlstate, failure.message),
-                        None => Answer::Payload(payload),
-                    };
-                    (request.reply, outcome)
-                });
-            answer(&handler, answers);
+        for failure in &worked.failures {
+            handler.failed(&failure.sqlstate, &failure.message);
         }
-        if !worked.goes_on {
+        let goes_on = worked.goes_on;
+        if handler.is_responder() {
+            reply(&handler, done, worked, body);
+        }
+        if !goes_on {
             self.pool.finished(ticket);
         }
     }
@@ -206,6 +199,28 @@ impl Dispatcher {
             actor.wind(ctx);
         }));
     }
+}
+
+/// Answers the requests that an executor has done.
+fn reply(handler: &MessageHandler, requests: Vec<Incoming>, worked: Worked, mut body: Bytes) {
+    let most = handler.max_payload();
+    let mut failures = worked.failures.into_iter().peekable();
+    let requests = requests.into_iter().zip(worked.replies).enumerate();
+    let answers = requests.map(|(index, (request, size))| {
+        let payload = body.split_to((size as usize).min(body.len()));
+        let failure = failures.next_if(|failure| failure.index as usize == index);
+        let outcome = match failure {
+            Some(failure) => Answer::Error(failure.sqlstate, failure.message),
+            None if u64::from(size) > most => {
+                let why = format!("reply of {size} bytes is larger than the NATS server allows");
+                handler.failed(TOO_LARGE, &why);
+                Answer::Error(TOO_LARGE.into(), why)
+            }
+            None => Answer::Payload(payload),
+        };
+        (request.reply, outcome)
+    });
+    answer(handler, answers);
 }
 
 impl Actor for Dispatcher {
@@ -287,7 +302,28 @@ impl Handler<Noticed> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, Noticed(ticket, notice): Noticed, ctx: &mut Self::Context) {
-        self.pool.notice(ticket, notice);
+        if let Some(dropped) = self.pool.notice(ticket, notice)
+            && let Some(registries) = &self.registries
+        {
+            let nothing = || Apply {
+                database: dropped,
+                definitions: Vec::new(),
+            };
+            registries.subscriptions.do_send(nothing());
+            registries.responders.do_send(nothing());
+        }
+        self.wind(ctx);
+    }
+}
+
+impl Handler<Resized> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Resized, ctx: &mut Self::Context) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        self.pool.shrink();
         self.wind(ctx);
     }
 }

@@ -125,6 +125,23 @@ impl Handler {
         self.lock().queue.push(message, &self.limits)
     }
 
+    /// Largest message that the NATS server takes, in bytes.
+    pub fn max_payload(&self) -> u64 {
+        let link = self
+            .connection
+            .as_ref()
+            .map(|connection| connection.status.borrow().link);
+        link.filter(|link| link.up)
+            .map_or(u64::MAX, |link| link.max_payload)
+    }
+
+    /// Counts a message that was executed and failed.
+    pub fn failed(&self, sqlstate: &str, message: &str) {
+        let mut inner = self.lock();
+        inner.counts.errors += 1;
+        inner.counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now()));
+    }
+
     /// Counts messages that are not executed, and says so in the log now and then.
     pub fn dropped(&self, count: usize, why: &str) {
         let mut inner = self.lock();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::handler::{Handler, State};
 use super::queue::Incoming;
@@ -51,6 +51,8 @@ pub struct Sizes {
     pub executors: AtomicUsize,
     /// Milliseconds after which an executor beyond the first leaves.
     pub idle_ms: AtomicU64,
+    /// Notified of a change.
+    pub changed: Notify,
 }
 
 /// What an executor is told, and the frame's body.
@@ -304,22 +306,25 @@ impl Pool {
         self.return_task(task);
     }
 
-    /// What became of a process.
-    pub fn notice(&mut self, ticket: u32, notice: Notice) {
-        let Some(executor) = self.executors.get(&ticket) else {
-            return;
-        };
-        let number = executor.database;
+    /// What became of a process. Gives a database that turns out to be gone.
+    pub fn notice(&mut self, ticket: u32, notice: Notice) -> Option<u32> {
+        let number = self.executors.get(&ticket)?.database;
         match notice {
-            Notice::Ended => return self.left(ticket),
+            Notice::Ended => self.left(ticket),
             Notice::NoDatabase => {
                 self.executors.remove(&ticket);
                 self.databases.remove(&number);
-                return;
+                return Some(number);
             }
-            Notice::NoSlot => {}
+            Notice::NoSlot => {
+                self.executors.remove(&ticket);
+                self.lacks_slot(number);
+            }
         }
-        self.executors.remove(&ticket);
+        None
+    }
+
+    fn lacks_slot(&mut self, number: u32) {
         let others = self.of(number).count();
         let Some(entry) = self.databases.get_mut(&number) else {
             return;
@@ -330,14 +335,14 @@ impl Pool {
             entry.lookers.clear();
         }
         if let Some(suppressed) = entry.complaints.pass() {
+            let name = if entry.name.is_empty() {
+                number.to_string()
+            } else {
+                entry.name.clone()
+            };
             log::warn!(
-                "no background worker slot is free for an executor in database \"{}\", which has {others}; \
-                 you might need to increase max_worker_processes{suppressed}",
-                if entry.name.is_empty() {
-                    number.to_string()
-                } else {
-                    entry.name.clone()
-                }
+                "no background worker slot is free for an executor in database \"{name}\", which has {others}; \
+                 you might need to increase max_worker_processes{suppressed}"
             );
         }
     }
@@ -498,7 +503,7 @@ impl Pool {
             self.of(number).count(),
             self.databases.get(&number).map_or(0, |entry| entry.line.len()),
         );
-        if waiting > starting && total < most {
+        for _ in total..most.min(total + waiting.saturating_sub(starting)) {
             self.start(number);
         }
     }

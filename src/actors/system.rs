@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
-use super::dispatcher::{Dispatcher, Noticed, Registries};
+use super::dispatcher::{Dispatcher, Noticed, Registries, Resized};
 use super::gateway::{self, Actors, Gateway};
 use super::pool::{Host, Notice, Pool, Sizes};
 use super::queue::Limits;
@@ -82,7 +82,7 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     let (dead, mut died) = mpsc::channel(1);
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
-    let dispatcher = Dispatcher::new(Pool::new(config.host, config.sizes), vital.clone()).start();
+    let dispatcher = Dispatcher::new(Pool::new(config.host, config.sizes.clone()), vital.clone()).start();
     let limits = config.limits;
     let (to, of) = (supervisor.clone(), dispatcher.clone());
     let subscriptions = Registry::new(to, limits.clone(), Subscriptions(of), vital.clone()).start();
@@ -93,6 +93,13 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
         responders: responders.clone(),
     });
     let (mut notices, noticed) = (config.notices, dispatcher.clone());
+    let (sizes, resized) = (config.sizes.clone(), dispatcher.clone());
+    actix::spawn(async move {
+        loop {
+            sizes.changed.notified().await;
+            resized.do_send(Resized);
+        }
+    });
     actix::spawn(async move {
         while let Some((ticket, notice)) = notices.recv().await {
             noticed.do_send(Noticed(ticket, notice));

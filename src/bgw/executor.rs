@@ -87,7 +87,6 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
             Reply::Executor(Told::Look) => {
-                worker.forget();
                 say(&mut client, look::look(), b"")?;
             }
             Reply::Executor(Told::Work(work)) => {

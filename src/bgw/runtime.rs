@@ -130,6 +130,7 @@ fn run() -> std::io::Result<()> {
         );
     }
     let ended = serve(&mut records, &mut workers, &bounds, stop, actors);
+    workers.dismiss();
     // It may still wait for the end of recovery; the next runtime has its own.
     herald.into_iter().for_each(Process::terminate);
     ended

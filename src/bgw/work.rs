@@ -30,8 +30,9 @@ const SHARE: Duration = Duration::from_millis(20);
 /// What an executor remembers from one work to the next.
 #[derive(Default)]
 pub struct Worker {
-    /// Settings of roles.
+    /// Settings of roles, and the version of all settings that they were read at.
     settings: HashMap<u32, Vec<(String, String)>>,
+    version: u64,
     /// By function.
     complaints: HashMap<u32, Flood>,
 }
@@ -46,11 +47,6 @@ type Outcome = std::result::Result<Option<Bytes>, Caught>;
 struct Vanished;
 
 impl Worker {
-    /// What was read of the catalogue may have changed.
-    pub fn forget(&mut self) {
-        self.settings.clear();
-    }
-
     /// Executes messages, from the first on, and says what came of each transaction. Gives back what it has no time
     /// for.
     pub fn run(
@@ -111,18 +107,23 @@ impl Worker {
         group: &[Message<'_>],
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> std::result::Result<std::result::Result<Vec<Outcome>, Caught>, Vanished> {
-        let settings = match self.settings.entry(work.role) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => {
-                match transaction(|| with_snapshot(|| look::role_settings(work.role))) {
-                    Ok(settings) => unknown.insert(settings),
-                    Err(error) => return Ok(Err(error)),
-                }
-            }
+        let settings = match self.settings(work.role) {
+            Ok(settings) => settings,
+            Err(error) => return Ok(Err(error)),
         };
         let executed = transaction(|| {
             let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
+            // PostgreSQL checks it when it plans the call, and a plan is kept.
+            if !catalog::has_execute(work.role, function.oid) {
+                let denied = || {
+                    Err(Caught::denied(format!(
+                        "permission denied for function {}",
+                        function.name
+                    )))
+                };
+                return Some(group.iter().map(|_| denied()).collect());
+            }
             let _parameters = Parameters::of(settings);
             let outcomes = with_snapshot(|| {
                 // PostgreSQL defers nothing in a security-restricted operation: it could end as somebody else's.
@@ -149,6 +150,21 @@ impl Worker {
             Ok(Some(outcomes)) => Ok(Ok(outcomes)),
             Ok(None) => Err(Vanished),
             Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn settings(&mut self, role: u32) -> std::result::Result<&[(String, String)], Caught> {
+        let version = transaction(catalog::settings_version)?;
+        if version != self.version {
+            self.settings.clear();
+            self.version = version;
+        }
+        match self.settings.entry(role) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let read = transaction(|| with_snapshot(|| look::role_settings(role)))?;
+                Ok(unknown.insert(read))
+            }
         }
     }
 

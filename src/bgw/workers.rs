@@ -57,6 +57,11 @@ pub fn hire(notices: UnboundedSender<(u32, Notice)>) -> (Workers, Remote) {
 }
 
 impl Workers {
+    /// Ends the executors with the runtime: the next one would not know them.
+    pub fn dismiss(self) {
+        self.running.into_values().for_each(Process::terminate);
+    }
+
     /// Carries out the orders that wait, and tells of processes that have ended.
     pub fn serve(&mut self) {
         for order in self.orders.try_iter() {

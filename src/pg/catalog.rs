@@ -1,7 +1,9 @@
 //! Foreign servers, user mappings and rights. Runs in backends, on the main thread.
 
 use std::cell::Cell;
+use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, c_char};
+use std::hash::{Hash, Hasher};
 
 use pgrx::pg_sys;
 use pgrx::spi::Spi;
@@ -279,6 +281,30 @@ pub fn extension_owner() -> Option<u32> {
     rows.into_iter().flatten().next()??.parse().ok()
 }
 
+/// Changes whenever a setting of a role or a database has changed, which nothing else tells of.
+pub fn settings_version() -> u64 {
+    let mut version = DefaultHasher::new();
+    // SAFETY: as in `databases`.
+    unsafe {
+        let relation = pg_sys::table_open(DB_ROLE_SETTING.into(), ACCESS_SHARE);
+        let none = std::ptr::null_mut();
+        let scan =
+            pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, none, 0, std::ptr::null_mut());
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let place = (*tuple).t_self;
+            (place.ip_blkid.bi_hi, place.ip_blkid.bi_lo, place.ip_posid).hash(&mut version);
+            u32::from((*(*tuple).t_data).t_choice.t_heap.t_xmin).hash(&mut version);
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, ACCESS_SHARE);
+    }
+    version.finish()
+}
+
 /// Whether a role exists.
 pub fn role_exists(role: u32) -> bool {
     // SAFETY: the cache takes one key of type oid.
@@ -328,6 +354,8 @@ pub fn databases() -> Vec<u32> {
     found
 }
 
+/// The catalogue pg_db_role_setting, which pgrx does not name.
+const DB_ROLE_SETTING: u32 = 2964;
 const ACCESS_SHARE: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
 /// The connection limit of a database whose DROP was interrupted.
 const INVALID_DATABASE: i32 = -2;

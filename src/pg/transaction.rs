@@ -27,6 +27,17 @@ pub struct Caught {
     pub context: String,
 }
 
+impl Caught {
+    /// A right that is missing, for PostgreSQL's own words.
+    pub fn denied(message: String) -> Caught {
+        Caught {
+            sqlstate: sqlstate(pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE as i32),
+            message,
+            context: String::new(),
+        }
+    }
+}
+
 /// Runs `work` in a transaction of its own and commits it. An error, of `work` or of the commit, rolls it back.
 pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
     let outcome = catch(|| {

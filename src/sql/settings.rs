@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::actors::pool::Sizes;
@@ -155,6 +157,7 @@ impl Default for Bounds {
             sizes: Arc::new(Sizes {
                 executors: 0.into(),
                 idle_ms: 0.into(),
+                changed: Notify::new(),
             }),
         };
         bounds.update();
@@ -171,8 +174,13 @@ impl Bounds {
         self.limits
             .bytes
             .store(size(&QUEUE_SIZE).saturating_mul(1024), Relaxed);
-        self.sizes.executors.store(size(&MAX_EXECUTORS), Relaxed);
-        self.sizes.idle_ms.store(idle_ms, Relaxed);
+        let before = (
+            self.sizes.executors.swap(size(&MAX_EXECUTORS), Relaxed),
+            self.sizes.idle_ms.swap(idle_ms, Relaxed),
+        );
+        if before != (size(&MAX_EXECUTORS), idle_ms) {
+            self.sizes.changed.notify_one();
+        }
     }
 }
 

@@ -55,6 +55,7 @@ impl Runtime {
             sizes: Arc::new(Sizes {
                 executors: 1.into(),
                 idle_ms: 1000.into(),
+                changed: Default::default(),
             }),
         };
         let thread = std::thread::spawn(move || system::run(config, stopped));
