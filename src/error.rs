@@ -61,6 +61,8 @@ pub enum Kind {
     UnknownOption,
     MalformedOption,
     ContradictoryOptions,
+    /// Patroni does not take this node for the primary.
+    Fenced,
     /// The statement was cancelled; PostgreSQL knows why.
     Interrupted,
 }

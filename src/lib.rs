@@ -6,8 +6,8 @@
 //! - `channel`: the control channel, a Unix socket between backends and the runtime worker;
 //! - `actors`: the actor system in the runtime worker, which owns every NATS connection.
 //!
-//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `flood`, `nats`
-//! and `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
+//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `flood`, `nats`,
+//! `patroni` and `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
 
 #![cfg_attr(
     not(test),
@@ -29,6 +29,7 @@ pub mod channel;
 pub mod error;
 mod flood;
 pub mod nats;
+pub mod patroni;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod settings;

@@ -39,6 +39,9 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
+/// Between two attempts to leave a server that is about to stop.
+const LEAVE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Publishes in order; answers with what could not be taken because the buffer is full.
 #[derive(Message)]
 #[rtype(result = "Vec<OutboundMessage>")]
@@ -321,6 +324,27 @@ impl Connection {
         });
     }
 
+    /// Leaves a server before it stops. It takes no new connections, so one that is made is to another server; until
+    /// there is one, and as long as it serves, the old connection is kept.
+    fn leave(&mut self, generation: u64, ctx: &mut Context<Self>) {
+        if generation != self.generation() || !matches!(self.state, State::Up(_)) {
+            return;
+        }
+        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
+        ctx.spawn(
+            dial.into_actor(self)
+                .map(move |dialled, actor, ctx| match dialled.client {
+                    Ok(client) if generation == actor.generation() && actor.settings == dialled.settings => {
+                        actor.install(client, dialled.generation, ctx);
+                    }
+                    Ok(_) => {}
+                    Err(_) => {
+                        ctx.run_later(LEAVE_PAUSE, move |actor, ctx| actor.leave(generation, ctx));
+                    }
+                }),
+        );
+    }
+
     fn lost(&mut self, ctx: &mut Context<Self>) {
         self.state = State::Down;
         log::warn!("{}: connection to the NATS server lost", self.name);
@@ -479,7 +503,7 @@ impl Handler<Lost> for Connection {
 impl Handler<Happened> for Connection {
     type Result = ();
 
-    fn handle(&mut self, Happened(generation, event): Happened, _: &mut Self::Context) {
+    fn handle(&mut self, Happened(generation, event): Happened, ctx: &mut Self::Context) {
         if generation != self.generation() {
             return;
         }
@@ -497,7 +521,10 @@ impl Handler<Happened> for Connection {
                     );
                 }
             }
-            Event::LameDuckMode => log::info!("{}: the NATS server is about to shut down", self.name),
+            Event::LameDuckMode => {
+                log::info!("{}: the NATS server is about to shut down", self.name);
+                self.leave(generation, ctx);
+            }
             _ => {}
         }
     }

@@ -5,17 +5,21 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handler::Handler as MessageHandler;
+use super::notifier::{Notifier, Notify};
+use super::patroni_watcher::{Follow, PatroniWatcher};
 use super::pool::{Notice, Order, Pool};
 use super::queue::Incoming;
 use super::registry::Apply;
 use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
+use super::role::Role;
 use super::subscription_registry::SubscriptionRegistry;
 use super::system::Vital;
 use crate::channel::message::Row;
-use crate::channel::work::{Definition, HandlerKind, Said, Worked};
+use crate::channel::work::{HandlerKind, Report, Said, Worked};
+use crate::error::{Error, Kind};
 
 /// Handlers wait so long for an executor before another one is started: most bursts are over by then.
 const GROW_AFTER: Duration = Duration::from_millis(3);
@@ -66,10 +70,23 @@ pub struct Resized;
 #[rtype(result = "()")]
 pub struct Look(pub u32);
 
-/// The server takes writes: looks at these databases, one after another.
+/// Looks at these databases, one after another.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Scan(pub Vec<u32>);
+
+/// The server was promoted, to this timeline, and has these databases.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Promoted {
+    pub timeline: u32,
+    pub databases: Vec<u32>,
+}
+
+/// Patroni does not take this node for the primary, for this reason; or it does.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Fence(pub Option<String>);
 
 /// Has the executors leave a database; answered when they are gone.
 #[derive(Message)]
@@ -92,21 +109,27 @@ pub struct Rows;
 pub struct Registries {
     pub subscriptions: Addr<SubscriptionRegistry>,
     pub responders: Addr<ResponderRegistry>,
+    pub notifier: Addr<Notifier>,
+    pub patroni: Addr<PatroniWatcher>,
 }
 
 /// The actor.
 pub struct Dispatcher {
     pool: Pool,
     registries: Option<Registries>,
+    role: watch::Sender<Role>,
+    fence: Option<String>,
     timer: Option<SpawnHandle>,
     _vital: Vital,
 }
 
 impl Dispatcher {
-    pub fn new(pool: Pool, vital: Vital) -> Self {
+    pub fn new(pool: Pool, role: watch::Sender<Role>, vital: Vital) -> Self {
         Dispatcher {
             pool,
             registries: None,
+            role,
+            fence: None,
             timer: None,
             _vital: vital,
         }
@@ -172,16 +195,40 @@ impl Dispatcher {
         }
     }
 
-    /// Hands the definitions to the registries, and tells those who wait when they have taken effect.
-    fn apply(&mut self, ticket: u32, name: String, definitions: Vec<Definition>, ctx: &mut Context<Self>) {
-        let has_handlers = definitions.iter().any(|definition| definition.source.is_ok());
-        let Some(database) = self.pool.reported(ticket, name, has_handlers) else {
+    /// Hands on what a database defines, and tells those who wait when it has taken effect.
+    fn apply(&mut self, ticket: u32, report: Report, ctx: &mut Context<Self>) {
+        let Report {
+            database_name,
+            mut handlers,
+            servers,
+        } = report;
+        if !self.role.borrow().is_primary {
+            handlers.clear();
+        }
+        if let Some(why) = &self.fence {
+            for handler in &mut handlers {
+                handler.source = Err(Error::new(Kind::Fenced, why.clone()));
+            }
+        }
+        let has_handlers = handlers.iter().any(|definition| definition.source.is_ok());
+        let Some(database) = self.pool.reported(ticket, database_name, has_handlers) else {
             return;
         };
         let Some(registries) = &self.registries else {
             return;
         };
-        let (subscriptions, responders) = definitions
+        registries.patroni.do_send(Follow {
+            database,
+            urls: servers
+                .iter()
+                .filter_map(|server| server.settings.patroni_url.clone())
+                .collect(),
+        });
+        registries.notifier.do_send(Notify {
+            database,
+            sources: servers,
+        });
+        let (subscriptions, responders) = handlers
             .into_iter()
             .partition(|definition| definition.kind == HandlerKind::Subscription);
         let subscriptions = registries.subscriptions.send(Apply {
@@ -265,10 +312,7 @@ impl Handler<Heard> for Dispatcher {
 
     fn handle(&mut self, Heard(ticket, said, body): Heard, ctx: &mut Self::Context) {
         match said {
-            Said::Report {
-                database_name,
-                handlers,
-            } => self.apply(ticket, database_name, handlers, ctx),
+            Said::Report(report) => self.apply(ticket, report, ctx),
             Said::Committing { messages } => {
                 if let Some(task) = self.pool.task(ticket) {
                     task.committing = messages;
@@ -311,6 +355,14 @@ impl Handler<Noticed> for Dispatcher {
             };
             registries.subscriptions.do_send(nothing());
             registries.responders.do_send(nothing());
+            registries.patroni.do_send(Follow {
+                database: dropped,
+                urls: Default::default(),
+            });
+            registries.notifier.do_send(Notify {
+                database: dropped,
+                sources: Vec::new(),
+            });
         }
         self.wind(ctx);
     }
@@ -349,6 +401,34 @@ impl Handler<Scan> for Dispatcher {
                 let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Look(database))).await;
             }
         });
+    }
+}
+
+impl Handler<Promoted> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Promoted { timeline, databases }: Promoted, ctx: &mut Self::Context) {
+        let promoted = self.role.send_if_modified(|role| {
+            let promoted = !role.is_primary;
+            *role = Role {
+                is_primary: true,
+                timeline,
+            };
+            promoted
+        });
+        if promoted {
+            log::info!("the server was promoted, its timeline is {timeline}");
+            ctx.notify(Scan(databases));
+        }
+    }
+}
+
+impl Handler<Fence> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Fence(fence): Fence, ctx: &mut Self::Context) {
+        self.fence = fence;
+        ctx.notify(Scan(self.pool.databases()));
     }
 }
 

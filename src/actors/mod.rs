@@ -12,6 +12,7 @@
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
 //! - `dispatcher.rs` brings their messages to executors, which `pool.rs` keeps and `executor_session.rs` talks to;
+//! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
 //! - `system.rs` starts, watches and stops them.
 
 #![forbid(unsafe_code)]
@@ -27,14 +28,17 @@ pub mod handler;
 pub mod jetstream;
 pub mod key_value;
 mod load;
+pub mod notifier;
 mod object_read;
 pub mod object_store;
+pub mod patroni_watcher;
 pub mod pool;
 mod pump;
 pub mod queue;
 pub mod registry;
 pub mod requester;
 pub mod responder_registry;
+pub mod role;
 mod session;
 pub mod status;
 pub mod subscription_registry;

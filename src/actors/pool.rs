@@ -127,6 +127,11 @@ impl Pool {
         self.executors.iter().filter(move |(_, e)| e.database == database)
     }
 
+    /// The databases that are known.
+    pub fn databases(&self) -> Vec<u32> {
+        self.databases.keys().copied().collect()
+    }
+
     fn count(&self, database: u32, doing: fn(&Doing) -> bool) -> usize {
         self.of(database).filter(|(_, e)| doing(&e.doing)).count()
     }

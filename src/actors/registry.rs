@@ -17,6 +17,7 @@ use super::supervisor::{Left, Open, Supervisor};
 use super::system::Vital;
 use crate::channel::message::Row;
 use crate::channel::work::Definition;
+use crate::error::Kind;
 
 /// Longest wait for new handlers to be subscribed; they go on trying afterwards.
 const LIVE_LIMIT: Duration = Duration::from_secs(3);
@@ -166,7 +167,9 @@ async fn start(
     if let Some((key, handle)) = connection {
         let (handler, stopped) = (handler.clone(), stop.subscribe());
         actix::spawn(async move {
-            pump(handler, handle, inlet, stopped).await;
+            // Its turns end when nothing is left to take, not after tokio's 128 messages: in the turns of the client's own
+            // task, so much more may come that all would wait there, where nothing bounds it.
+            tokio::task::unconstrained(pump(handler, handle, inlet, stopped)).await;
             supervisor.do_send(Left(key));
         });
     }
@@ -177,10 +180,11 @@ fn row(handler: &Handler) -> Row {
     let state = *handler.state.borrow();
     let inner = handler.lock();
     let definition = &inner.definition;
-    let state = match state {
-        State::Waiting => "waiting",
-        State::Live => "live",
-        State::Disabled | State::Over => "disabled",
+    let state = match (state, &definition.source) {
+        (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
+        (State::Waiting, _) => "waiting",
+        (State::Live, _) => "live",
+        (State::Disabled | State::Over, _) => "disabled",
     };
     let problem = match (&definition.source, &handler.connection) {
         (Err(error), _) => Some(error.to_string()),

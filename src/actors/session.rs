@@ -16,7 +16,7 @@ use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
 use super::calls::{self, Answer, header_map};
 use super::connection::Publish;
-use super::dispatcher::{Look, Release, Scan};
+use super::dispatcher::{Look, Promoted, Release};
 use super::executor_session;
 use super::gateway::Actors;
 use super::load::Load;
@@ -385,8 +385,8 @@ impl Session {
                 self.call(id, calls::statistics(self.actors.clone(), database, of))
                     .await
             }
-            Request::Databases { databases } => {
-                self.actors.dispatcher.do_send(Scan(databases));
+            Request::Promoted { timeline, databases } => {
+                self.actors.dispatcher.do_send(Promoted { timeline, databases });
                 Ok(())
             }
             // Taken by `executor_session`.

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::dispatcher::{Dispatcher, Noticed, Registries, Resized};
+use super::dispatcher::{Dispatcher, Noticed, Registries, Resized, Scan};
 use super::gateway::{self, Actors, Gateway};
+use super::notifier::Notifier;
+use super::patroni_watcher::PatroniWatcher;
 use super::pool::{Host, Notice, Pool, Sizes};
 use super::queue::Limits;
 use super::registry::Registry;
 use super::responder_registry::Requests;
+use super::role::{Fencing, Identity, Role};
 use super::subscription_registry::Subscriptions;
 use super::supervisor::{self, Supervisor};
 use crate::channel::server::Listener;
@@ -31,6 +34,13 @@ pub struct Config {
     pub notices: mpsc::UnboundedReceiver<(u32, Notice)>,
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,
+    pub fencing: Arc<Fencing>,
+    pub identity: Identity,
+    /// What it is when the runtime starts, and the databases that there are then.
+    pub role: Role,
+    pub databases: Vec<u32>,
+    /// Remembers what the notifier has told.
+    pub memory: PathBuf,
 }
 
 /// Why the actor system ended.
@@ -82,7 +92,16 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     let (dead, mut died) = mpsc::channel(1);
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
-    let dispatcher = Dispatcher::new(Pool::new(config.host, config.sizes.clone()), vital.clone()).start();
+    let (role, roles) = watch::channel(config.role);
+    let pool = Pool::new(config.host, config.sizes.clone());
+    let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
+    let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
+    let patroni = match watcher {
+        Ok(watcher) => watcher.start(),
+        Err(error) => return End::Failed(format!("could not set up TLS: {error}")),
+    };
+    let (to, of) = (supervisor.clone(), patroni.clone());
+    let notifier = Notifier::new(config.identity, roles, config.memory, to, of, vital.clone()).start();
     let limits = config.limits;
     let (to, of) = (supervisor.clone(), dispatcher.clone());
     let subscriptions = Registry::new(to, limits.clone(), Subscriptions(of), vital.clone()).start();
@@ -91,7 +110,10 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     dispatcher.do_send(Registries {
         subscriptions: subscriptions.clone(),
         responders: responders.clone(),
+        notifier,
+        patroni,
     });
+    dispatcher.do_send(Scan(config.databases));
     let (mut notices, noticed) = (config.notices, dispatcher.clone());
     let (sizes, resized) = (config.sizes.clone(), dispatcher.clone());
     actix::spawn(async move {

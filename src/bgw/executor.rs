@@ -14,7 +14,7 @@ use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
 use crate::channel::work::{Said, Told};
 use crate::error::{Error, Kind, Result};
 use crate::pg::wait::LatchWait;
-use crate::pg::worker::{self, Process};
+use crate::pg::worker::{self, Process, Start};
 use crate::sql::look;
 
 const NAME: &str = "litmus_pgnats executor";
@@ -28,7 +28,13 @@ const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Starts an executor; `None` when there is no free slot for a worker.
 pub fn start(ticket: u32, database: u32) -> Option<Process> {
-    Process::start(NAME, MAIN, u64::from(ticket) << 32 | u64::from(database))
+    // On a standby too, where it only looks at what the database defines.
+    Process::start(
+        NAME,
+        MAIN,
+        u64::from(ticket) << 32 | u64::from(database),
+        Start::Now,
+    )
 }
 
 /// Waits as a worker that can be interrupted between two orders without harm.

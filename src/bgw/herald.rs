@@ -1,6 +1,5 @@
-//! The herald: a worker that PostgreSQL starts as soon as the server takes writes, which on a standby is the end of its
-//! recovery. It tells the runtime which databases there are, and ends. So nobody has to ask again and again whether a
-//! standby was promoted.
+//! The herald: a worker that PostgreSQL starts at the end of a standby's recovery. It tells the runtime of the promotion,
+//! and ends. So nobody has to ask again and again whether the standby was promoted.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use pgrx::{pg_guard, pg_sys};
 use super::executor::join;
 use crate::channel::message::{Peer, Request};
 use crate::pg::transaction::transaction;
-use crate::pg::worker::{self, Process};
+use crate::pg::worker::{self, Process, Start};
 use crate::pg::{catalog, report};
 
 const NAME: &str = "litmus_pgnats herald";
@@ -19,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Has a herald start when the time has come; `None` when there is no free slot.
 pub fn send() -> Option<Process> {
-    Process::start(NAME, MAIN, 0)
+    Process::start(NAME, MAIN, 0, Start::AfterRecovery)
 }
 
 /// The worker's main function, called by the postmaster's child.
@@ -28,8 +27,9 @@ pub fn send() -> Option<Process> {
 pub extern "C-unwind" fn litmus_pgnats_herald_main(_arg: pg_sys::Datum) {
     worker::attach_as_session(None, c"litmus_pgnats herald");
     let told = transaction(catalog::databases).map(|databases| {
+        let timeline = worker::timeline();
         let mut client = join(Peer::Session)?;
-        client.push(&Request::Databases { databases }, b"")?;
+        client.push(&Request::Promoted { timeline, databases }, b"")?;
         client.flush(Instant::now() + LIMIT)
     });
     if let Ok(Err(error)) = told {

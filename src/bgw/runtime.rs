@@ -17,7 +17,9 @@ use super::{herald, logging, threads};
 use crate::actors::system::{self, Config, End};
 use crate::channel::SOCKET_PATH;
 use crate::error::{Error, Kind, Result};
+use crate::pg::catalog;
 use crate::pg::report::{self, Level};
+use crate::pg::transaction::transaction;
 use crate::pg::wait::LatchWait;
 use crate::pg::worker::{self, Process};
 use crate::sql::settings;
@@ -26,6 +28,8 @@ const NAME: &str = "litmus_pgnats runtime";
 const MAIN: &str = "litmus_pgnats_runtime_main";
 /// Held locked while a runtime lives. Beside the socket, and left out of base backups as that is.
 const LOCK_PATH: &str = "pg_stat_tmp/litmus_pgnats.lock";
+/// What was told of the server's role since it started.
+const MEMORY_PATH: &str = "pg_stat_tmp/litmus_pgnats.notified";
 /// The actor thread's time to end in order.
 const STOP_LIMIT: Duration = Duration::from_millis(1500);
 
@@ -107,6 +111,7 @@ fn run() -> std::io::Result<()> {
     let (notices, noticed) = mpsc::unbounded_channel();
     let (mut workers, remote) = workers::hire(notices);
     let bounds = settings::Bounds::default();
+    let role = worker::role();
     let config = Config {
         socket: PathBuf::from(SOCKET_PATH),
         cluster: worker::cluster_label(),
@@ -114,17 +119,22 @@ fn run() -> std::io::Result<()> {
         notices: noticed,
         limits: bounds.limits.clone(),
         sizes: bounds.sizes.clone(),
+        fencing: bounds.fencing.clone(),
+        identity: worker::identity(),
+        role,
+        databases: transaction(catalog::databases).unwrap_or_default(),
+        memory: PathBuf::from(MEMORY_PATH),
     };
     let (stop, stopped) = oneshot::channel();
     let actors = threads::spawn("actors", move || {
         let _alive = alive;
         system::run(config, stopped)
     })?;
-    let herald = herald::send();
-    if herald.is_none() {
+    let herald = if role.is_primary { None } else { herald::send() };
+    if herald.is_none() && !role.is_primary {
         report::message(
             Level::Warning,
-            "no background worker slot is free, so subscriptions and responders do not run",
+            "no background worker slot is free, so subscriptions and responders will not run after a promotion",
             "",
             "You might need to increase max_worker_processes.",
         );

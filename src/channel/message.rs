@@ -98,7 +98,8 @@ pub enum Request {
         of: Statistics,
     },
     /// From the herald: the server takes writes now, and these databases allow connections.
-    Databases {
+    Promoted {
+        timeline: u32,
         databases: Vec<u32>,
     },
     /// From an executor.

@@ -15,10 +15,7 @@ use crate::settings::Settings;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Said {
     /// In answer to [`Told::Look`].
-    Report {
-        database_name: String,
-        handlers: Vec<Definition>,
-    },
+    Report(Report),
     /// So many messages have been executed and their transaction is about to commit: should the executor end before
     /// it says `Worked`, nobody knows whether they were.
     Committing { messages: u32 },
@@ -37,6 +34,15 @@ pub enum Told {
     Work(Box<Work>),
     /// End, and be no trouble to DROP DATABASE.
     Leave,
+}
+
+/// What a database defines.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub database_name: String,
+    pub handlers: Vec<Definition>,
+    /// Servers that name a subject for the server's role, or Patroni.
+    pub servers: Vec<Source>,
 }
 
 /// What kind of handler.

@@ -367,6 +367,12 @@ pub fn may_read_server_files() -> bool {
     unsafe { pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), reader) }
 }
 
+/// Whether the server is a standby.
+pub fn is_in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// Object id of the database of this session.
 pub fn database_oid() -> u32 {
     // SAFETY: reads a variable.

@@ -10,7 +10,9 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 
+use super::catalog;
 use super::wait::LatchWait;
+use crate::actors::role::{Identity, Role};
 use crate::channel::client::Interest;
 
 unsafe extern "C-unwind" {
@@ -59,15 +61,25 @@ pub fn register_dynamic(name: &str, function: &str) -> bool {
     persistent(name, function).load_dynamic().is_ok()
 }
 
+/// When a worker starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Now,
+    /// Once the server takes writes, which on a standby is after its promotion.
+    AfterRecovery,
+}
+
 /// A worker that this process has started, and is signalled about.
 pub struct Process(DynamicBackgroundWorker);
 
 impl Process {
-    /// Starts a worker once the server takes writes, which on a standby is after its promotion; `None` when there is no
-    /// free slot. It is not started again when it ends.
-    pub fn start(name: &str, function: &str, argument: u64) -> Option<Process> {
+    /// Starts a worker; `None` when there is no free slot. It is not started again when it ends.
+    pub fn start(name: &str, function: &str, argument: u64, when: Start) -> Option<Process> {
         builder(name, function)
-            .set_start_time(BgWorkerStartTime::RecoveryFinished)
+            .set_start_time(match when {
+                Start::Now => BgWorkerStartTime::ConsistentState,
+                Start::AfterRecovery => BgWorkerStartTime::RecoveryFinished,
+            })
             .set_restart_time(None)
             .set_argument(Some(pg_sys::Datum::from(argument)))
             // SAFETY: reads this process's id.
@@ -188,6 +200,53 @@ pub fn exit(code: i32) -> ! {
     // The binding of some majors does not say so.
     #[allow(unreachable_code)]
     std::process::exit(code)
+}
+
+/// Whether the server takes writes, and its timeline.
+pub fn role() -> Role {
+    let is_primary = !catalog::is_in_recovery();
+    Role {
+        is_primary,
+        timeline: timeline(),
+    }
+}
+
+/// The timeline that the server writes, or replays.
+pub fn timeline() -> u32 {
+    // SAFETY: read shared memory; the first one is for a server that is not in recovery.
+    unsafe {
+        if catalog::is_in_recovery() {
+            let mut timeline = 0;
+            pg_sys::GetXLogReplayRecPtr(&raw mut timeline);
+            timeline
+        } else {
+            pg_sys::GetWALInsertionTimeLine()
+        }
+    }
+}
+
+/// Which server this is.
+pub fn identity() -> Identity {
+    // SAFETY: read what is set when the server starts; the setting is NUL-terminated or null.
+    unsafe {
+        let addresses = pg_sys::ListenAddresses;
+        let addresses = if addresses.is_null() {
+            c""
+        } else {
+            CStr::from_ptr(addresses)
+        };
+        let addresses = addresses.to_string_lossy();
+        let listen_addresses = addresses
+            .split(',')
+            .map(str::trim)
+            .filter(|address| !address.is_empty());
+        Identity {
+            listen_addresses: listen_addresses.map(String::from).collect(),
+            port: u16::try_from(pg_sys::PostPortNumber).unwrap_or(0),
+            system_identifier: pg_sys::GetSystemIdentifier(),
+            start: pg_sys::PgStartTime,
+        }
+    }
 }
 
 /// What tells this cluster from others: `cluster_name`, or else the machine's name and the port.

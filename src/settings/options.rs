@@ -87,7 +87,7 @@ pub fn find(name: &str) -> Option<&'static OptionDef> {
 }
 
 /// One NATS server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, PartialOrd, Ord)]
 pub struct Host {
     pub name: String,
     pub port: u16,

@@ -154,6 +154,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_FDW_INCONSISTENT_DESCRIPTOR_INFORMATION,
             "Drop the one option or add the other.",
         ),
+        Kind::Fenced => (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, ""),
         Kind::Interrupted => (ERRCODE_QUERY_CANCELED, ""),
         Kind::Protocol => (
             ERRCODE_PROTOCOL_VIOLATION,

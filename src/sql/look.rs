@@ -4,7 +4,7 @@
 use super::handlers::Table;
 use super::{changes, server};
 use crate::channel::message::{Key, Row, Target};
-use crate::channel::work::{Definition, HandlerKind, Said, Source};
+use crate::channel::work::{Definition, HandlerKind, Report, Said, Source};
 use crate::error::{Error, Kind, Result};
 use crate::pg::callback::Function;
 use crate::pg::catalog;
@@ -13,29 +13,71 @@ use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Parameters, transaction, with_snapshot};
 
-/// Reads the handlers of this database; none if the extension is not there.
+/// Reads what this database defines; nothing if the extension is not there.
 pub fn look() -> Said {
     let read = transaction(|| {
         let (_, database_name) = catalog::database();
-        let handlers = with_snapshot(|| match Table::open() {
-            Ok(_table) => rows().iter().filter_map(definition).collect(),
-            Err(_) => Vec::new(),
+        let (handlers, servers) = with_snapshot(|| match Table::open() {
+            Ok(_table) => (rows().iter().filter_map(definition).collect(), servers()),
+            Err(_) => (Vec::new(), Vec::new()),
         });
         // What was mended is in the report already.
         changes::forget();
-        Said::Report {
+        Report {
             database_name,
             handlers,
+            servers,
         }
     });
-    read.unwrap_or_else(|error| {
+    Said::Report(read.unwrap_or_else(|error| {
         let text = format!("could not read the handlers of the database: {}", error.message);
         report::message(Level::Warning, &text, "", "");
-        Said::Report {
-            database_name: String::new(),
-            handlers: Vec::new(),
-        }
-    })
+        Report::default()
+    }))
+}
+
+/// The servers that name a subject for notifications, or Patroni, as their owners connect to them.
+fn servers() -> Vec<Source> {
+    let rows = query(
+        "SELECT s.oid, s.srvowner, s.srvname FROM pg_foreign_server s \
+         JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw'",
+        &[],
+    );
+    let named = rows.into_iter().filter_map(|row| {
+        let [Some(oid), Some(owner), Some(name)] = <[Option<String>; 3]>::try_from(row).ok()? else {
+            return None;
+        };
+        // What cannot be used is reported where it is used.
+        let source = source_of(oid.parse().ok()?, &name, owner.parse().ok()?).ok()?;
+        let settings = &source.settings;
+        (settings.notify_subject.is_some() || settings.patroni_url.is_some()).then_some(source)
+    });
+    named.collect()
+}
+
+/// The connection that a role means by a server.
+fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
+    let (database, database_name) = catalog::database();
+    let key = Key {
+        database,
+        server,
+        mapping: catalog::user_mapping(role, server).unwrap_or(0),
+        private_to: 0,
+    };
+    let settings = server::read_settings(key)?.ok_or_else(|| missing(name))?;
+    let target = Target {
+        key,
+        database_name,
+        server_name: name.to_string(),
+    };
+    Ok(Source { target, settings })
+}
+
+fn missing(server: &str) -> Error {
+    Error::new(
+        Kind::NoServer,
+        format!("foreign server \"{server}\" does not exist"),
+    )
 }
 
 /// A row of the table, and what its names mean now.
@@ -113,11 +155,14 @@ fn definition(row: &Registered) -> Option<Definition> {
             "the {} on subject \"{}\" that called {} is removed: its {gone} does not exist any more",
             row.kind_name, row.subject, row.signature
         );
+        if catalog::is_in_recovery() {
+            return None;
+        }
         report::message(Level::Log, &text, "", "");
         query(&format!("DELETE FROM litmus_pgnats.handler {THIS}"), &row.key());
         return None;
     };
-    if !row.is_bound {
+    if !row.is_bound && !catalog::is_in_recovery() {
         let bind = format!(
             "UPDATE litmus_pgnats.handler SET function_oid = $5, server_oid = nullif($6, 0::oid) {THIS}"
         );
@@ -157,13 +202,7 @@ impl Registered {
 /// The connection that a handler's role means by the server, or why the handler cannot run.
 fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
     let server_name = &row.server;
-    let missing = || {
-        Error::new(
-            Kind::NoServer,
-            format!("foreign server \"{server_name}\" does not exist"),
-        )
-    };
-    let server = row.server_oid.ok_or_else(missing)?;
+    let server = row.server_oid.ok_or_else(|| missing(server_name))?;
     if !catalog::has_usage(row.role, server) {
         return Err(Error::new(
             Kind::PermissionDenied,
@@ -186,20 +225,7 @@ fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
         let message = format!("function {} cannot be a {}", row.signature, row.kind_name);
         return Err(Error::new(Kind::InvalidFunction, message));
     }
-    let (database, database_name) = catalog::database();
-    let key = Key {
-        database,
-        server,
-        mapping: catalog::user_mapping(row.role, server).unwrap_or(0),
-        private_to: 0,
-    };
-    let settings = server::read_settings(key)?.ok_or_else(missing)?;
-    let target = Target {
-        key,
-        database_name,
-        server_name: server_name.clone(),
-    };
-    Ok(Source { target, settings })
+    source_of(server, server_name, row.role)
 }
 
 /// The settings that a session of the role would begin with, as far as this process has not begun with them: those of

@@ -11,6 +11,7 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::actors::pool::Sizes;
 use crate::actors::queue::Limits;
+use crate::actors::role::Fencing;
 
 static SERVER: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5000);
@@ -20,6 +21,7 @@ static MAX_EXECUTORS: GucSetting<i32> = GucSetting::<i32>::new(4);
 static EXECUTOR_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static QUEUE_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(512 * 1024);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+static PATRONI_FENCING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
 /// Which records of the runtime worker reach the server log.
@@ -123,6 +125,14 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+    GucRegistry::define_bool_guc(
+        c"litmus_pgnats.patroni_fencing",
+        c"Pauses subscriptions and responders of a primary that does not hold Patroni's leader lock.",
+        c"Needs the option patroni_url of a foreign server.",
+        &PATRONI_FENCING,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     crate::pg::worker::reserve_parameters(c"litmus_pgnats");
 }
 
@@ -145,6 +155,7 @@ pub fn jetstream_timeout() -> Duration {
 pub struct Bounds {
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,
+    pub fencing: Arc<Fencing>,
 }
 
 impl Default for Bounds {
@@ -159,6 +170,7 @@ impl Default for Bounds {
                 idle_ms: 0.into(),
                 changed: Notify::new(),
             }),
+            fencing: Arc::default(),
         };
         bounds.update();
         bounds
@@ -174,6 +186,7 @@ impl Bounds {
         self.limits
             .bytes
             .store(size(&QUEUE_SIZE).saturating_mul(1024), Relaxed);
+        self.fencing.0.store(PATRONI_FENCING.get(), Relaxed);
         let before = (
             self.sizes.executors.swap(size(&MAX_EXECUTORS), Relaxed),
             self.sizes.idle_ms.swap(idle_ms, Relaxed),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use litmus_pgnats::actors::pool::{Host, Sizes};
 use litmus_pgnats::actors::queue::Limits;
+use litmus_pgnats::actors::role::{Identity, Role};
 use litmus_pgnats::actors::system::{self, Config, End};
 use litmus_pgnats::channel::client::{Client, Interest, Wait};
 use litmus_pgnats::channel::frame::{Frame, encode};
@@ -57,6 +58,19 @@ impl Runtime {
                 idle_ms: 1000.into(),
                 changed: Default::default(),
             }),
+            fencing: Arc::default(),
+            identity: Identity {
+                listen_addresses: Vec::new(),
+                port: 5432,
+                system_identifier: 1,
+                start: 1,
+            },
+            role: Role {
+                is_primary: true,
+                timeline: 1,
+            },
+            databases: Vec::new(),
+            memory: place.path().join("notified"),
         };
         let thread = std::thread::spawn(move || system::run(config, stopped));
         let runtime = Self {

@@ -1,0 +1,258 @@
+//! Tells NATS of the server's role: once for each start of the server and each change of its role, however many databases
+//! name the subject. One actor, in the actor thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix::prelude::*;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::timeout;
+
+use super::patroni_watcher::{PatroniWatcher, WhoAmI};
+use super::role::{Identity, Role, Roles};
+use super::supervisor::{self, Left, Open, Supervisor};
+use super::system::Vital;
+use crate::channel::work::Source;
+use crate::patroni::Member;
+use crate::settings::options::Host;
+
+/// Longest wait for NATS to take a notification, before it is tried again.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for Patroni to tell who this node is.
+const WHO_LIMIT: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The servers of a database that name a subject.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Notify {
+    pub database: u32,
+    pub sources: Vec<Source>,
+}
+
+/// A subject of a NATS: who names it more than once means the same.
+type Place = (Vec<Host>, String);
+
+/// The actor.
+pub struct Notifier {
+    identity: Arc<Identity>,
+    roles: Roles,
+    /// Remembers what has been told, should the runtime be started again without the server.
+    memory: Arc<Memory>,
+    supervisor: Addr<Supervisor>,
+    patroni: Addr<PatroniWatcher>,
+    /// By database.
+    wanted: HashMap<u32, Vec<Source>>,
+    told: BTreeMap<Place, (Source, SpawnHandle)>,
+    _vital: Vital,
+}
+
+impl Notifier {
+    pub fn new(
+        identity: Identity,
+        roles: Roles,
+        memory: PathBuf,
+        supervisor: Addr<Supervisor>,
+        patroni: Addr<PatroniWatcher>,
+        vital: Vital,
+    ) -> Self {
+        Notifier {
+            identity: Arc::new(identity),
+            roles,
+            memory: Arc::new(Memory(memory)),
+            supervisor,
+            patroni,
+            wanted: HashMap::new(),
+            told: BTreeMap::new(),
+            _vital: vital,
+        }
+    }
+
+    fn begin(&self, place: &Place, source: &Source, ctx: &mut Context<Self>) -> SpawnHandle {
+        let teller = Teller {
+            place: format!("{:?} {}", place.0, place.1),
+            subject: place.1.clone(),
+            source: source.clone(),
+            identity: self.identity.clone(),
+            memory: self.memory.clone(),
+            supervisor: self.supervisor.clone(),
+            patroni: self.patroni.clone(),
+        };
+        ctx.spawn(teller.run(self.roles.clone()).into_actor(self))
+    }
+}
+
+impl Actor for Notifier {
+    type Context = Context<Self>;
+}
+
+impl Handler<Notify> for Notifier {
+    type Result = ();
+
+    fn handle(&mut self, Notify { database, sources }: Notify, ctx: &mut Self::Context) {
+        self.wanted.insert(database, sources);
+        let mut wanted = BTreeMap::new();
+        for source in self.wanted.values().flatten() {
+            if let Some(subject) = &source.settings.notify_subject {
+                let place = (source.settings.hosts.clone(), subject.clone());
+                wanted.entry(place).or_insert_with(|| source.clone());
+            }
+        }
+        self.told.retain(|place, (source, task)| {
+            let stays = wanted.get(place) == Some(source);
+            if !stays {
+                ctx.cancel_future(*task);
+            }
+            stays
+        });
+        for (place, source) in wanted {
+            if !self.told.contains_key(&place) {
+                let task = self.begin(&place, &source, ctx);
+                self.told.insert(place, (source, task));
+            }
+        }
+    }
+}
+
+/// Tells one subject.
+struct Teller {
+    place: String,
+    subject: String,
+    source: Source,
+    identity: Arc<Identity>,
+    memory: Arc<Memory>,
+    supervisor: Addr<Supervisor>,
+    patroni: Addr<PatroniWatcher>,
+}
+
+impl Teller {
+    async fn run(self, mut roles: Roles) {
+        loop {
+            let role = *roles.borrow_and_update();
+            let mark = format!("{} {} {}", self.identity.start, role.is_primary, self.place);
+            if !self.memory.has(&mark) {
+                let time = SystemTime::now();
+                while !self.tell(role, time).await {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                self.memory.keep(&mark, self.identity.start);
+            }
+            if roles.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One attempt; `true` if NATS has taken the notification.
+    async fn tell(&self, role: Role, time: SystemTime) -> bool {
+        let open = Open {
+            target: self.source.target.clone(),
+            settings: self.source.settings.clone(),
+        };
+        let Ok(Ok(handle)) = self.supervisor.send(open).await else {
+            return false;
+        };
+        let told = self.tell_by(&handle, role, time).await;
+        drop(handle);
+        self.supervisor.do_send(Left(self.source.target.key));
+        told
+    }
+
+    async fn tell_by(&self, handle: &supervisor::Handle, role: Role, time: SystemTime) -> bool {
+        let mut status = handle.status.clone();
+        let up = status.wait_for(|status| status.client.is_some()).await;
+        let Some(client) = up.ok().and_then(|status| status.client.clone()) else {
+            return false;
+        };
+        let Ok(payload) = self.payload(role, time).await else {
+            return false;
+        };
+        let sent = client
+            .client()
+            .publish(self.subject.clone(), payload.into())
+            .await;
+        sent.is_ok() && matches!(timeout(CONFIRM_LIMIT, client.round_trip()).await, Ok(Ok(())))
+    }
+
+    async fn payload(&self, role: Role, time: SystemTime) -> Result<Vec<u8>, serde_json::Error> {
+        let member = match &self.source.settings.patroni_url {
+            Some(url) => {
+                let asked = timeout(WHO_LIMIT, self.patroni.send(WhoAmI(url.clone()))).await;
+                asked.ok().and_then(Result::ok).flatten()
+            }
+            None => None,
+        };
+        let Member {
+            name,
+            scope,
+            api_url,
+            conn_url,
+            ..
+        } = member.unwrap_or_default();
+        serde_json::to_vec(&Notification {
+            status: if role.is_primary { "Master" } else { "Replica" },
+            listen_addresses: &self.identity.listen_addresses,
+            port: self.identity.port,
+            name,
+            timeline: role.timeline,
+            system_identifier: self.identity.system_identifier.to_string(),
+            scope,
+            api_url,
+            conn_url,
+            time: OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default(),
+        })
+    }
+}
+
+/// What is published, in this order.
+#[derive(Serialize)]
+struct Notification<'a> {
+    status: &'static str,
+    listen_addresses: &'a [String],
+    port: u16,
+    name: Option<String>,
+    timeline: u32,
+    /// Text, because readers of JSON may cut a number of 64 bits.
+    system_identifier: String,
+    scope: Option<String>,
+    api_url: Option<String>,
+    conn_url: Option<String>,
+    /// Of the change, in UTC.
+    time: String,
+}
+
+/// What was told, in a file that does not outlive the server's run by much: a line for each.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn read(&self) -> String {
+        fs::read_to_string(&self.0).unwrap_or_default()
+    }
+
+    fn has(&self, mark: &str) -> bool {
+        self.read().lines().any(|line| line == mark)
+    }
+
+    /// Adds a mark, and forgets those of earlier starts of the server.
+    fn keep(&self, mark: &str, start: i64) {
+        let start = format!("{start} ");
+        let read = self.read();
+        let lines = read.lines().filter(|line| line.starts_with(&start));
+        let text: String = lines.chain([mark]).map(|line| format!("{line}\n")).collect();
+        if let Err(error) = write(&self.0, &text) {
+            log::warn!("could not remember that the server's role was told: {error}");
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
+}

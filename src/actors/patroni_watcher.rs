@@ -1,0 +1,250 @@
+//! Follows Patroni: tells who this node is in its cluster, and fences a primary that has lost the leader lock. One actor,
+//! in the actor thread. Patroni being away stops nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actix::prelude::*;
+
+use super::dispatcher::{Dispatcher, Fence};
+use super::role::{Fencing, Roles};
+use super::system::Vital;
+use crate::patroni::{self, Member};
+
+/// Longest wait for an answer.
+const TIMEOUT: Duration = Duration::from_millis(1500);
+/// Between two looks; after failures up to ten times as long.
+const INTERVAL: Duration = Duration::from_secs(2);
+const MOST_FAILURES: u32 = 10;
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// The addresses of Patroni that the servers of a database name.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Follow {
+    pub database: u32,
+    pub urls: BTreeSet<String>,
+}
+
+/// Who this node is, in Patroni's words; `None` if it cannot be asked.
+#[derive(Message)]
+#[rtype(result = "Option<Member>")]
+pub struct WhoAmI(pub String);
+
+/// What one look at Patroni has shown.
+struct Seen {
+    member: Member,
+    holds_lock: bool,
+    ttl: u64,
+}
+
+/// An address that is followed.
+struct Followed {
+    timer: SpawnHandle,
+    failures: u32,
+    /// What was last logged.
+    last: Option<String>,
+    fence: Option<String>,
+}
+
+/// The actor.
+pub struct PatroniWatcher {
+    client: reqwest::Client,
+    roles: Roles,
+    fencing: Arc<Fencing>,
+    dispatcher: Addr<Dispatcher>,
+    /// By database.
+    wanted: HashMap<u32, BTreeSet<String>>,
+    followed: HashMap<String, Followed>,
+    /// Why the node is fenced.
+    fenced: Option<String>,
+    _vital: Vital,
+}
+
+impl PatroniWatcher {
+    /// Fails if TLS cannot be set up.
+    pub fn new(
+        roles: Roles,
+        fencing: Arc<Fencing>,
+        dispatcher: Addr<Dispatcher>,
+        vital: Vital,
+    ) -> Result<Self, reqwest::Error> {
+        // Another library of this process may have installed one: that will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
+        Ok(PatroniWatcher {
+            client,
+            roles,
+            fencing,
+            dispatcher,
+            wanted: HashMap::new(),
+            followed: HashMap::new(),
+            fenced: None,
+            _vital: vital,
+        })
+    }
+
+    fn look_later(&self, url: String, after: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
+        ctx.run_later(after, move |actor, ctx| {
+            let look = look(actor.client.clone(), url.clone());
+            ctx.spawn(
+                look.into_actor(actor)
+                    .map(move |seen, actor, ctx| actor.seen(url, seen, ctx)),
+            );
+        })
+    }
+
+    fn seen(&mut self, url: String, seen: Result<Seen, String>, ctx: &mut Context<Self>) {
+        let Some(followed) = self.followed.get_mut(&url) else {
+            return;
+        };
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        let what = match &seen {
+            Ok(Seen {
+                member, holds_lock, ..
+            }) => {
+                let role = member.role.as_deref().unwrap_or("unknown");
+                let lock = if *holds_lock { "holds" } else { "does not hold" };
+                format!("role {role}, {lock} the leader lock")
+            }
+            // Which error it is changes from one attempt to the next.
+            Err(_) => "cannot be asked".into(),
+        };
+        if followed.last.as_ref() != Some(&what) {
+            match &seen {
+                Ok(_) => log::info!("Patroni at {url}: {what}"),
+                Err(why) => log::warn!("Patroni at {url} {what}: {why}"),
+            }
+            followed.last = Some(what);
+        }
+        match seen {
+            Ok(seen) => {
+                followed.failures = 0;
+                followed.fence = patroni::fence(&seen.member, seen.holds_lock, seen.ttl, now);
+            }
+            Err(_) => {
+                followed.failures = (followed.failures + 1).min(MOST_FAILURES);
+                followed.fence = None;
+            }
+        }
+        let after = INTERVAL * followed.failures.max(1);
+        let timer = self.look_later(url.clone(), after, ctx);
+        if let Some(followed) = self.followed.get_mut(&url) {
+            // Another may run if the address was dropped and taken up again meanwhile.
+            ctx.cancel_future(std::mem::replace(&mut followed.timer, timer));
+        }
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        let applies = self.fencing.0.load(Ordering::Relaxed) && self.roles.borrow().is_primary;
+        let fence = self.followed.values().find_map(|followed| followed.fence.clone());
+        let fence = fence.filter(|_| applies);
+        if fence.is_some() == self.fenced.is_some() {
+            return;
+        }
+        match &fence {
+            Some(why) => log::warn!("paused subscriptions and responders: {why}"),
+            None => log::info!("resumed subscriptions and responders"),
+        }
+        self.fenced = fence.clone();
+        self.dispatcher.do_send(Fence(fence));
+    }
+}
+
+/// Asks whether this node holds the leader lock, and for how long one lives.
+async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
+    let base = patroni::base_url(&url);
+    let (mut holds_lock, mut answer) = get(&client, &format!("{base}/primary")).await?;
+    if patroni::member(&answer).is_none() {
+        (holds_lock, answer) = get(&client, &format!("{base}/master")).await?;
+    }
+    let member = patroni::member(&answer).ok_or("its answer is not that of Patroni")?;
+    let config = get(&client, &format!("{base}/config")).await;
+    let ttl = config.ok().and_then(|(_, config)| patroni::ttl(&config));
+    Ok(Seen {
+        member,
+        holds_lock,
+        ttl: ttl.unwrap_or(patroni::DEFAULT_TTL),
+    })
+}
+
+async fn who_am_i(client: reqwest::Client, url: String) -> Option<Member> {
+    let base = patroni::base_url(&url);
+    let (_, answer) = get(&client, &format!("{base}/patroni")).await.ok()?;
+    let mut member = patroni::member(&answer)?;
+    if let Ok((_, cluster)) = get(&client, &format!("{base}/cluster")).await {
+        patroni::complete(&mut member, base, &cluster);
+    }
+    Some(member)
+}
+
+/// Whether the answer is a success, and its body, which Patroni sends with failures as well.
+async fn get(client: &reqwest::Client, url: &str) -> Result<(bool, Vec<u8>), String> {
+    // The address is in the log line already; what it is about is in the causes.
+    let explain = |error: reqwest::Error| {
+        let mut causes = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            causes.push(inner.to_string());
+            cause = inner.source();
+        }
+        causes.pop().unwrap_or_default()
+    };
+    let mut response = client.get(url).send().await.map_err(explain)?;
+    let success = response.status().is_success();
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(explain)? {
+        body.extend_from_slice(&part);
+        if body.len() > MAX_ANSWER {
+            return Err("its answer is too long".into());
+        }
+    }
+    Ok((success, body))
+}
+
+impl Actor for PatroniWatcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<Follow> for PatroniWatcher {
+    type Result = ();
+
+    fn handle(&mut self, Follow { database, urls }: Follow, ctx: &mut Self::Context) {
+        self.wanted.insert(database, urls);
+        let wanted: BTreeSet<String> = self.wanted.values().flatten().cloned().collect();
+        self.followed.retain(|url, followed| {
+            let stays = wanted.contains(url);
+            if !stays {
+                ctx.cancel_future(followed.timer);
+            }
+            stays
+        });
+        for url in wanted {
+            if !self.followed.contains_key(&url) {
+                let timer = self.look_later(url.clone(), Duration::ZERO, ctx);
+                let followed = Followed {
+                    timer,
+                    failures: 0,
+                    last: None,
+                    fence: None,
+                };
+                self.followed.insert(url, followed);
+            }
+        }
+        self.judge();
+    }
+}
+
+impl Handler<WhoAmI> for PatroniWatcher {
+    type Result = ResponseFuture<Option<Member>>;
+
+    fn handle(&mut self, WhoAmI(url): WhoAmI, _: &mut Self::Context) -> Self::Result {
+        Box::pin(who_am_i(self.client.clone(), url))
+    }
+}
