@@ -197,11 +197,9 @@ CREATE TABLE litmus_pgnats.handler (
     server text NOT NULL,
     subject text NOT NULL,
     queue_group text,
-    signature text NOT NULL,
+    signature text NOT NULL CHECK (signature ~ '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\([^()]*\)$'),
     role regrole NOT NULL,
     created timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    function_oid oid,
-    server_oid oid,
     PRIMARY KEY (kind, server, subject, signature)
 );
 CREATE UNIQUE INDEX handler_responder ON litmus_pgnats.handler (server, subject) WHERE kind = 'responder';
@@ -214,8 +212,27 @@ COMMENT ON COLUMN litmus_pgnats.handler.queue_group IS 'queue group that shares 
 COMMENT ON COLUMN litmus_pgnats.handler.signature IS 'function that is called, with its argument types';
 COMMENT ON COLUMN litmus_pgnats.handler.role IS 'role that registered it, as which the function runs';
 COMMENT ON COLUMN litmus_pgnats.handler.created IS 'time of the registration';
-COMMENT ON COLUMN litmus_pgnats.handler.function_oid IS 'the function, as long as it is not restored elsewhere: follows its renaming';
-COMMENT ON COLUMN litmus_pgnats.handler.server_oid IS 'the foreign server, likewise';
+
+-- Not dumped: object ids mean something where they were written alone.
+CREATE TABLE litmus_pgnats.handler_binding (
+    kind text NOT NULL,
+    server text NOT NULL,
+    subject text NOT NULL,
+    signature text NOT NULL,
+    function_oid oid NOT NULL,
+    server_oid oid,
+    system_identifier bigint NOT NULL,
+    PRIMARY KEY (kind, server, subject, signature),
+    FOREIGN KEY (kind, server, subject, signature) REFERENCES litmus_pgnats.handler ON UPDATE CASCADE ON DELETE CASCADE
+);
+COMMENT ON TABLE litmus_pgnats.handler_binding IS 'which objects the names in litmus_pgnats.handler mean, so that these can follow a renaming';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.kind IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.server IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.subject IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.signature IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.function_oid IS 'the function';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.server_oid IS 'the foreign server, if there is one of that name';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.system_identifier IS 'the PostgreSQL cluster in which the object ids hold';
 
 CREATE FUNCTION litmus_pgnats.handler_changed() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_handler_changed';
@@ -259,14 +276,14 @@ COMMENT ON FUNCTION litmus_pgnats_unregister_responder(text) IS 'no longer answe
 -- What the workers do.
 
 CREATE FUNCTION litmus_pgnats.stat_subscriptions(
-    OUT server text, OUT subject text, OUT function_oid oid, OUT role oid, OUT state text, OUT problem text,
+    OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
     OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
     OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_subscriptions';
 COMMENT ON FUNCTION litmus_pgnats.stat_subscriptions() IS 'what the runtime worker counts of subscriptions';
 
 CREATE FUNCTION litmus_pgnats.stat_responders(
-    OUT server text, OUT subject text, OUT function_oid oid, OUT role oid, OUT state text, OUT problem text,
+    OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
     OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
     OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_responders';
@@ -284,7 +301,7 @@ CREATE VIEW litmus_pgnats.subscriptions AS
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_subscriptions() s
-    ON s.server = h.server AND s.subject = h.subject AND s.function_oid = h.function_oid
+    ON s.server = h.server AND s.subject = h.subject AND s.function = h.signature
   WHERE h.kind = 'subscription';
 COMMENT ON VIEW litmus_pgnats.subscriptions IS 'subscriptions of this database, and what became of their messages since the runtime worker knows them';
 
@@ -295,7 +312,7 @@ CREATE VIEW litmus_pgnats.responders AS
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_responders() s
-    ON s.server = h.server AND s.subject = h.subject AND s.function_oid = h.function_oid
+    ON s.server = h.server AND s.subject = h.subject AND s.function = h.signature
   WHERE h.kind = 'responder';
 COMMENT ON VIEW litmus_pgnats.responders IS 'responders of this database, and what became of their requests since the runtime worker knows them';
 

@@ -23,8 +23,8 @@ use crate::error::{Error, Kind};
 
 /// Handlers wait so long for an executor before another one is started: most bursts are over by then.
 const GROW_AFTER: Duration = Duration::from_millis(3);
-/// Whoever wants a database to themselves waits so long for callbacks that run.
-const VACATE_GRACE: Duration = Duration::from_secs(2);
+/// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
+const GRACE: Duration = Duration::from_secs(2);
 /// Longest wait for one database when all are looked at.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -199,10 +199,12 @@ impl Dispatcher {
     fn apply(&mut self, ticket: u32, report: Report, ctx: &mut Context<Self>) {
         let Report {
             database_name,
+            has_extension,
             mut handlers,
             servers,
         } = report;
-        if !self.role.borrow().is_primary {
+        let is_primary = self.role.borrow().is_primary;
+        if !is_primary {
             handlers.clear();
         }
         if let Some(why) = &self.fence {
@@ -214,6 +216,10 @@ impl Dispatcher {
         let Some(database) = self.pool.reported(ticket, database_name, has_handlers) else {
             return;
         };
+        if !has_extension || !is_primary || self.fence.is_some() {
+            // What runs may finish, within reason.
+            ctx.run_later(GRACE, move |actor, _| actor.pool.evict_workers(database));
+        }
         let Some(registries) = &self.registries else {
             return;
         };
@@ -438,7 +444,7 @@ impl Handler<Vacate> for Dispatcher {
     fn handle(&mut self, Vacate(database): Vacate, ctx: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
         self.pool.vacate(database, done);
-        ctx.run_later(VACATE_GRACE, move |actor, _| actor.pool.evict(database));
+        ctx.run_later(GRACE, move |actor, _| actor.pool.evict(database));
         Box::pin(async move { drop(wait.await) })
     }
 }

@@ -373,6 +373,22 @@ impl Pool {
         }
     }
 
+    /// Ends executors that still work in a database whose handlers have stopped.
+    pub fn evict_workers(&mut self, database: u32) {
+        if self
+            .databases
+            .get(&database)
+            .is_some_and(|entry| !entry.has_handlers)
+        {
+            for (ticket, _) in self
+                .of(database)
+                .filter(|(_, e)| matches!(e.doing, Doing::Working(_)))
+            {
+                self.host.terminate(*ticket);
+            }
+        }
+    }
+
     /// Whoever wanted the database to themselves is done.
     pub fn release(&mut self, database: u32) {
         if let Some(entry) = self.databases.get_mut(&database) {

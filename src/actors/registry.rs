@@ -200,8 +200,7 @@ fn row(handler: &Handler) -> Row {
     vec![
         Some(definition.server.clone()),
         Some(definition.subject.clone()),
-        Some(definition.function_oid.to_string()),
-        Some(definition.role.to_string()),
+        Some(definition.function.clone()),
         Some(state.to_string()),
         problem,
         Some(inner.counts.messages.to_string()),

@@ -40,6 +40,7 @@ pub enum Told {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     pub database_name: String,
+    pub has_extension: bool,
     pub handlers: Vec<Definition>,
     /// Servers that name a subject for the server's role, or Patroni.
     pub servers: Vec<Source>,

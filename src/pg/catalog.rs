@@ -367,6 +367,12 @@ pub fn may_read_server_files() -> bool {
     unsafe { pg_sys::superuser() || pg_sys::has_privs_of_role(pg_sys::GetUserId(), reader) }
 }
 
+/// What tells this PostgreSQL cluster from all others, as a number that SQL can hold.
+pub fn system_identifier() -> i64 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetSystemIdentifier() }.cast_signed()
+}
+
 /// Whether the server is a standby.
 pub fn is_in_recovery() -> bool {
     // SAFETY: reads shared memory.

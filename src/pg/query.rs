@@ -14,6 +14,7 @@ pub enum Argument<'a> {
     Text(&'a str),
     OptionalText(Option<&'a str>),
     Oid(u32),
+    Int8(i64),
 }
 
 /// Runs a query and returns its rows, each column in its type's text form. Raises PostgreSQL's own errors.
@@ -29,6 +30,12 @@ pub fn query(sql: &str, arguments: &[Argument<'_>]) -> Vec<Row> {
             Argument::Oid(oid) => {
                 types.push(pg_sys::OIDOID);
                 values.push(pg_sys::Datum::from(*oid as usize));
+                nulls.push(NOT_NULL);
+                continue;
+            }
+            Argument::Int8(number) => {
+                types.push(pg_sys::INT8OID);
+                values.push(pg_sys::Datum::from(*number));
                 nulls.push(NOT_NULL);
                 continue;
             }

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::callback::Function;
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Oid, Text};
+use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::query;
 
 sql_function!(litmus_pgnats_handler_changed, handler_changed);
@@ -53,59 +53,58 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     let Ok(_table) = Table::open() else {
         return Ok(Value::Void);
     };
-    let rows = query(
-        "SELECT DISTINCT function_oid, signature, server_oid, server FROM litmus_pgnats.handler",
-        &[],
-    );
-    if rows.is_empty() {
+    if query("SELECT FROM litmus_pgnats.handler LIMIT 1", &[]).is_empty() {
         return Ok(Value::Void);
     }
     mark();
     match call.event().as_deref() {
         Some("sql_drop") => {
             query(
-                "DELETE FROM litmus_pgnats.handler h USING pg_event_trigger_dropped_objects() d \
-                 WHERE d.classid = 'pg_proc'::regclass AND d.objid = h.function_oid",
-                &[],
+                &format!(
+                    "DELETE FROM litmus_pgnats.handler h USING {BINDING}, pg_event_trigger_dropped_objects() d \
+                     WHERE {OF} AND d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid"
+                ),
+                &[Int8(catalog::system_identifier())],
             );
         }
-        Some("ddl_command_end") => {
-            for row in rows {
-                let Ok([function, signature, server, server_name]) = <[Option<String>; 4]>::try_from(row)
-                else {
-                    continue;
-                };
-                follow_function(function, signature);
-                follow_server(server, server_name);
-            }
-        }
+        Some("ddl_command_end") => follow(),
         _ => {}
     }
     Ok(Value::Void)
 }
 
-fn follow_function(oid: Option<String>, signature: Option<String>) {
-    let oid = oid.and_then(|oid| oid.parse().ok());
-    if let (Some(function), Some(signature)) = (oid.and_then(Function::find), signature)
-        && function.signature() != signature
-    {
-        query(
-            "UPDATE litmus_pgnats.handler SET signature = $1 WHERE function_oid = $2",
-            &[Text(&function.signature()), Oid(function.oid)],
-        );
-    }
-}
+/// What a handler was bound to in this very cluster: object ids of another one mean something else here.
+const BINDING: &str = "litmus_pgnats.handler_binding b";
+const OF: &str = "b.system_identifier = $1 \
+    AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
 
-fn follow_server(oid: Option<String>, name: Option<String>) {
-    let oid = oid.and_then(|oid| oid.parse().ok());
-    if let (Some(oid), Some(name)) = (oid, name)
-        && let Some(now) = catalog::server_name(oid)
-        && now != name
-    {
-        query(
-            "UPDATE litmus_pgnats.handler SET server = $1 WHERE server_oid = $2",
-            &[Text(&now), Oid(oid)],
-        );
+/// Gives handlers the names that their functions and servers have now.
+fn follow() {
+    let system = Int8(catalog::system_identifier());
+    let select = "SELECT DISTINCT b.function_oid, h.signature, b.server_oid, h.server";
+    let rows = query(
+        &format!("{select} FROM litmus_pgnats.handler h JOIN {BINDING} ON {OF}"),
+        &[system],
+    );
+    let update = "UPDATE litmus_pgnats.handler h SET";
+    for row in rows {
+        let Ok([function, signature, server, server_name]) = <[Option<String>; 4]>::try_from(row) else {
+            continue;
+        };
+        let oid = |text: Option<String>| text.and_then(|text| text.parse().ok());
+        if let Some(function) = oid(function).and_then(Function::find)
+            && signature.is_some_and(|signature| signature != function.signature())
+        {
+            let sql = format!("{update} signature = $2 FROM {BINDING} WHERE {OF} AND b.function_oid = $3");
+            query(&sql, &[system, Text(&function.signature()), Oid(function.oid)]);
+        }
+        if let Some(server) = oid(server)
+            && let Some(name) = catalog::server_name(server)
+            && server_name.is_some_and(|server_name| server_name != name)
+        {
+            let sql = format!("{update} server = $2 FROM {BINDING} WHERE {OF} AND b.server_oid = $3");
+            query(&sql, &[system, Text(&name), Oid(server)]);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::nats::subject;
 use crate::pg::callback::Function;
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Oid, OptionalText, Text};
+use crate::pg::query::Argument::{Int8, Oid, OptionalText, Text};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Identity, Parameters};
@@ -86,7 +86,25 @@ impl Table {
         registered.collect()
     }
 
-    fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
+    /// Remembers which objects the names of a handler mean; 0 for a server that is not there.
+    pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
+        query(
+            "INSERT INTO litmus_pgnats.handler_binding VALUES ($1, $2, $3, $4, $5, nullif($6, 0::oid), $7) \
+             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = excluded.function_oid, \
+             server_oid = excluded.server_oid, system_identifier = excluded.system_identifier",
+            &[
+                Text(kind),
+                Text(server),
+                Text(subject),
+                Text(signature),
+                Oid(function),
+                Oid(server_oid),
+                Int8(catalog::system_identifier()),
+            ],
+        );
+    }
+
+    pub fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
         query(
             "DELETE FROM litmus_pgnats.handler WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4",
             &[Text(name(kind)), Text(server), Text(subject), Text(signature)],
@@ -128,21 +146,24 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
             table.delete(kind, &server, &subject, &registered.signature);
         }
     }
+    let signature = function.signature();
     query(
-        "INSERT INTO litmus_pgnats.handler AS h \
-         (kind, server, subject, queue_group, signature, role, function_oid, server_oid) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
-         SET queue_group = excluded.queue_group, function_oid = excluded.function_oid, server_oid = excluded.server_oid",
+        "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
+         SET queue_group = excluded.queue_group",
         &[
             Text(name(kind)),
             Text(&server),
             Text(&subject),
             OptionalText(queue_group.as_deref()),
-            Text(&function.signature()),
+            Text(&signature),
             Oid(role),
-            Oid(function.oid),
-            Oid(key.server),
         ],
+    );
+    table.bind(
+        [name(kind), &server, &subject, &signature],
+        function.oid,
+        key.server,
     );
     Ok(Value::Void)
 }

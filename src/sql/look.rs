@@ -8,7 +8,7 @@ use crate::channel::work::{Definition, HandlerKind, Report, Said, Source};
 use crate::error::{Error, Kind, Result};
 use crate::pg::callback::Function;
 use crate::pg::catalog;
-use crate::pg::query::Argument::{Oid, Text};
+use crate::pg::query::Argument::{Int8, Oid};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Parameters, transaction, with_snapshot};
@@ -17,14 +17,18 @@ use crate::pg::transaction::{Parameters, transaction, with_snapshot};
 pub fn look() -> Said {
     let read = transaction(|| {
         let (_, database_name) = catalog::database();
-        let (handlers, servers) = with_snapshot(|| match Table::open() {
-            Ok(_table) => (rows().iter().filter_map(definition).collect(), servers()),
-            Err(_) => (Vec::new(), Vec::new()),
+        let (has_extension, handlers, servers) = with_snapshot(|| match Table::open() {
+            Ok(table) => {
+                let handlers = rows().iter().filter_map(|row| definition(&table, row)).collect();
+                (true, handlers, servers())
+            }
+            Err(_) => (false, Vec::new(), Vec::new()),
         });
         // What was mended is in the report already.
         changes::forget();
         Report {
             database_name,
+            has_extension,
             handlers,
             servers,
         }
@@ -99,14 +103,16 @@ struct Registered {
 fn rows() -> Vec<Registered> {
     let rows = query(
         "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, f.oid, s.oid, \
-         h.function_oid IS NOT DISTINCT FROM f.oid AND h.server_oid IS NOT DISTINCT FROM s.oid \
+         b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid \
          FROM litmus_pgnats.handler h \
          CROSS JOIN LATERAL (SELECT to_regprocedure(h.signature)::oid AS oid) f \
+         LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 \
+         AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
          LEFT JOIN pg_roles r ON r.oid = h.role \
          LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
          ON s.srvname = h.server \
          ORDER BY h.created, h.kind, h.server, h.subject, h.signature",
-        &[],
+        &[Int8(catalog::system_identifier())],
     );
     rows.into_iter().filter_map(registered).collect()
 }
@@ -144,7 +150,7 @@ fn registered(row: Row) -> Option<Registered> {
 }
 
 /// The definition for the runtime; `None` for a handler whose function or role is gone, which is removed.
-fn definition(row: &Registered) -> Option<Definition> {
+fn definition(table: &Table, row: &Registered) -> Option<Definition> {
     let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
         let gone = if row.role_name.is_some() {
             "function"
@@ -159,19 +165,12 @@ fn definition(row: &Registered) -> Option<Definition> {
             return None;
         }
         report::message(Level::Log, &text, "", "");
-        query(&format!("DELETE FROM litmus_pgnats.handler {THIS}"), &row.key());
+        table.delete(row.kind, &row.server, &row.subject, &row.signature);
         return None;
     };
     if !row.is_bound && !catalog::is_in_recovery() {
-        let bind = format!(
-            "UPDATE litmus_pgnats.handler SET function_oid = $5, server_oid = nullif($6, 0::oid) {THIS}"
-        );
-        let [kind, server, subject, signature] = row.key();
-        let server_oid = row.server_oid.unwrap_or(0);
-        query(
-            &bind,
-            &[kind, server, subject, signature, Oid(function), Oid(server_oid)],
-        );
+        let key = [row.kind_name.as_str(), &row.server, &row.subject, &row.signature];
+        table.bind(key, function, row.server_oid.unwrap_or(0));
     }
     Some(Definition {
         kind: row.kind,
@@ -184,19 +183,6 @@ fn definition(row: &Registered) -> Option<Definition> {
         role_name: role_name.clone(),
         source: source(row, function, role_name),
     })
-}
-
-const THIS: &str = "WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4";
-
-impl Registered {
-    fn key(&self) -> [crate::pg::query::Argument<'_>; 4] {
-        [
-            Text(&self.kind_name),
-            Text(&self.server),
-            Text(&self.subject),
-            Text(&self.signature),
-        ]
-    }
 }
 
 /// The connection that a handler's role means by the server, or why the handler cannot run.
