@@ -7,10 +7,11 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::load::Load;
+use super::pace::Pace;
 use super::session::Session;
 use super::supervisor::Supervisor;
 use super::system::Vital;
-use crate::channel::server::Listener;
+use crate::channel::server::{FrameWriter, Listener};
 
 /// After a failure to accept (too many open files, a refused user) the next attempt waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -24,16 +25,26 @@ pub struct Finish(pub Duration);
 pub struct Gateway {
     listener: Option<Listener>,
     supervisor: Addr<Supervisor>,
+    load: Load,
+    pace: Pace,
     /// `true` once the runtime is to end. Each session holds a receiver.
     finish: watch::Sender<bool>,
     _vital: Vital,
 }
 
 impl Gateway {
-    pub fn new(listener: Listener, supervisor: Addr<Supervisor>, vital: Vital) -> Self {
+    pub fn new(
+        listener: Listener,
+        supervisor: Addr<Supervisor>,
+        load: Load,
+        pace: Pace,
+        vital: Vital,
+    ) -> Self {
         Gateway {
             listener: Some(listener),
             supervisor,
+            load,
+            pace,
             finish: watch::Sender::new(false),
             _vital: vital,
         }
@@ -47,13 +58,17 @@ impl Actor for Gateway {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        let (supervisor, finish) = (self.supervisor.clone(), self.finish.subscribe());
-        ctx.spawn(accept(listener, supervisor, finish).into_actor(self));
+        let (supervisor, load, pace) = (self.supervisor.clone(), self.load.clone(), self.pace.clone());
+        let session = move |writer| Session::new(writer, supervisor.clone(), load.clone(), pace.clone());
+        ctx.spawn(accept(listener, session, self.finish.subscribe()).into_actor(self));
     }
 }
 
-async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: watch::Receiver<bool>) {
-    let load = Load::new();
+async fn accept(
+    listener: Listener,
+    session: impl Fn(FrameWriter) -> Session,
+    mut finish: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -61,8 +76,7 @@ async fn accept(listener: Listener, supervisor: Addr<Supervisor>, mut finish: wa
         };
         match accepted {
             Ok((reader, writer)) => {
-                let session = Session::new(writer, supervisor.clone(), load.clone());
-                actix::spawn(session.run(reader, finish.clone()));
+                actix::spawn(session(writer).run(reader, finish.clone()));
             }
             Err(error) => {
                 log::warn!("control channel: {error}");

@@ -19,6 +19,7 @@ use super::calls::{self, Answer, header_map};
 use super::connection::Publish;
 use super::load::Load;
 use super::object_store::Parts;
+use super::pace::Pace;
 use super::status::Status;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Supervisor, stopped};
 use crate::channel::frame::Frame;
@@ -48,6 +49,9 @@ pub struct Session {
     writer: FrameWriter,
     supervisor: Addr<Supervisor>,
     load: Load,
+    pace: Pace,
+    /// For `pace`.
+    seen: u64,
     welcome: bool,
     slots: HashMap<u16, Slot>,
     calls: FuturesUnordered<LocalBoxFuture<'static, Called>>,
@@ -63,11 +67,13 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(writer: FrameWriter, supervisor: Addr<Supervisor>, load: Load) -> Self {
+    pub fn new(writer: FrameWriter, supervisor: Addr<Supervisor>, load: Load, pace: Pace) -> Self {
         Session {
             writer,
             supervisor,
             load,
+            pace,
+            seen: 0,
             welcome: false,
             slots: HashMap::new(),
             calls: FuturesUnordered::new(),
@@ -201,6 +207,8 @@ impl Session {
             return;
         }
         let deadline = (run.wait_ms > 0).then(|| Instant::now() + Duration::from_millis(run.wait_ms.into()));
+        let bytes = run.messages.iter().map(|message| message.payload.len()).sum();
+        self.pace.took(&mut self.seen, run.messages.len(), bytes);
         let outcome = match self.slots.get(&run.slot) {
             Some(slot) => hand_in(&slot.handle, run.messages, deadline).await,
             None => Err(unknown_slot()),
@@ -224,6 +232,8 @@ impl Session {
                 self.reply(id, outcome).await
             }
             Request::Fence => {
+                // Somebody waits for the answer.
+                let _call = self.load.call();
                 let outcome = self.refused.take().map_or(done(Reply::Done), Err);
                 self.reply(id, outcome).await
             }

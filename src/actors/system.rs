@@ -7,6 +7,8 @@ use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
 use super::gateway::{self, Gateway};
+use super::load::Load;
+use super::pace::Pace;
 use super::supervisor::{self, Supervisor};
 use crate::channel::server::Listener;
 
@@ -49,15 +51,21 @@ impl Drop for Vital {
 
 /// Runs the system until `stop` fires or an actor dies.
 pub fn run(config: Config, stop: oneshot::Receiver<()>) -> End {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let (load, pace) = (Load::new(), Pace::new());
+    let rest = {
+        let (load, pace) = (load.clone(), pace.clone());
+        move || pace.rest(load.peak() > 0)
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = match runtime.enable_all().on_thread_park(rest).build() {
         Ok(runtime) => runtime,
         Err(error) => return End::Failed(format!("could not start the runtime: {error}")),
     };
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(live(config, stop))
+    system.block_on(live(config, load, pace, stop))
 }
 
-async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
+async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()>) -> End {
     let listener = match Listener::bind(&config.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -70,7 +78,7 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     let (dead, mut died) = mpsc::channel(1);
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
-    let gateway = Gateway::new(listener, supervisor.clone(), vital).start();
+    let gateway = Gateway::new(listener, supervisor.clone(), load, pace, vital).start();
     tokio::select! {
         _ = stop => {}
         _ = died.recv() => return End::ActorDied,
