@@ -63,6 +63,15 @@ impl Pace {
         taken.bytes = taken.bytes.saturating_add(bytes);
     }
 
+    /// A session waits until what it has published is taken: there is no nap for a while.
+    pub fn asked(&self) {
+        let mut pace = self.lock();
+        pace.nap = None;
+        pace.taken = Taken::default();
+        pace.since = Instant::now();
+        pace.window += 1;
+    }
+
     /// Before the thread waits for more to do: naps if that is worth it. `calls` may be waiting for an answer.
     pub fn rest(&self, calls: bool) {
         if let Some(nap) = self.lock().next(Instant::now()).filter(|_| !calls) {
@@ -143,7 +152,9 @@ mod tests {
         let start = pace.lock().since;
         assert_eq!(pace.lock().next(start), None);
         assert!(pace.lock().next(start + WINDOW).is_some());
-        assert_eq!(pace.lock().next(start + 2 * WINDOW), None);
+        pace.asked();
+        assert_eq!(pace.lock().next(start + WINDOW), None);
+        assert_eq!(pace.lock().next(start + 4 * WINDOW), None);
         pace.took(&mut one, 1, 5);
         assert_eq!(pace.lock().taken.sessions, 1);
     }

@@ -232,8 +232,7 @@ impl Session {
                 self.reply(id, outcome).await
             }
             Request::Fence => {
-                // Somebody waits for the answer.
-                let _call = self.load.call();
+                self.pace.asked();
                 let outcome = self.refused.take().map_or(done(Reply::Done), Err);
                 self.reply(id, outcome).await
             }

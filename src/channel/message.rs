@@ -13,7 +13,7 @@ use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,7 +63,8 @@ pub enum Request {
         api: Api,
         call: JetStreamCall,
     },
-    /// A part of the object that the request `upload` puts, in the body; an empty one ends it.
+    /// A part of the object that the request `upload` puts, in the body; behind the last one its digest (SHA-256). An
+    /// empty body gives the upload up.
     Upload {
         upload: u32,
     },
