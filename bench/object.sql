@@ -1,7 +1,8 @@
--- Prints the microseconds that a put and a get of :bytes bytes took. In PL/pgSQL, so that the content is in memory.
+-- Prints the microseconds that a put and a get of :bytes bytes took. In PL/pgSQL, so that the content is in memory;
+-- with a generic plan, because a custom one has PL/pgSQL's content copied into it, several times over.
 -- The first call of a session opens its channel; that is not measured.
 SELECT server_id FROM nats_get_server_info() \g /dev/null
-CREATE FUNCTION pg_temp.measure(bytes int, OUT put bigint, OUT get bigint) LANGUAGE plpgsql AS $$
+CREATE FUNCTION pg_temp.measure(bytes int, OUT put bigint, OUT get bigint) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   content bytea := convert_to(repeat('0123456789abcdef', bytes / 16), 'UTF8');
   start timestamptz := clock_timestamp();

@@ -8,12 +8,13 @@ use tokio::time::timeout;
 
 use super::dispatcher::Dispatcher;
 use super::load::Load;
+use super::pace::Pace;
 use super::responder_registry::ResponderRegistry;
 use super::session::Session;
 use super::subscription_registry::SubscriptionRegistry;
 use super::supervisor::Supervisor;
 use super::system::Vital;
-use crate::channel::server::Listener;
+use crate::channel::server::{FrameWriter, Listener};
 
 /// After a failure to accept (too many open files, a refused user) the next attempt waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -36,16 +37,20 @@ pub struct Actors {
 pub struct Gateway {
     listener: Option<Listener>,
     actors: Actors,
+    load: Load,
+    pace: Pace,
     /// `true` once the runtime is to end. Each session holds a receiver.
     finish: watch::Sender<bool>,
     _vital: Vital,
 }
 
 impl Gateway {
-    pub fn new(listener: Listener, actors: Actors, vital: Vital) -> Self {
+    pub fn new(listener: Listener, actors: Actors, load: Load, pace: Pace, vital: Vital) -> Self {
         Gateway {
             listener: Some(listener),
             actors,
+            load,
+            pace,
             finish: watch::Sender::new(false),
             _vital: vital,
         }
@@ -59,13 +64,17 @@ impl Actor for Gateway {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        let (actors, finish) = (self.actors.clone(), self.finish.subscribe());
-        ctx.spawn(accept(listener, actors, finish).into_actor(self));
+        let (actors, load, pace) = (self.actors.clone(), self.load.clone(), self.pace.clone());
+        let session = move |writer| Session::new(writer, actors.clone(), load.clone(), pace.clone());
+        ctx.spawn(accept(listener, session, self.finish.subscribe()).into_actor(self));
     }
 }
 
-async fn accept(listener: Listener, actors: Actors, mut finish: watch::Receiver<bool>) {
-    let load = Load::new();
+async fn accept(
+    listener: Listener,
+    session: impl Fn(FrameWriter) -> Session,
+    mut finish: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -73,8 +82,7 @@ async fn accept(listener: Listener, actors: Actors, mut finish: watch::Receiver<
         };
         match accepted {
             Ok((reader, writer)) => {
-                let session = Session::new(writer, actors.clone(), load.clone());
-                actix::spawn(session.run(reader, finish.clone()));
+                actix::spawn(session(writer).run(reader, finish.clone()));
             }
             Err(error) => {
                 log::warn!("control channel: {error}");

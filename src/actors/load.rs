@@ -2,59 +2,56 @@
 //! than sleep, only while that is few; the number at the moment would say little, since answers come in bursts. In the
 //! actor thread.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// "Lately" is between one and two of these.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// Shared by all sessions.
+/// Shared by all sessions and the runtime.
 #[derive(Clone)]
-pub struct Load(Rc<Inner>);
+pub struct Load(Arc<Mutex<Inner>>);
 
 struct Inner {
-    now: Cell<u16>,
-    peak: Cell<u16>,
-    peak_before: Cell<u16>,
-    since: Cell<Instant>,
+    now: u16,
+    peak: u16,
+    peak_before: u16,
+    since: Instant,
 }
 
 impl Load {
     pub fn new() -> Self {
-        let none = || Cell::new(0);
-        Load(Rc::new(Inner {
-            now: none(),
-            peak: none(),
-            peak_before: none(),
-            since: Cell::new(Instant::now()),
-        }))
+        Load(Arc::new(Mutex::new(Inner {
+            now: 0,
+            peak: 0,
+            peak_before: 0,
+            since: Instant::now(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call starts; it ends when the guard is dropped.
     pub fn call(&self) -> Call {
-        let load = &self.0;
-        load.now.set(load.now.get().saturating_add(1));
-        load.peak.set(load.peak.get().max(load.now.get()));
+        let mut load = self.lock();
+        load.now = load.now.saturating_add(1);
+        load.peak = load.peak.max(load.now);
         Call(self.clone())
     }
 
     /// The most calls in flight at a time, lately.
     pub fn peak(&self) -> u16 {
-        let load = &self.0;
+        let mut load = self.lock();
         let now = Instant::now();
-        let age = now.duration_since(load.since.get());
+        let age = now.duration_since(load.since);
         if age >= WINDOW {
-            let last = if age >= 2 * WINDOW {
-                load.now.get()
-            } else {
-                load.peak.get()
-            };
-            load.peak_before.set(last);
-            load.peak.set(load.now.get());
-            load.since.set(now);
+            load.peak_before = if age >= 2 * WINDOW { load.now } else { load.peak };
+            load.peak = load.now;
+            load.since = now;
         }
-        load.peak.get().max(load.peak_before.get())
+        load.peak.max(load.peak_before)
     }
 }
 
@@ -63,8 +60,8 @@ pub struct Call(Load);
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let now = &self.0.0.now;
-        now.set(now.get().saturating_sub(1));
+        let mut load = self.0.lock();
+        load.now = load.now.saturating_sub(1);
     }
 }
 

@@ -3,7 +3,7 @@
 //! One thread runs it all: an actix system on tokio's current-thread runtime.
 //!
 //! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
-//! - `load.rs` counts calls in flight;
+//! - `load.rs` counts calls in flight, `pace.rs` has the thread rest while many publish;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
 //! - `connection.rs` is one NATS connection and its state machine, `status.rs` what others may know of it,
 //!   `delivery.rs` what it hands to its client; `connect.rs` makes the client it is built on,
@@ -31,6 +31,7 @@ mod load;
 pub mod notifier;
 mod object_read;
 pub mod object_store;
+mod pace;
 pub mod patroni_watcher;
 pub mod pool;
 mod pump;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use futures::{FutureExt, TryStreamExt};
-use ring::digest::{Context as Digest, SHA256};
+use ring::digest::SHA256_OUTPUT_LEN;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -31,7 +31,7 @@ const CHUNK: usize = 128 * 1024;
 pub(super) const WINDOW: usize = 16;
 /// The ends of the channels of an object that streams through a call.
 pub struct Parts {
-    /// Where the parts of a put come from; an end before all are there is a cancel.
+    /// Where the parts of a put come from, and then their digest; an end before all are there is a cancel.
     pub upload: mpsc::Receiver<Bytes>,
     /// Where the size and the parts of a get go to.
     pub download: mpsc::Sender<(Reply, Bytes)>,
@@ -329,7 +329,7 @@ impl Store {
         subject: &str,
         size: u64,
         parts: &mut mpsc::Receiver<Bytes>,
-    ) -> Result<(usize, ring::digest::Digest)> {
+    ) -> Result<(usize, Bytes)> {
         let mut waiting = FuturesOrdered::new();
         let mut outcome = self.send_chunks(subject, size, parts, &mut waiting).await;
         // Also where the upload is given up: what is on its way could come after the removal of the others.
@@ -347,17 +347,13 @@ impl Store {
         size: u64,
         parts: &mut mpsc::Receiver<Bytes>,
         waiting: &mut FuturesOrdered<LocalBoxFuture<'a, Result<u64>>>,
-    ) -> Result<(usize, ring::digest::Digest)> {
-        let mut digest = Digest::new(&SHA256);
+    ) -> Result<(usize, Bytes)> {
         let (mut chunks, mut taken) = (0, 0);
         while taken < size {
-            let Ok(Some(mut part)) = timeout(self.api.timeout, parts.recv()).await else {
-                return Err(Error::new(Kind::Interrupted, "the upload was given up"));
-            };
+            let mut part = self.part(parts).await?;
             taken += part.len() as u64;
             while !part.is_empty() {
                 let chunk = part.split_to(part.len().min(self.chunk_size()));
-                digest.update(&chunk);
                 chunks += 1;
                 if waiting.len() >= WINDOW {
                     waiting.next().await.transpose()?;
@@ -366,7 +362,19 @@ impl Store {
                 waiting.push_back(published.boxed_local());
             }
         }
-        Ok((chunks, digest.finish()))
+        let digest = self.part(parts).await?;
+        if taken != size || digest.len() != SHA256_OUTPUT_LEN {
+            return Err(Error::new(Kind::Protocol, "the upload is not what was announced"));
+        }
+        Ok((chunks, digest))
+    }
+
+    /// The next part of an upload.
+    async fn part(&self, parts: &mut mpsc::Receiver<Bytes>) -> Result<Bytes> {
+        let part = timeout(self.api.timeout, parts.recv()).await;
+        part.ok()
+            .flatten()
+            .ok_or_else(|| Error::new(Kind::Interrupted, "the upload was given up"))
     }
 
     async fn get(&self, name: &str, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::handler::{Handler, State};
+use super::load::{Call, Load};
 use super::queue::Incoming;
 use crate::channel::message::Row;
 use crate::channel::work::{Delivered, HandlerKind, Told, Work};
@@ -65,6 +66,8 @@ pub struct Task {
     /// So many of them are about to commit.
     pub committing: u32,
     pub since: Instant,
+    /// Somebody may wait for it: the actor thread does not nap.
+    _in_flight: Call,
 }
 
 enum Doing {
@@ -106,6 +109,7 @@ struct Database {
 pub struct Pool {
     host: Box<dyn Host>,
     sizes: Arc<Sizes>,
+    load: Load,
     databases: HashMap<u32, Database>,
     /// By the number that each was started under.
     executors: HashMap<u32, Executor>,
@@ -113,10 +117,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(host: Box<dyn Host>, sizes: Arc<Sizes>) -> Self {
+    pub fn new(host: Box<dyn Host>, sizes: Arc<Sizes>, load: Load) -> Self {
         Pool {
             host,
             sizes,
+            load,
             databases: HashMap::new(),
             executors: HashMap::new(),
             last_ticket: 0,
@@ -456,7 +461,7 @@ impl Pool {
         }
         while let Some(handler) = entry.line.pop_front() {
             handler.lock().lined_up = false;
-            let Some((task, order)) = task(&handler) else {
+            let Some((task, order)) = task(&handler, self.load.call()) else {
                 continue;
             };
             let employed = self.order(ticket, Doing::Working(task), order);
@@ -609,7 +614,7 @@ impl Pool {
 }
 
 /// Takes messages of a handler for an executor; `None` if there are none.
-fn task(handler: &Arc<Handler>) -> Option<(Task, Order)> {
+fn task(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
     let timeout = handler.responder_timeout();
     let mut inner = handler.lock();
     let is_responder = inner.definition.kind == HandlerKind::Responder;
@@ -657,6 +662,7 @@ fn task(handler: &Arc<Handler>) -> Option<(Task, Order)> {
         messages: messages.into(),
         committing: 0,
         since: Instant::now(),
+        _in_flight: in_flight,
     };
     Some((task, (Told::Work(Box::new(work)), body.freeze())))
 }

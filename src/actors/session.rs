@@ -21,6 +21,7 @@ use super::executor_session;
 use super::gateway::Actors;
 use super::load::Load;
 use super::object_store::Parts;
+use super::pace::Pace;
 use super::status::Status;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, stopped};
 use crate::channel::frame::Frame;
@@ -52,6 +53,9 @@ pub struct Session {
     writer: FrameWriter,
     actors: Actors,
     load: Load,
+    pace: Pace,
+    /// For `pace`.
+    seen: u64,
     welcome: bool,
     /// Ticket and process of an executor, which is served elsewhere.
     executor: Option<(u32, u32)>,
@@ -71,11 +75,13 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(writer: FrameWriter, actors: Actors, load: Load) -> Self {
+    pub fn new(writer: FrameWriter, actors: Actors, load: Load, pace: Pace) -> Self {
         Session {
             writer,
             actors,
             load,
+            pace,
+            seen: 0,
             welcome: false,
             executor: None,
             vacated: Vec::new(),
@@ -224,6 +230,8 @@ impl Session {
             return;
         }
         let deadline = (run.wait_ms > 0).then(|| Instant::now() + Duration::from_millis(run.wait_ms.into()));
+        let bytes = run.messages.iter().map(|message| message.payload.len()).sum();
+        self.pace.took(&mut self.seen, run.messages.len(), bytes);
         let outcome = match self.slots.get(&run.slot) {
             Some(slot) => hand_in(&slot.handle, run.messages, deadline).await,
             None => Err(unknown_slot()),
@@ -250,6 +258,7 @@ impl Session {
                 self.reply(id, outcome).await
             }
             Request::Fence => {
+                self.pace.asked();
                 let outcome = self.refused.take().map_or(done(Reply::Done), Err);
                 self.reply(id, outcome).await
             }

@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::dispatcher::{Dispatcher, Noticed, Registries, Resized, Scan};
 use super::gateway::{self, Actors, Gateway};
+use super::load::Load;
 use super::notifier::Notifier;
+use super::pace::Pace;
 use super::patroni_watcher::PatroniWatcher;
 use super::pool::{Host, Notice, Pool, Sizes};
 use super::queue::Limits;
@@ -71,15 +73,21 @@ impl Drop for Vital {
 
 /// Runs the system until `stop` fires or an actor dies.
 pub fn run(config: Config, stop: oneshot::Receiver<()>) -> End {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let (load, pace) = (Load::new(), Pace::new());
+    let rest = {
+        let (load, pace) = (load.clone(), pace.clone());
+        move || pace.rest(load.peak() > 0)
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = match runtime.enable_all().on_thread_park(rest).build() {
         Ok(runtime) => runtime,
         Err(error) => return End::Failed(format!("could not start the runtime: {error}")),
     };
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(live(config, stop))
+    system.block_on(live(config, load, pace, stop))
 }
 
-async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
+async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()>) -> End {
     let listener = match Listener::bind(&config.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -93,7 +101,7 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
     let (role, roles) = watch::channel(config.role);
-    let pool = Pool::new(config.host, config.sizes.clone());
+    let pool = Pool::new(config.host, config.sizes.clone(), load.clone());
     let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
     let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
     let patroni = match watcher {
@@ -133,7 +141,7 @@ async fn live(config: Config, stop: oneshot::Receiver<()>) -> End {
         subscriptions,
         responders,
     };
-    let gateway = Gateway::new(listener, actors, vital).start();
+    let gateway = Gateway::new(listener, actors, load, pace, vital).start();
     tokio::select! {
         _ = stop => {}
         _ = died.recv() => return End::ActorDied,

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use ring::digest::{Context as Digest, SHA256};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{Frame, decode, encode};
@@ -42,6 +43,10 @@ const PART: usize = 128 * 1024;
 /// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight: our own.
 const POLL_LOAD: u16 = 1;
 
+/// Room in the socket. By default it holds one part of an object, and is writable when that has been read; the kernel
+/// doubles this, and allows no more unless told to.
+const SEND_BUFFER: usize = 212_992;
+
 /// A connection to the runtime worker.
 pub struct Client<W> {
     socket: UnixStream,
@@ -65,6 +70,7 @@ pub struct Client<W> {
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())
 }
@@ -136,7 +142,10 @@ impl<W: Wait> Client<W> {
             }
         }
         self.out.clear();
-        self.out.shrink_to(READ);
+        // Room that a large frame has left goes with the next small one: parts of an object follow each other.
+        if self.sent < READ {
+            self.out.shrink_to(READ);
+        }
         self.sent = 0;
         Ok(true)
     }
@@ -164,8 +173,9 @@ impl<W: Wait> Client<W> {
         call.finish(frame)
     }
 
-    /// Sends a request and then `upload` in parts; gives the parts of the answer to `download`, and returns the last
-    /// word. `idle` is the longest wait for progress. A transfer that is given up closes the connection.
+    /// Sends a request and then `upload` in parts and its digest; gives the parts of the answer to `download`, and
+    /// returns the last word. The digest is computed here, while parts are on their way: the runtime has one thread for
+    /// all. `idle` is the longest wait for progress. A transfer that is given up closes the connection.
     pub fn stream(
         &mut self,
         request: &Request,
@@ -175,14 +185,10 @@ impl<W: Wait> Client<W> {
     ) -> Result<Frame<Reply>> {
         let call = self.start(request, b"", OnDrop::Close)?;
         let (client, id) = (&mut *call.client, call.id);
-        for part in upload.into_iter().flat_map(|upload| upload.chunks(PART)) {
-            client.encode(0, &Request::Upload { upload: id }, part)?;
-            client.flush(Instant::now() + idle)?;
-            if client.early.is_some() {
-                break;
-            }
-        }
         client.flush(Instant::now() + idle)?;
+        if let Some(upload) = upload {
+            client.upload(id, upload, idle)?;
+        }
         loop {
             let frame = client.reply(id, Instant::now() + idle, Duration::ZERO)?;
             if !matches!(frame.message, Reply::Size(_) | Reply::Part) {
@@ -202,6 +208,20 @@ impl<W: Wait> Client<W> {
                 .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
             self.read()?;
         }
+    }
+
+    fn upload(&mut self, id: u32, content: &[u8], idle: Duration) -> Result<()> {
+        let mut digest = Digest::new(&SHA256);
+        for part in content.chunks(PART) {
+            self.encode(0, &Request::Upload { upload: id }, part)?;
+            self.flush(Instant::now() + idle)?;
+            if self.early.is_some() {
+                return Ok(());
+            }
+            digest.update(part);
+        }
+        self.encode(0, &Request::Upload { upload: id }, digest.finish().as_ref())?;
+        self.flush(Instant::now() + idle)
     }
 
     fn start(&mut self, request: &Request, body: &[u8], on_drop: OnDrop) -> Result<Call<'_, W>> {

@@ -65,7 +65,8 @@ pub enum Request {
         api: Api,
         call: JetStreamCall,
     },
-    /// A part of the object that the request `upload` puts, in the body; an empty one ends it.
+    /// A part of the object that the request `upload` puts, in the body; behind the last one its digest (SHA-256). An
+    /// empty body gives the upload up.
     Upload {
         upload: u32,
     },

@@ -110,7 +110,10 @@ impl FrameWriter {
         self.buffer.clear();
         encode(&mut self.buffer, id, load, reply, body).map_err(io::Error::other)?;
         self.write.write_all(&self.buffer).await?;
-        self.buffer.shrink_to(READ);
+        // Room that a large frame has left goes with the next small one: parts of an object follow each other.
+        if self.buffer.len() < READ {
+            self.buffer.shrink_to(READ);
+        }
         Ok(())
     }
 }

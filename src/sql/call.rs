@@ -28,6 +28,8 @@ const MAX_SLOTS: usize = 32;
 const GRACE: Duration = Duration::from_secs(2);
 /// The same for the confirmation of publishes: short, because they had most of the time for themselves.
 const FENCE_GRACE: Duration = Duration::from_millis(500);
+/// A session looks for news no more often than this.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two attempts to reach a runtime that is starting.
 const START_POLL: Duration = Duration::from_millis(5);
 
@@ -43,6 +45,8 @@ struct Session {
     last_slot: u16,
     /// Something was published that a `Fence` has to follow.
     fence: bool,
+    /// When news were last looked for.
+    looked: Instant,
 }
 
 thread_local! {
@@ -277,6 +281,7 @@ impl Session {
             slots: HashMap::new(),
             last_slot: 0,
             fence: false,
+            looked: Instant::now(),
         };
         let hello = Request::Hello {
             protocol: PROTOCOL,
@@ -294,10 +299,13 @@ impl Session {
         if self.client.is_broken() {
             return Ok(true);
         }
-        // Once a statement is enough; this is a system call.
-        if self.client.unsent() > 0 {
+        // The look is a system call, which shows where statements are short. What happened since the last one might
+        // as well have happened just after this one.
+        let now = Instant::now();
+        if self.client.unsent() > 0 || now.duration_since(self.looked) < LOOK_INTERVAL {
             return Ok(false);
         }
+        self.looked = now;
         let unconfirmed = self.fence || BUSY.get();
         match self.client.read_news() {
             Ok(()) => Ok(false),
