@@ -1,5 +1,7 @@
 # Sourced by run.sh: the sections that measure subscriptions and responders.
 # shellcheck shell=bash
+# Variables come from run.sh and go there; $$ and $ in single quotes are SQL's.
+# shellcheck disable=SC2154,SC2034,SC2016
 
 drain_messages=200000 latency_messages=300
 

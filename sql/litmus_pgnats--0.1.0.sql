@@ -197,7 +197,7 @@ CREATE TABLE litmus_pgnats.handler (
     server text NOT NULL,
     subject text NOT NULL,
     queue_group text,
-    signature text NOT NULL CHECK (signature ~ '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\([^()]*\)$'),
+    signature text NOT NULL CHECK (signature ~ '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\((bytea|text|json|jsonb)(,(text|jsonb))*\)$'),
     role regrole NOT NULL,
     created timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (kind, server, subject, signature)

@@ -96,7 +96,7 @@ pub fn fence(member: &Member, holds_lock: bool, ttl: u64, now: u64) -> Option<St
         ));
     }
     let age = now.saturating_sub(member.dcs_last_seen?);
-    (age > ttl)
+    (age > ttl && !member.is_failsafe)
         .then(|| format!("Patroni has not reached its configuration store for {age} seconds (ttl: {ttl})"))
 }
 

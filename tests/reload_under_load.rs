@@ -56,6 +56,8 @@ impl Publishers {
 /// An outside subscriber that notes what arrives, by subject and in order.
 struct Witness {
     client: async_nats::Client,
+    /// What it had received before it was ready.
+    before: u64,
     task: tokio::task::JoinHandle<HashMap<String, Vec<u64>>>,
 }
 
@@ -65,6 +67,7 @@ impl Witness {
         let client = nats.connect(options).await.expect("a subscriber");
         let mut inbox = client.subscribe("load.>").await.expect("subscribe");
         round_trip(&client).await;
+        let before = client.statistics().in_messages.load(Ordering::Relaxed);
         let task = tokio::spawn(async move {
             let mut seen = HashMap::<String, Vec<u64>>::new();
             while let Some(message) = inbox.next().await {
@@ -77,11 +80,11 @@ impl Witness {
             }
             seen
         });
-        Self { client, task }
+        Self { client, before, task }
     }
 
     fn received(&self) -> u64 {
-        self.client.statistics().in_messages.load(Ordering::Relaxed)
+        self.client.statistics().in_messages.load(Ordering::Relaxed) - self.before
     }
 
     /// What arrived, when this many messages have arrived at these witnesses together.
@@ -96,7 +99,7 @@ impl Witness {
         })
         .await;
         let mut all = Vec::new();
-        for Self { client, task } in witnesses {
+        for Self { client, task, .. } in witnesses {
             client
                 .publish("load.end", "".into())
                 .await

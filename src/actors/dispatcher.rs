@@ -8,15 +8,17 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handler::Handler as MessageHandler;
+use super::host::Notice;
 use super::notifier::{Notifier, Notify};
 use super::patroni_watcher::{Follow, PatroniWatcher};
-use super::pool::{Notice, Order, Pool};
+use super::pool::Pool;
 use super::queue::Incoming;
 use super::registry::Apply;
 use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
 use super::role::Role;
 use super::subscription_registry::SubscriptionRegistry;
 use super::system::Vital;
+use super::task::Order;
 use crate::channel::message::Row;
 use crate::channel::work::{HandlerKind, Report, Said, Worked};
 use crate::error::{Error, Kind};
@@ -69,6 +71,11 @@ pub struct Resized;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Look(pub u32);
+
+/// A session of this database has called: it is looked at, if it never was.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Met(pub u32);
 
 /// Looks at these databases, one after another.
 #[derive(Message)]
@@ -394,6 +401,17 @@ impl Handler<Look> for Dispatcher {
         self.pool.look(database, done);
         self.wind(ctx);
         Box::pin(async move { drop(wait.await) })
+    }
+}
+
+impl Handler<Met> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Met(database): Met, ctx: &mut Self::Context) {
+        if !self.pool.databases().contains(&database) {
+            self.pool.look(database, oneshot::channel().0);
+            self.wind(ctx);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::dispatcher::{Dispatcher, Gone, Heard, Joined};
-use super::pool::Order;
+use super::task::Order;
 use crate::channel::message::{Reply, Request};
 use crate::channel::server::{FrameReader, FrameWriter};
 

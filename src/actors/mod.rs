@@ -11,7 +11,8 @@
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
-//! - `dispatcher.rs` brings their messages to executors, which `pool.rs` keeps and `executor_session.rs` talks to;
+//! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
+//!   `executor_session.rs` talks to one, `host.rs` is who starts them;
 //! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
 //! - `system.rs` starts, watches and stops them.
 
@@ -25,6 +26,7 @@ pub mod dispatcher;
 mod executor_session;
 pub mod gateway;
 pub mod handler;
+pub mod host;
 pub mod jetstream;
 pub mod key_value;
 mod load;
@@ -45,3 +47,4 @@ pub mod status;
 pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;
+mod task;

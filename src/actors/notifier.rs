@@ -1,7 +1,7 @@
 //! Tells NATS of the server's role: once for each start of the server and each change of its role, however many databases
 //! name the subject. One actor, in the actor thread.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use actix::prelude::*;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::patroni_watcher::{PatroniWatcher, WhoAmI};
@@ -39,6 +40,14 @@ pub struct Notify {
 /// A subject of a NATS: who names it more than once means the same.
 type Place = (Vec<Host>, String);
 
+/// A place that is told.
+struct Told {
+    source: Source,
+    task: SpawnHandle,
+    roles: mpsc::UnboundedSender<(Role, SystemTime)>,
+    last: Role,
+}
+
 /// The actor.
 pub struct Notifier {
     identity: Arc<Identity>,
@@ -48,8 +57,8 @@ pub struct Notifier {
     supervisor: Addr<Supervisor>,
     patroni: Addr<PatroniWatcher>,
     /// By database.
-    wanted: HashMap<u32, Vec<Source>>,
-    told: BTreeMap<Place, (Source, SpawnHandle)>,
+    wanted: BTreeMap<u32, Vec<Source>>,
+    told: BTreeMap<Place, Told>,
     _vital: Vital,
 }
 
@@ -68,13 +77,13 @@ impl Notifier {
             memory: Arc::new(Memory(memory)),
             supervisor,
             patroni,
-            wanted: HashMap::new(),
+            wanted: BTreeMap::new(),
             told: BTreeMap::new(),
             _vital: vital,
         }
     }
 
-    fn begin(&self, place: &Place, source: &Source, ctx: &mut Context<Self>) -> SpawnHandle {
+    fn begin(&self, place: &Place, source: Source, role: Role, ctx: &mut Context<Self>) -> Told {
         let teller = Teller {
             place: format!("{:?} {}", place.0, place.1),
             subject: place.1.clone(),
@@ -84,7 +93,14 @@ impl Notifier {
             supervisor: self.supervisor.clone(),
             patroni: self.patroni.clone(),
         };
-        ctx.spawn(teller.run(self.roles.clone()).into_actor(self))
+        let (roles, to_tell) = mpsc::unbounded_channel();
+        let _ = roles.send((role, SystemTime::now()));
+        Told {
+            source,
+            task: ctx.spawn(teller.run(to_tell).into_actor(self)),
+            roles,
+            last: role,
+        }
     }
 }
 
@@ -104,17 +120,27 @@ impl Handler<Notify> for Notifier {
                 wanted.entry(place).or_insert_with(|| source.clone());
             }
         }
-        self.told.retain(|place, (source, task)| {
-            let stays = wanted.get(place) == Some(source);
+        self.told.retain(|place, told| {
+            let stays = wanted.get(place) == Some(&told.source);
             if !stays {
-                ctx.cancel_future(*task);
+                ctx.cancel_future(told.task);
             }
             stays
         });
+        // Not before a database was looked at after a promotion: its options may have changed with the former primary.
+        let role = *self.roles.borrow();
+        let here: Vec<Source> = self.wanted.get(&database).cloned().unwrap_or_default();
         for (place, source) in wanted {
-            if !self.told.contains_key(&place) {
-                let task = self.begin(&place, &source, ctx);
-                self.told.insert(place, (source, task));
+            match self.told.get_mut(&place) {
+                Some(told) if told.last != role && here.contains(&source) => {
+                    told.last = role;
+                    let _ = told.roles.send((role, SystemTime::now()));
+                }
+                Some(_) => {}
+                None => {
+                    let told = self.begin(&place, source, role, ctx);
+                    self.told.insert(place, told);
+                }
             }
         }
     }
@@ -132,20 +158,16 @@ struct Teller {
 }
 
 impl Teller {
-    async fn run(self, mut roles: Roles) {
-        loop {
-            let role = *roles.borrow_and_update();
+    async fn run(self, mut roles: mpsc::UnboundedReceiver<(Role, SystemTime)>) {
+        while let Some((role, time)) = roles.recv().await {
             let mark = format!("{} {} {}", self.identity.start, role.is_primary, self.place);
-            if !self.memory.has(&mark) {
-                let time = SystemTime::now();
-                while !self.tell(role, time).await {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                self.memory.keep(&mark, self.identity.start);
+            if self.memory.has(&mark) {
+                continue;
             }
-            if roles.changed().await.is_err() {
-                return;
+            while !self.tell(role, time).await {
+                tokio::time::sleep(PAUSE).await;
             }
+            self.memory.keep(&mark, self.identity.start);
         }
     }
 

@@ -38,13 +38,15 @@ pub struct WhoAmI(pub String);
 struct Seen {
     member: Member,
     holds_lock: bool,
-    ttl: u64,
+    ttl: Option<u64>,
 }
 
 /// An address that is followed.
 struct Followed {
     timer: SpawnHandle,
     failures: u32,
+    /// As Patroni has told it last: when its configuration store is away, it cannot.
+    ttl: u64,
     /// What was last logged.
     last: Option<String>,
     fence: Option<String>,
@@ -125,12 +127,11 @@ impl PatroniWatcher {
         match seen {
             Ok(seen) => {
                 followed.failures = 0;
-                followed.fence = patroni::fence(&seen.member, seen.holds_lock, seen.ttl, now);
+                followed.ttl = seen.ttl.unwrap_or(followed.ttl);
+                followed.fence = patroni::fence(&seen.member, seen.holds_lock, followed.ttl, now);
             }
-            Err(_) => {
-                followed.failures = (followed.failures + 1).min(MOST_FAILURES);
-                followed.fence = None;
-            }
+            // Silence fences nobody, and nobody's fence falls by it.
+            Err(_) => followed.failures = (followed.failures + 1).min(MOST_FAILURES),
         }
         let after = INTERVAL * followed.failures.max(1);
         let timer = self.look_later(url.clone(), after, ctx);
@@ -170,7 +171,7 @@ async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
     Ok(Seen {
         member,
         holds_lock,
-        ttl: ttl.unwrap_or(patroni::DEFAULT_TTL),
+        ttl,
     })
 }
 
@@ -231,6 +232,7 @@ impl Handler<Follow> for PatroniWatcher {
                 let followed = Followed {
                     timer,
                     failures: 0,
+                    ttl: patroni::DEFAULT_TTL,
                     last: None,
                     fence: None,
                 };

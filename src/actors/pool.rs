@@ -3,72 +3,23 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, mpsc, oneshot};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
 use super::handler::{Handler, State};
-use super::load::{Call, Load};
-use super::queue::Incoming;
+use super::host::{Host, Notice, Sizes};
+use super::load::Load;
+use super::task::{Order, Task};
 use crate::channel::message::Row;
-use crate::channel::work::{Delivered, HandlerKind, Told, Work};
+use crate::channel::work::{HandlerKind, Told};
 use crate::flood::Flood;
 
-/// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
-const WORK_MESSAGES: usize = 256;
-const WORK_BYTES: usize = 1 << 20;
-/// An executor gets about so much work at once: little where several may work side by side.
-const SUBSCRIPTION_SHARE: Duration = Duration::from_millis(20);
-const RESPONDER_SHARE: Duration = Duration::from_millis(2);
-/// A message that so many executors have died with is given up.
-const MAX_DEATHS: u32 = 2;
 /// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
 const RESTART: Duration = Duration::from_millis(200);
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
-
-/// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
-pub trait Host: Send {
-    fn start(&self, ticket: u32, database: u32);
-    fn terminate(&self, ticket: u32);
-}
-
-/// News of a process that was to be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// There is no free slot for a background worker.
-    NoSlot,
-    /// The database does not exist or allows no connections.
-    NoDatabase,
-    /// The process has ended.
-    Ended,
-}
-
-/// The pool's size; may change at any time.
-#[derive(Debug)]
-pub struct Sizes {
-    /// Most executors of a database.
-    pub executors: AtomicUsize,
-    /// Milliseconds after which an executor beyond the first leaves.
-    pub idle_ms: AtomicU64,
-    /// Notified of a change.
-    pub changed: Notify,
-}
-
-/// What an executor is told, and the frame's body.
-pub type Order = (Told, Bytes);
-
-/// Messages that an executor has.
-pub struct Task {
-    pub handler: Arc<Handler>,
-    pub messages: VecDeque<Incoming>,
-    /// So many of them are about to commit.
-    pub committing: u32,
-    pub since: Instant,
-    /// Somebody may wait for it: the actor thread does not nap.
-    _in_flight: Call,
-}
 
 enum Doing {
     Starting,
@@ -273,7 +224,10 @@ impl Pool {
         let number = executor.database;
         let expected = matches!(executor.doing, Doing::Leaving);
         match executor.doing {
-            Doing::Working(task) => self.died_with(task),
+            Doing::Working(mut task) => {
+                task.executor_died();
+                self.return_task(task);
+            }
             Doing::Looking | Doing::Starting => {
                 if let Some(entry) = self.databases.get_mut(&number) {
                     entry.look_wanted = true;
@@ -291,29 +245,6 @@ impl Pool {
             entry.not_before = Some(Instant::now() + wait);
         }
         self.settle(number);
-    }
-
-    fn died_with(&mut self, mut task: Task) {
-        // Their transaction was about to commit, or has; once is promised, so they are not repeated.
-        let unsure = task
-            .messages
-            .drain(..(task.committing as usize).min(task.messages.len()))
-            .count();
-        if unsure > 0 {
-            task.handler
-                .dropped(unsure, "their executor ended while their transaction committed");
-        } else {
-            for message in &mut task.messages {
-                message.deaths += 1;
-            }
-            let before = task.messages.len();
-            task.messages.retain(|message| message.deaths < MAX_DEATHS);
-            if task.messages.len() < before {
-                task.handler
-                    .dropped(before - task.messages.len(), "executors have died with them");
-            }
-        }
-        self.return_task(task);
     }
 
     /// What became of a process. Gives a database that turns out to be gone.
@@ -345,14 +276,16 @@ impl Pool {
             entry.lookers.clear();
         }
         if let Some(suppressed) = entry.complaints.pass() {
-            let name = if entry.name.is_empty() {
-                number.to_string()
+            let what = if entry.name.is_empty() {
+                format!("to look for subscriptions and responders in the database with OID {number}")
             } else {
-                entry.name.clone()
+                format!(
+                    "for an executor in database \"{}\", which has {others}",
+                    entry.name
+                )
             };
             log::warn!(
-                "no background worker slot is free for an executor in database \"{name}\", which has {others}; \
-                 you might need to increase max_worker_processes{suppressed}"
+                "no background worker slot is free {what}; you might need to increase max_worker_processes{suppressed}"
             );
         }
     }
@@ -461,7 +394,7 @@ impl Pool {
         }
         while let Some(handler) = entry.line.pop_front() {
             handler.lock().lined_up = false;
-            let Some((task, order)) = task(&handler, self.load.call()) else {
+            let Some((task, order)) = Task::take(&handler, self.load.call()) else {
                 continue;
             };
             let employed = self.order(ticket, Doing::Working(task), order);
@@ -504,7 +437,7 @@ impl Pool {
         let Some(entry) = self.databases.get_mut(&number) else {
             return;
         };
-        if entry.not_before.is_some_and(|time| Instant::now() < time) {
+        if entry.vacated > 0 || entry.not_before.is_some_and(|time| Instant::now() < time) {
             return;
         }
         entry.not_before = None;
@@ -613,56 +546,5 @@ impl Pool {
     }
 }
 
-/// Takes messages of a handler for an executor; `None` if there are none.
-fn task(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
-    let timeout = handler.responder_timeout();
-    let mut inner = handler.lock();
-    let is_responder = inner.definition.kind == HandlerKind::Responder;
-    let share = if is_responder {
-        RESPONDER_SHARE
-    } else {
-        SUBSCRIPTION_SHARE
-    };
-    // Nothing is known of a function that has not run yet.
-    let most = inner
-        .mean
-        .map_or(1, |mean| share.as_nanos() / mean.as_nanos().max(1));
-    let most = usize::try_from(most)
-        .unwrap_or(WORK_MESSAGES)
-        .clamp(1, WORK_MESSAGES);
-    let messages = inner.queue.take(most, WORK_BYTES);
-    let first = messages.first()?.arrived;
-    let mut body = BytesMut::with_capacity(messages.iter().map(|m| m.payload.len()).sum());
-    let delivered = messages.iter().map(|message| {
-        body.extend_from_slice(&message.payload);
-        Delivered {
-            subject: message.subject.clone(),
-            reply: message.reply.clone(),
-            headers: message.headers.clone(),
-            size: u32::try_from(message.payload.len()).unwrap_or(u32::MAX),
-            after_ms: u32::try_from(message.arrived.duration_since(first).as_millis()).unwrap_or(u32::MAX),
-        }
-    });
-    let work = Work {
-        kind: inner.definition.kind,
-        function: inner.definition.function_oid,
-        role: inner.definition.role,
-        subject: inner.definition.subject.clone(),
-        timeout_ms: if is_responder {
-            u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
-        } else {
-            0
-        },
-        messages: delivered.collect(),
-    };
-    inner.executors += 1;
-    drop(inner);
-    let task = Task {
-        handler: handler.clone(),
-        messages: messages.into(),
-        committing: 0,
-        since: Instant::now(),
-        _in_flight: in_flight,
-    };
-    Some((task, (Told::Work(Box::new(work)), body.freeze())))
-}
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
 use super::calls::{self, Answer, header_map};
 use super::connection::Publish;
-use super::dispatcher::{Look, Promoted, Release};
+use super::dispatcher::{Look, Met, Promoted, Release};
 use super::executor_session;
 use super::gateway::Actors;
 use super::load::Load;
@@ -282,6 +282,7 @@ impl Session {
                 wait_ms,
             } => {
                 let key = target.key;
+                self.actors.dispatcher.do_send(Met(key.database));
                 let opened = self
                     .actors
                     .supervisor

@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::dispatcher::{Dispatcher, Noticed, Registries, Resized, Scan};
 use super::gateway::{self, Actors, Gateway};
+use super::host::{Host, Notice, Sizes};
 use super::load::Load;
 use super::notifier::Notifier;
 use super::pace::Pace;
 use super::patroni_watcher::PatroniWatcher;
-use super::pool::{Host, Notice, Pool, Sizes};
+use super::pool::Pool;
 use super::queue::Limits;
 use super::registry::Registry;
 use super::responder_registry::Requests;

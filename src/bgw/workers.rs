@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{executor, logging};
-use crate::actors::pool::{Host, Notice};
+use crate::actors::host::{Host, Notice};
 use crate::pg::catalog;
 use crate::pg::transaction::transaction;
 use crate::pg::worker::Process;

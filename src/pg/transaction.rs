@@ -217,7 +217,14 @@ impl Parameters {
     }
 
     fn set(&self, name: &str, value: &str) {
-        use pg_sys::{GucAction::GUC_ACTION_SAVE, GucContext::PGC_SUSET, GucSource::PGC_S_SESSION};
+        use pg_sys::GucAction::{GUC_ACTION_LOCAL, GUC_ACTION_SAVE};
+        use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_SESSION};
+        // What is the transaction's own ends with it, and cannot be saved.
+        let action = if name.starts_with("transaction_") {
+            GUC_ACTION_LOCAL
+        } else {
+            GUC_ACTION_SAVE
+        };
         let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value)) else {
             return;
         };
@@ -228,7 +235,7 @@ impl Parameters {
                 value.as_ptr(),
                 PGC_SUSET,
                 PGC_S_SESSION,
-                GUC_ACTION_SAVE,
+                action,
                 true,
                 pgrx::PgLogLevel::WARNING as i32,
                 false,

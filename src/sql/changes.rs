@@ -53,7 +53,7 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     let Ok(_table) = Table::open() else {
         return Ok(Value::Void);
     };
-    if query("SELECT FROM litmus_pgnats.handler LIMIT 1", &[]).is_empty() {
+    if query(CONCERNED, &[]).is_empty() {
         return Ok(Value::Void);
     }
     mark();
@@ -72,6 +72,11 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     }
     Ok(Value::Void)
 }
+
+/// A row if the runtime has anything to do with this database: handlers, or servers that want to be told of the role.
+const CONCERNED: &str = "SELECT FROM litmus_pgnats.handler UNION ALL \
+    SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw, unnest(s.srvoptions) o \
+    WHERE w.fdwname = 'litmus_pgnats_fdw' AND o ~ '^(notify_subject|patroni_url)=' LIMIT 1";
 
 /// What a handler was bound to in this very cluster: object ids of another one mean something else here.
 const BINDING: &str = "litmus_pgnats.handler_binding b";

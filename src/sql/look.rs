@@ -230,7 +230,7 @@ pub fn role_settings(role: u32) -> Vec<(String, String)> {
            SELECT DISTINCT ON (name) name, setting FROM pg_file_settings WHERE error IS NULL ORDER BY name, seqno DESC \
          ) \
          SELECT s.name, coalesce(m.value, f.setting, s.boot_val) FROM pg_settings s \
-         JOIN (SELECT DISTINCT name FROM given WHERE setrole IN ($1, 10)) g ON g.name = s.name \
+         JOIN (SELECT DISTINCT name FROM given WHERE setrole IN ($1, 10, 0)) g ON g.name = s.name \
          LEFT JOIN mine m ON m.name = s.name LEFT JOIN file f ON f.name = s.name \
          WHERE s.context IN ('user', 'superuser') AND s.name NOT IN ('role', 'session_authorization')",
         &[Oid(role)],

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
-use crate::actors::pool::Sizes;
+use crate::actors::host::Sizes;
 use crate::actors::queue::Limits;
 use crate::actors::role::Fencing;
 

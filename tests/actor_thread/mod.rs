@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use litmus_pgnats::actors::pool::{Host, Sizes};
+use litmus_pgnats::actors::host::{Host, Sizes};
 use litmus_pgnats::actors::queue::Limits;
 use litmus_pgnats::actors::role::{Identity, Role};
 use litmus_pgnats::actors::system::{self, Config, End};

@@ -1,0 +1,33 @@
+//! What the actors need of whoever starts the executors' processes, which is not theirs to do. In the actor thread.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+use tokio::sync::Notify;
+
+/// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
+pub trait Host: Send {
+    fn start(&self, ticket: u32, database: u32);
+    fn terminate(&self, ticket: u32);
+}
+
+/// News of a process that was to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// There is no free slot for a background worker.
+    NoSlot,
+    /// The database does not exist or allows no connections.
+    NoDatabase,
+    /// The process has ended.
+    Ended,
+}
+
+/// The pool's size; may change at any time.
+#[derive(Debug)]
+pub struct Sizes {
+    /// Most executors of a database.
+    pub executors: AtomicUsize,
+    /// Milliseconds after which an executor beyond the first leaves.
+    pub idle_ms: AtomicU64,
+    /// Notified of a change.
+    pub changed: Notify,
+}

@@ -1,0 +1,271 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::actors::queue::{Incoming, Limits};
+use crate::channel::message::{Key, Target};
+use crate::channel::work::{Definition, Source};
+use crate::settings::{Options, Settings};
+
+const DB: u32 = 5;
+
+/// Remembers what it was told.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+impl Recorder {
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().expect("a lock"))
+    }
+}
+
+impl Host for Recorder {
+    fn start(&self, ticket: u32, _: u32) {
+        self.0.lock().expect("a lock").push(format!("start {ticket}"));
+    }
+
+    fn terminate(&self, ticket: u32) {
+        self.0.lock().expect("a lock").push(format!("terminate {ticket}"));
+    }
+}
+
+struct Scene {
+    pool: Pool,
+    host: Recorder,
+    sizes: Arc<Sizes>,
+}
+
+impl Scene {
+    fn new(executors: usize) -> Scene {
+        let sizes = Arc::new(Sizes {
+            executors: executors.into(),
+            idle_ms: 0.into(),
+            changed: Default::default(),
+        });
+        let host = Recorder::default();
+        let pool = Pool::new(Box::new(host.clone()), sizes.clone(), Load::new());
+        Scene { pool, host, sizes }
+    }
+
+    /// A database with handlers and one executor, which has looked: its orders.
+    fn at_work(&mut self) -> mpsc::Receiver<Order> {
+        self.pool.look(DB, oneshot::channel().0);
+        assert_eq!(self.host.told(), ["start 1"]);
+        let mut orders = self.join(1);
+        assert_eq!(told(&mut orders), "look");
+        self.pool.reported(1, "db".into(), true);
+        self.pool.applied(1, Vec::new());
+        orders
+    }
+
+    fn join(&mut self, ticket: u32) -> mpsc::Receiver<Order> {
+        let (sender, orders) = mpsc::channel(4);
+        assert!(self.pool.joined(ticket, ticket, sender));
+        orders
+    }
+}
+
+/// What an executor is told next.
+fn told(orders: &mut mpsc::Receiver<Order>) -> String {
+    match orders.try_recv() {
+        Ok((Told::Look, _)) => "look".into(),
+        Ok((Told::Leave, _)) => "leave".into(),
+        Ok((Told::Work(work), _)) => format!("{} {}", work.subject, work.messages.len()),
+        Err(_) => "nothing".into(),
+    }
+}
+
+fn handler(kind: HandlerKind, subject: &str, messages: usize) -> Arc<Handler> {
+    let key = Key {
+        database: DB,
+        server: 1,
+        mapping: 0,
+        private_to: 0,
+    };
+    let target = Target {
+        key,
+        database_name: "db".into(),
+        server_name: "nats".into(),
+    };
+    let settings = Settings::resolve(&Options::new(), None).expect("defaults");
+    let definition = Definition {
+        kind,
+        server: "nats".into(),
+        subject: subject.into(),
+        queue_group: None,
+        function: "public.f(bytea)".into(),
+        function_oid: 1,
+        role: 10,
+        role_name: "postgres".into(),
+        source: Ok(Source { target, settings }),
+    };
+    let limits = Arc::new(Limits {
+        messages: 1000.into(),
+        bytes: (1 << 20).into(),
+    });
+    let handler = Handler::new(DB, definition, None, limits);
+    for _ in 0..messages {
+        handler.push(Incoming {
+            subject: subject.into(),
+            reply: None,
+            headers: Vec::new(),
+            payload: Bytes::new(),
+            arrived: Instant::now(),
+            deaths: 0,
+        });
+    }
+    handler
+}
+
+/// Messages that wait, and that were dropped.
+fn left(handler: &Handler) -> (usize, u64) {
+    let inner = handler.lock();
+    (inner.queue.len(), inner.counts.dropped)
+}
+
+#[test]
+fn a_database_without_handlers_has_no_executor() {
+    let mut scene = Scene::new(4);
+    let (done, mut waits) = oneshot::channel();
+    scene.pool.look(DB, done);
+    let mut orders = scene.join(1);
+    assert_eq!(told(&mut orders), "look");
+    scene.pool.reported(1, "db".into(), false);
+    let lookers = scene.pool.take_lookers(DB);
+    assert!(waits.try_recv().is_err(), "told too early");
+    scene.pool.applied(1, lookers);
+    assert!(waits.try_recv().is_ok());
+    assert_eq!(told(&mut orders), "leave");
+    scene.pool.left(1);
+    assert_eq!(
+        (scene.host.told(), scene.pool.next_change()),
+        (vec!["start 1".to_string()], None)
+    );
+}
+
+#[test]
+fn a_subscription_has_one_executor_and_keeps_its_order() {
+    let mut scene = Scene::new(4);
+    let mut first = scene.at_work();
+    let one = handler(HandlerKind::Subscription, "one", 3);
+    scene.pool.ready(&one);
+    assert_eq!(told(&mut first), "one 1", "nothing is known of the function yet");
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0], "nobody waits for another executor");
+    scene.pool.task(1).expect("a task").messages.clear();
+    one.lock().mean = Some(Duration::from_micros(10));
+    scene.pool.finished(1);
+    assert_eq!(told(&mut first), "one 2");
+}
+
+#[test]
+fn requests_of_one_responder_go_to_several_executors_and_the_pool_grows_to_its_size() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    let slow = handler(HandlerKind::Responder, "slow", 5);
+    scene.pool.ready(&slow);
+    assert_eq!(told(&mut first), "slow 1");
+    scene.pool.grow(DB);
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    let mut second = scene.join(2);
+    assert_eq!(told(&mut second), "slow 1");
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0]);
+    scene.sizes.executors.store(3, Ordering::Relaxed);
+    scene.pool.shrink();
+    assert_eq!(scene.host.told(), ["start 3"]);
+}
+
+#[test]
+fn the_idle_leave_but_for_one() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    let slow = handler(HandlerKind::Responder, "slow", 2);
+    scene.pool.ready(&slow);
+    scene.pool.grow(DB);
+    let mut second = scene.join(2);
+    assert_eq!(
+        (told(&mut first), told(&mut second)),
+        ("slow 1".into(), "slow 1".into())
+    );
+    for ticket in [1, 2] {
+        scene.pool.task(ticket).expect("a task").messages.clear();
+        scene.pool.finished(ticket);
+    }
+    assert!(scene.pool.next_change().is_some());
+    scene.pool.shrink();
+    let told = [told(&mut first), told(&mut second)];
+    assert_eq!(told.iter().filter(|told| *told == "leave").count(), 1, "{told:?}");
+}
+
+#[test]
+fn messages_survive_one_death_but_not_a_second_nor_a_commit() {
+    let mut scene = Scene::new(1);
+    let mut first = scene.at_work();
+    let one = handler(HandlerKind::Subscription, "one", 1);
+    scene.pool.ready(&one);
+    assert_eq!(told(&mut first), "one 1");
+    scene.pool.left(1);
+    assert_eq!(one.lock().queue.len(), 1);
+    assert_eq!(scene.host.told(), [""; 0], "not at once");
+    let soon = scene.pool.next_change().expect("a time to start again");
+    std::thread::sleep(soon + Duration::from_millis(5));
+    scene.pool.shrink();
+    assert_eq!(scene.host.told(), ["start 2"]);
+    let mut second = scene.join(2);
+    assert_eq!(told(&mut second), "one 1");
+    scene.pool.left(2);
+    assert_eq!(left(&one), (0, 1));
+
+    let two = handler(HandlerKind::Subscription, "two", 1);
+    std::thread::sleep(scene.pool.next_change().unwrap_or_default() + Duration::from_millis(5));
+    scene.pool.shrink();
+    let mut third = scene.join(3);
+    scene.pool.ready(&two);
+    assert_eq!(told(&mut third), "two 1");
+    scene.pool.task(3).expect("a task").committing = 1;
+    scene.pool.left(3);
+    assert_eq!(left(&two), (0, 1));
+}
+
+#[test]
+fn a_vacated_database_is_empty_until_it_is_released() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    let (done, mut vacated) = oneshot::channel();
+    scene.pool.vacate(DB, done);
+    assert_eq!(told(&mut first), "leave");
+    assert!(vacated.try_recv().is_err(), "not yet");
+    scene.pool.left(1);
+    assert!(vacated.try_recv().is_ok());
+    scene.pool.ready(&handler(HandlerKind::Subscription, "one", 1));
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0]);
+    scene.pool.release(DB);
+    scene.pool.look(DB, oneshot::channel().0);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    assert_eq!(scene.pool.notice(2, Notice::NoDatabase), Some(DB));
+    assert!(scene.pool.databases().is_empty());
+}
+
+#[test]
+fn a_missing_slot_is_shown_and_tried_again_later() {
+    let mut scene = Scene::new(2);
+    let _first = scene.at_work();
+    for subject in ["one", "two"] {
+        scene.pool.ready(&handler(HandlerKind::Subscription, subject, 1));
+    }
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    scene.pool.notice(2, Notice::NoSlot);
+    let states: Vec<_> = scene
+        .pool
+        .rows()
+        .into_iter()
+        .filter_map(|row| row.get(2).cloned()?)
+        .collect();
+    assert_eq!(states, ["running", "no worker slot"]);
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0], "not at once");
+    assert!(scene.pool.next_change().is_some());
+}

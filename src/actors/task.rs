@@ -1,0 +1,112 @@
+//! What an executor gets to do at once: messages of one handler, and what becomes of them. In the actor thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::handler::Handler;
+use super::load::Call;
+use super::queue::Incoming;
+use crate::channel::work::{Delivered, HandlerKind, Told, Work};
+
+/// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
+const WORK_MESSAGES: usize = 256;
+const WORK_BYTES: usize = 1 << 20;
+/// An executor gets about so much work at once: little where several may work side by side.
+const SUBSCRIPTION_SHARE: Duration = Duration::from_millis(20);
+const RESPONDER_SHARE: Duration = Duration::from_millis(2);
+/// A message that so many executors have died with is given up.
+const MAX_DEATHS: u32 = 2;
+/// What an executor is told, and the frame's body.
+pub type Order = (Told, Bytes);
+
+/// Messages that an executor has.
+pub struct Task {
+    pub handler: Arc<Handler>,
+    pub messages: VecDeque<Incoming>,
+    /// So many of them are about to commit.
+    pub committing: u32,
+    pub since: Instant,
+    /// Somebody may wait for it: the actor thread does not nap.
+    _in_flight: Call,
+}
+
+impl Task {
+    /// Takes messages of a handler for an executor; `None` if there are none.
+    pub fn take(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
+        let timeout = handler.responder_timeout();
+        let mut inner = handler.lock();
+        let is_responder = inner.definition.kind == HandlerKind::Responder;
+        let share = if is_responder {
+            RESPONDER_SHARE
+        } else {
+            SUBSCRIPTION_SHARE
+        };
+        // Nothing is known of a function that has not run yet.
+        let most = inner
+            .mean
+            .map_or(1, |mean| share.as_nanos() / mean.as_nanos().max(1));
+        let most = usize::try_from(most)
+            .unwrap_or(WORK_MESSAGES)
+            .clamp(1, WORK_MESSAGES);
+        let messages = inner.queue.take(most, WORK_BYTES);
+        let first = messages.first()?.arrived;
+        let mut body = BytesMut::with_capacity(messages.iter().map(|m| m.payload.len()).sum());
+        let delivered = messages.iter().map(|message| {
+            body.extend_from_slice(&message.payload);
+            Delivered {
+                subject: message.subject.clone(),
+                reply: message.reply.clone(),
+                headers: message.headers.clone(),
+                size: u32::try_from(message.payload.len()).unwrap_or(u32::MAX),
+                after_ms: u32::try_from(message.arrived.duration_since(first).as_millis())
+                    .unwrap_or(u32::MAX),
+            }
+        });
+        let work = Work {
+            kind: inner.definition.kind,
+            function: inner.definition.function_oid,
+            role: inner.definition.role,
+            subject: inner.definition.subject.clone(),
+            timeout_ms: if is_responder {
+                u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+            } else {
+                0
+            },
+            messages: delivered.collect(),
+        };
+        inner.executors += 1;
+        drop(inner);
+        let task = Task {
+            handler: handler.clone(),
+            messages: messages.into(),
+            committing: 0,
+            since: Instant::now(),
+            _in_flight: in_flight,
+        };
+        Some((task, (Told::Work(Box::new(work)), body.freeze())))
+    }
+
+    /// The executor has ended in the middle of it: counts that, and gives up what must not or should not be repeated.
+    pub fn executor_died(&mut self) {
+        // Their transaction was about to commit, or has; once is promised, so they are not repeated.
+        let unsure = (self.committing as usize).min(self.messages.len());
+        if unsure > 0 {
+            self.messages.drain(..unsure);
+            self.handler
+                .dropped(unsure, "their executor ended while their transaction committed");
+            return;
+        }
+        for message in &mut self.messages {
+            message.deaths += 1;
+        }
+        let before = self.messages.len();
+        self.messages.retain(|message| message.deaths < MAX_DEATHS);
+        let given_up = before - self.messages.len();
+        if given_up > 0 {
+            self.handler.dropped(given_up, "executors have died with them");
+        }
+    }
+}
