@@ -34,14 +34,14 @@ servers = env PG_CONFIG="$(served)" PSQL="$(STATE)/pg15/bin/psql" PGBENCH="$(STA
 # The demo's and the benchmarks' own clients of NATS. They are built in a place of their own: the library is among what
 # they are built with, without PostgreSQL, and each of the two builds would have the other repeated.
 clients := $(abspath $(TARGET))/clients
-demo bench: served = $(STATE)/release/pg$(PG)/bin/pg_config
+demo demo-ha bench: served = $(STATE)/release/pg$(PG)/bin/pg_config
 # The server that `build` builds for.
 against = $(private)
 # Cargo optimizes across crates (lto in Cargo.toml) only what is a shared library alone, and the package is a Rust
 # library as well, for the tests.
 compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type cdylib,build)
 
-.PHONY: help setup build private install test test-all lint demo bench clean distclean
+.PHONY: help setup build private install test test-all test-ha lint demo demo-ha bench clean distclean
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
@@ -84,7 +84,7 @@ install: ## build for your server and install there; PG_CONFIG=/path/to/pg_confi
 		as_root "$$(realpath "$$stage")/install.sh" "$$pg_config"
 	fi
 
-test: ## run every test on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
+test: ## run the tests, but those of test-ha, on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
 	@scripts/setup.sh rust pg15 pg$(PG) nats natspy
 	$(MAKE) --no-print-directory private PROFILE=debug
 	$(servers) NATS_PY="$(STATE)/natspy" cargo nextest run --locked $(ARGS)
@@ -94,6 +94,13 @@ test: ## run every test on a private PostgreSQL and nats-server; PG=15, ARGS=(fo
 
 test-all: ## run the tests on PostgreSQL 15, 16, 17 and 18
 	@for pg in 15 16 17 18; do $(MAKE) --no-print-directory test PG=$$pg; done
+
+# Patroni needs pg_basebackup and pg_rewind, which the other majors' private servers lack.
+test-ha: ## run the tests of high availability (tests/ha_*), with Patroni, etcd and a NATS cluster; on PostgreSQL 15, ARGS=(for cargo nextest run)
+	@[ "$(PG)" = 15 ] || { echo 'error: make test-ha is for PG=15' >&2; exit 1; }
+	scripts/setup.sh rust pg15 nats etcd patroni
+	$(MAKE) --no-print-directory private PROFILE=debug
+	$(servers) cargo nextest run --locked --profile ha --test 'ha_*' --success-output immediate $(ARGS)
 
 lint: ## formatting, clippy, shellcheck, and that the pure half stays free of PostgreSQL
 	@scripts/setup.sh rust pg15
@@ -106,7 +113,7 @@ lint: ## formatting, clippy, shellcheck, and that the pure half stays free of Po
 	grep -rnE 'pgrx|pg_sys' src/actors src/channel/{message,frame,server}.rs || status=$$?
 	[ $$status = 1 ] || { echo 'error: src/actors and the pure half of src/channel must be there, and free of pgrx' >&2; exit 1; }
 	if command -v shellcheck >/dev/null; then
-		shellcheck -x install.sh .ci/run scripts/*.sh $(wildcard demo/*.sh bench/*.sh)
+		shellcheck -x install.sh .ci/run scripts/*.sh scripts/patroni/*.sh $(wildcard demo/*.sh demo/ha/*.sh bench/*.sh)
 	fi
 
 demo: ## a guided tour in psql, on throw-away servers
@@ -114,6 +121,13 @@ demo: ## a guided tour in psql, on throw-away servers
 	$(MAKE) --no-print-directory private PROFILE=release
 	cargo build --locked --release --example nats --target-dir "$(clients)"
 	$(servers) EXAMPLES="$(clients)/release/examples" demo/run.sh
+
+demo-ha: ## a Patroni cluster of two nodes, a switchover, and the notifications as they come; PostgreSQL 15
+	@[ "$(PG)" = 15 ] || { echo 'error: make demo-ha is for PG=15' >&2; exit 1; }
+	scripts/setup.sh rust pg15 nats etcd patroni
+	$(MAKE) --no-print-directory private PROFILE=release
+	cargo build --locked --release --example nats --target-dir "$(clients)"
+	$(servers) EXAMPLES="$(clients)/release/examples" demo/ha/run.sh
 
 bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object|drain|latency|responder, DURATION=5 (seconds), RUNS=3
 	@scripts/setup.sh rust pg15 pg$(PG) nats

@@ -5,7 +5,8 @@
 #   start_nats NAME [OPTION...]    a nats-server, with --jetstream if so; then nats_port NAME and nats_url NAME say where it is
 #   stop_nats NAME
 #   background CMD...              a program in the background; its process id is in $pid
-#   await WHAT CMD...              wait until CMD succeeds; fail with WHAT after 15 s
+#   await WHAT CMD...              wait until CMD succeeds; fail with WHAT after $patience seconds, 15 unless set
+#   at_end+=(CMD)                  what is to be done before the servers are stopped
 #
 # What the servers are made of comes from the Makefile, by PG_CONFIG, PSQL, PGBENCH, NATS_SERVER and EXAMPLES.
 # shellcheck shell=bash
@@ -26,7 +27,7 @@ while IFS= read -r name; do
 done < <(compgen -e)
 export LC_ALL=C
 
-work='' sockets='' background_pids=()
+work='' sockets='' background_pids=() at_end=() patience=15
 
 servers_begin() { # NAME
     mkdir -p "$STATE/run"
@@ -44,7 +45,7 @@ servers_begin() { # NAME
 }
 
 servers_end() {
-    local status=$? pid_file log
+    local status=$? pid_file log command
     trap '' HUP INT PIPE TERM
     if [ $status != 0 ] && [ $status -lt 128 ] && [ -n "$work" ]; then
         for log in "$work"/*.log; do
@@ -52,6 +53,7 @@ servers_end() {
         done
     fi
     {
+        for command in "${at_end[@]}"; do "$command"; done
         [ ${#background_pids[@]} = 0 ] || kill "${background_pids[@]}"
         if [ -n "$work" ]; then
             if [ -f "$work/data/postmaster.pid" ]; then
@@ -76,7 +78,7 @@ background() { # CMD...
 }
 
 await() { # WHAT CMD...
-    local what=$1 deadline=$((SECONDS + 15)); shift
+    local what=$1 deadline=$((SECONDS + patience)); shift
     until "$@"; do
         [ $SECONDS -lt $deadline ] || die "$what"
         sleep 0.02
@@ -124,15 +126,21 @@ first_port() { sed -nE 's/.*"'"$1"'": *\["[a-z]+:\/\/[^"]*:([0-9]+)".*/\1/p'; } 
 nats_port() { echo "${nats_ports[$1]}"; }
 nats_url() { echo "nats://127.0.0.1:${nats_ports[$1]}"; }
 
+# http_get PORT PATH: what a server on 127.0.0.1 answers, head and body.
+http_get() {
+    local socket
+    exec {socket}<>"/dev/tcp/127.0.0.1/$1" || return
+    printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&"$socket"
+    cat <&"$socket"
+    exec {socket}>&-
+}
+
 # nats_varz NAME FIELD: a number from the server's monitoring.
 nats_varz() {
-    local line socket
-    exec {socket}<>"/dev/tcp/127.0.0.1/${nats_monitors[$1]}"
-    printf 'GET /varz HTTP/1.0\r\n\r\n' >&"$socket"
+    local line
     while IFS= read -r line; do
         [[ ! $line =~ \"$2\":\ *([0-9]+) ]] || echo "${BASH_REMATCH[1]}"
-    done <&"$socket"
-    exec {socket}>&-
+    done < <(http_get "${nats_monitors[$1]}" /varz)
 }
 
 nats_is_gone() { ! kill -0 "$1" 2>/dev/null; }

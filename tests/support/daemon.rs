@@ -126,6 +126,12 @@ impl Daemon {
         self.child.is_some()
     }
 
+    /// The same without waiting for what has ended.
+    pub fn is_up(&self) -> bool {
+        let pid = self.child.as_ref().map(|child| child.id().cast_signed());
+        pid.is_some_and(proc::alive)
+    }
+
     pub fn pid(&self) -> i32 {
         let child = self
             .child

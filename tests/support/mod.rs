@@ -52,9 +52,10 @@ mod wait;
 mod wire;
 
 pub use certs::Certs;
+pub use daemon::Daemon;
 pub use nats::{NatsServer, round_trip};
 pub use nats_config::NatsConfig;
-pub use place::{WorkDir, major, pg_config, state};
+pub use place::{WorkDir, as_server_user, bindir, give_to_server, major, pg_config, state};
 pub use ports::Port;
 pub use postgres::{Postgres, PostgresBuilder, Stop};
 pub use psql::PsqlOutput;

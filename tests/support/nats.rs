@@ -150,6 +150,16 @@ impl NatsServer {
         self.daemon.kill9();
     }
 
+    /// Has the server tell its clients to leave, and stop some time after.
+    pub fn lame_duck(&self) {
+        self.daemon.signal(libc::SIGUSR2);
+    }
+
+    /// Whether the process is there.
+    pub fn is_up(&self) -> bool {
+        self.daemon.is_up()
+    }
+
     /// Stops the server in an orderly way.
     pub async fn stop(&mut self) {
         self.daemon.signal(libc::SIGTERM);

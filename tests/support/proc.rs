@@ -116,6 +116,15 @@ pub fn children(pid: i32) -> Vec<i32> {
     found
 }
 
+/// All processes that run.
+pub fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").expect("list /proc").flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(Process::find)
+        .collect()
+}
+
 /// The command line; for PostgreSQL's processes the title they gave themselves. Empty when the process is gone.
 pub fn command_line(pid: i32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
