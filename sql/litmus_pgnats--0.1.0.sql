@@ -4,6 +4,17 @@
 CREATE SCHEMA litmus_pgnats;
 COMMENT ON SCHEMA litmus_pgnats IS 'tables and views of the extension litmus_pgnats';
 
+-- Another extension for NATS would have calls mean the one or the other.
+
+CREATE FUNCTION litmus_pgnats.refuse(extension text, function text) RETURNS void
+  LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_refuse';
+SELECT litmus_pgnats.refuse(e.extname::text, p.oid::regprocedure::text)
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+  JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+  WHERE p.proname ~ '^nats_(publish|request|subscribe|unsubscribe|put|get|delete)' LIMIT 1;
+DROP FUNCTION litmus_pgnats.refuse(text, text);
+
 -- The foreign-data wrapper: a foreign server holds the settings of a NATS connection.
 
 CREATE FUNCTION litmus_pgnats_fdw_validator(options text[], catalog oid) RETURNS void

@@ -65,6 +65,8 @@ pub enum Kind {
     Fenced,
     /// The statement was cancelled; PostgreSQL knows why.
     Interrupted,
+    /// Another extension of the database has functions of the same names.
+    Rival,
 }
 
 /// A failure: its kind, a message in PostgreSQL's style (lower case, no full stop) and, where there is more to

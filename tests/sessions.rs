@@ -156,6 +156,44 @@ async fn the_runtime_shows_in_pg_stat_activity() {
     assert_eq!(value::<String>(&session, &sql).await, format!("1 {RUNTIME} 0"));
 }
 
+/// What a session, the runtime and an executor wait for has names, where PostgreSQL lets an extension give some.
+#[tokio::test]
+async fn waits_have_names() {
+    let stage = Stage::start().await;
+    let _silent = stage.subscribe("silent").await;
+    let session = stage.pg.connect().await;
+    run(
+        &session,
+        "CREATE FUNCTION ignore(text) RETURNS void LANGUAGE sql AS ''; SELECT nats_subscribe('news', 'ignore')",
+    )
+    .await;
+    let asking = stage.pg.connect().await;
+    let pid = value::<i32>(&asking, "SELECT pg_backend_pid()").await;
+    let ask = tokio::spawn(async move {
+        failure(&asking, "SELECT nats_request_text('silent', 'anybody?', 60000)").await;
+    });
+    let waits = format!(
+        "SELECT string_agg(wait_event_type || ' ' || wait_event, ',' ORDER BY pid <> {pid}, backend_type DESC) \
+         FROM pg_stat_activity WHERE pid = {pid} OR backend_type LIKE 'litmus%'"
+    );
+    let names = if support::major() >= 17 {
+        [
+            "LitmusPgnatsReply",
+            "LitmusPgnatsRuntimeMain",
+            "LitmusPgnatsExecutorMain",
+        ]
+    } else {
+        ["Extension"; 3]
+    };
+    let expected = names.map(|name| format!("Extension {name}")).join(",");
+    eventually_eq(SOON, Some(expected), async || {
+        value::<Option<String>>(&session, &waits).await
+    })
+    .await;
+    run(&session, &format!("SELECT pg_cancel_backend({pid})")).await;
+    ask.await.expect("the request ends with an error");
+}
+
 /// Runs a prepared statement many times, a hundred at a time on the wire.
 async fn repeat(session: &Session, sql: &str, times: usize) {
     let statement = session.prepare(sql).await.expect("prepare");

@@ -13,7 +13,7 @@ use crate::channel::client::{Client, Interest, Wait, connect};
 use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
 use crate::channel::work::{Said, Told};
 use crate::error::{Error, Kind, Result};
-use crate::pg::wait::LatchWait;
+use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process, Start};
 use crate::sql::look;
 
@@ -38,7 +38,6 @@ pub fn start(ticket: u32, database: u32) -> Option<Process> {
 }
 
 /// Waits as a worker that can be interrupted between two orders without harm.
-#[derive(Default)]
 pub struct IdleWait(LatchWait);
 
 impl Wait for IdleWait {
@@ -65,7 +64,7 @@ pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
             Err(_) => crate::pg::wait::sleep(Duration::from_millis(5))?,
         }
     };
-    let mut client = Client::new(socket, IdleWait::default()).map_err(lost)?;
+    let mut client = Client::new(socket, IdleWait(LatchWait::new(Event::ExecutorMain))).map_err(lost)?;
     let hello = Request::Hello {
         protocol: PROTOCOL,
         pid: std::process::id(),

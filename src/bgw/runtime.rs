@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::transaction;
-use crate::pg::wait::LatchWait;
+use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process};
 use crate::sql::settings;
 
@@ -154,7 +154,7 @@ fn serve(
     actors: JoinHandle<End>,
 ) -> std::io::Result<()> {
     let mut stop = Some(stop);
-    let mut set = LatchWait::default();
+    let mut set = LatchWait::new(Event::RuntimeMain);
     let mut deadline = None;
     loop {
         let time = deadline.map(|deadline: Instant| deadline.saturating_duration_since(Instant::now()));

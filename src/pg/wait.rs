@@ -1,5 +1,7 @@
 //! Waiting for the control channel's socket. Runs in every process that runs SQL, on the main thread.
 
+use std::cell::Cell;
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -8,9 +10,62 @@ use pgrx::pg_sys;
 use crate::channel::client::{Interest, Wait};
 use crate::error::{Error, Kind, Result};
 
+/// What a process waits for, as pg_stat_activity names it: from PostgreSQL 17 on. Before, it says `Extension`.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A session, for the runtime.
+    Reply,
+    /// The runtime's main thread, for something to do.
+    RuntimeMain,
+    /// Any other worker, for something to do.
+    ExecutorMain,
+}
+
+thread_local! {
+    /// The number that the server has given to each event's name; 0 while it was not asked. It is the same in every
+    /// process, and asking takes a lock.
+    static NUMBERS: [Cell<u32>; 3] = const { [const { Cell::new(0) }; 3] };
+}
+
+impl Event {
+    fn name(self) -> &'static CStr {
+        match self {
+            Event::Reply => c"LitmusPgnatsReply",
+            Event::RuntimeMain => c"LitmusPgnatsRuntimeMain",
+            Event::ExecutorMain => c"LitmusPgnatsExecutorMain",
+        }
+    }
+
+    fn number(self) -> u32 {
+        NUMBERS.with(|numbers| {
+            let Some(number) = numbers.get(self as usize) else {
+                return pg_sys::PG_WAIT_EXTENSION;
+            };
+            if number.get() == 0 {
+                number.set(register(self.name()));
+            }
+            number.get()
+        })
+    }
+}
+
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+fn register(_: &CStr) -> u32 {
+    pg_sys::PG_WAIT_EXTENSION
+}
+
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+fn register(name: &CStr) -> u32 {
+    // The server has room for 128 names; when others have taken them, waiting must work all the same.
+    // SAFETY: the name is NUL-terminated and copied; the only error is thrown with no lock held.
+    pgrx::PgTryBuilder::new(|| unsafe { pg_sys::WaitEventExtensionNew(name.as_ptr()) })
+        .catch_others(|_| pg_sys::PG_WAIT_EXTENSION)
+        .execute()
+}
+
 /// Waits with a wait event set that lives as long as the socket: setting one up costs five system calls.
-#[derive(Default)]
 pub struct LatchWait {
+    event: Event,
     set: Option<WaitSet>,
 }
 
@@ -52,7 +107,8 @@ impl WaitSet {
     }
 
     /// Waits for the socket, the latch or, if given, the time.
-    fn wait(&mut self, interest: Interest, timeout: Option<Duration>) {
+    fn wait(&mut self, event: Event, interest: Interest, timeout: Option<Duration>) {
+        let number = event.number();
         // Rounded up: a wait that ends a fraction early would be repeated many times.
         let milliseconds = timeout.map_or(-1, |timeout| {
             i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX)
@@ -64,13 +120,7 @@ impl WaitSet {
                 self.interest = interest;
             }
             let mut event = pg_sys::WaitEvent::default();
-            pg_sys::WaitEventSetWait(
-                self.set,
-                milliseconds,
-                &raw mut event,
-                1,
-                pg_sys::PG_WAIT_EXTENSION,
-            );
+            pg_sys::WaitEventSetWait(self.set, milliseconds, &raw mut event, 1, number);
             if event.events & pg_sys::WL_LATCH_SET != 0 {
                 pg_sys::ResetLatch(pg_sys::MyLatch);
             }
@@ -86,12 +136,16 @@ impl Drop for WaitSet {
 }
 
 impl LatchWait {
+    pub fn new(event: Event) -> Self {
+        LatchWait { event, set: None }
+    }
+
     /// For a background worker: waits until the socket is ready, the latch is set or the time is over; serves no
     /// interrupt. Takes no
     /// file descriptor, so it works when there is none left.
     pub fn wait_idle(&mut self, socket: RawFd, interest: Interest, timeout: Option<Duration>) {
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
-        set.wait(interest, timeout);
+        set.wait(self.event, interest, timeout);
     }
 }
 
@@ -99,7 +153,11 @@ impl Wait for LatchWait {
     fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()> {
         // A client has one socket for life, so the set need not be made again.
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
-        set.wait(interest, Some(deadline.saturating_duration_since(Instant::now())));
+        set.wait(
+            self.event,
+            interest,
+            Some(deadline.saturating_duration_since(Instant::now())),
+        );
         check_for_interrupts()
     }
 
@@ -127,7 +185,7 @@ fn check_for_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps unless interrupted.
+/// Sleeps unless interrupted, before the runtime is tried again.
 pub fn sleep(time: Duration) -> Result<()> {
     let milliseconds = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
@@ -137,7 +195,7 @@ pub fn sleep(time: Duration) -> Result<()> {
             pg_sys::MyLatch,
             events as i32,
             milliseconds,
-            pg_sys::PG_WAIT_EXTENSION,
+            Event::Reply.number(),
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }

@@ -270,7 +270,7 @@ impl Session {
             }
             wait::sleep(START_POLL)?;
         };
-        let client = Client::new(socket, wait::LatchWait::default()).map_err(|error| {
+        let client = Client::new(socket, wait::LatchWait::new(wait::Event::Reply)).map_err(|error| {
             Error::new(
                 Kind::RuntimeUnavailable,
                 format!("could not use the control channel: {error}"),

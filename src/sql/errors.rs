@@ -155,6 +155,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             "Drop the one option or add the other.",
         ),
         Kind::Fenced => (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, ""),
+        Kind::Rival => (
+            ERRCODE_DUPLICATE_FUNCTION,
+            "Create it in another database of the cluster, or drop the other extension first.",
+        ),
         Kind::Interrupted => (ERRCODE_QUERY_CANCELED, ""),
         Kind::Protocol => (
             ERRCODE_PROTOCOL_VIOLATION,

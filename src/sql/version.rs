@@ -1,9 +1,23 @@
-//! `litmus_pgnats_version()`.
+//! `litmus_pgnats_version()`, and what CREATE EXTENSION refuses.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::pg::fmgr::{Call, Value, sql_function};
 
 sql_function!(litmus_pgnats_version, version);
+sql_function!(litmus_pgnats_refuse, refuse);
+
+/// Called by the install script with another extension and a function of it that has a name of ours. Overloads would
+/// let both be created, and calls then mean the one or the other, or be ambiguous.
+fn refuse(call: &Call<'_>) -> Result<Value> {
+    let (other, function) = (
+        call.text(0)?.unwrap_or_default(),
+        call.text(1)?.unwrap_or_default(),
+    );
+    let message = format!(
+        "litmus_pgnats cannot be in one database with extension \"{other}\", which has functions of the same names"
+    );
+    Err(Error::new(Kind::Rival, message).detail(format!("One of them is {function}.")))
+}
 
 /// What build.rs found out about the sources; unknown parts are NULL.
 fn version(_: &Call<'_>) -> Result<Value> {
