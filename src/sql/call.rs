@@ -30,9 +30,6 @@ const MAX_SLOTS: usize = 32;
 const GRACE: Duration = Duration::from_secs(2);
 /// The same for the confirmation of publishes: short, because they had most of the time for themselves.
 const FENCE_GRACE: Duration = Duration::from_millis(500);
-/// Room in the socket. By default it holds one part of an object, and is writable when that has been read; the kernel
-/// doubles this, and allows no more unless told to.
-const SEND_BUFFER: usize = 212_992;
 /// A session looks for news no more often than this.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two attempts to reach a runtime that is starting.
@@ -424,7 +421,6 @@ fn patience() -> Duration {
 fn connect_socket(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
 }
