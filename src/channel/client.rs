@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use ring::digest::{Context as Digest, SHA256};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::frame::{Frame, decode, encode};
 use super::message::{Link, Reply, Request};
@@ -40,12 +40,10 @@ pub trait Wait {
 const READ: usize = 64 * 1024;
 /// Size of the parts of an upload.
 const PART: usize = 128 * 1024;
+/// Room in the socket for an upload; most kernels allow no more unless told to.
+const UPLOAD_ROOM: usize = 212_992;
 /// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight: our own.
 const POLL_LOAD: u16 = 1;
-
-/// Room in the socket. By default it holds one part of an object, and is writable when that has been read; the kernel
-/// doubles this, and allows no more unless told to.
-const SEND_BUFFER: usize = 212_992;
 
 /// A connection to the runtime worker.
 pub struct Client<W> {
@@ -70,7 +68,6 @@ pub struct Client<W> {
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())
 }
@@ -210,7 +207,20 @@ impl<W: Wait> Client<W> {
         }
     }
 
+    /// With more room in the socket than usual, which holds one part and is writable when most of that has been read.
+    /// Other frames do better with less: what waits in a socket has left the processor's cache.
     fn upload(&mut self, id: u32, content: &[u8], idle: Duration) -> Result<()> {
+        let usual = SockRef::from(&self.socket).send_buffer_size();
+        let _ = SockRef::from(&self.socket).set_send_buffer_size(UPLOAD_ROOM);
+        self.upload_parts(id, content, idle)?;
+        if let Ok(usual) = usual {
+            // The kernel doubles what it is given.
+            let _ = SockRef::from(&self.socket).set_send_buffer_size(usual / 2);
+        }
+        Ok(())
+    }
+
+    fn upload_parts(&mut self, id: u32, content: &[u8], idle: Duration) -> Result<()> {
         let mut digest = Digest::new(&SHA256);
         for part in content.chunks(PART) {
             self.encode(0, &Request::Upload { upload: id }, part)?;
