@@ -286,3 +286,50 @@ async fn failed_start_shows_the_log() {
         .start()
         .await;
 }
+
+/// The broker without headers: wildcards, one member of a queue group, requests, and headers are refused.
+#[tokio::test]
+async fn core_nats() {
+    let nats = CoreNats::start();
+    let (client, other) = (connect(&nats).await, connect(&nats).await);
+    let mut all = client.subscribe("a.>").await.expect("subscribe");
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let member = client.queue_subscribe("a.*", "group".into()).await;
+        members.push(member.expect("subscribe"));
+    }
+    let mut service = client.subscribe("service").await.expect("subscribe");
+    eventually_eq(SOON, 4, async || nats.subjects().len()).await;
+    for subject in ["a", "a.b", "a.b.c", "b.b"] {
+        other.publish(subject, "x".into()).await.expect("publish");
+    }
+    for subject in ["a.b", "a.b.c"] {
+        assert_eq!(all.next().await.expect("a message").subject.as_str(), subject);
+    }
+    let mut members = futures::stream::select_all(members);
+    assert_eq!(members.next().await.expect("a message").subject.as_str(), "a.b");
+    let asking = other.request("service", "q".into());
+    let answering = async {
+        let request = service.next().await.expect("a request");
+        let reply = request.reply.expect("a reply subject");
+        client.publish(reply, "answer".into()).await.expect("publish");
+    };
+    let (answer, ()) = tokio::join!(asking, answering);
+    assert_eq!(answer.expect("an answer").payload, "answer");
+    assert!(
+        futures::FutureExt::now_or_never(members.next()).is_none(),
+        "twice"
+    );
+    assert_eq!(nats.refused(), [""; 0]);
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("a", "b");
+    other
+        .publish_with_headers("a", headers, "x".into())
+        .await
+        .expect("publish");
+    eventually_eq(SOON, 1, async || nats.refused().len()).await;
+}
+
+async fn connect(nats: &CoreNats) -> async_nats::Client {
+    async_nats::connect(nats.url()).await.expect("a client")
+}

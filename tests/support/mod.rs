@@ -24,6 +24,7 @@
 //! | `natspy.rs`   | nats-py, a client that shares no code with the extension's                   |
 //! | `certs.rs`    | `Certs`: a CA with a server's and a client's certificate                    |
 //! | `wire.rs`     | `WireStub`: a listener that records what a NATS client says                 |
+//! | `core_nats.rs` | `CoreNats`: a broker without headers and JetStream                         |
 //!
 //! Environment: `PG_CONFIG` (default `<state>/pg${PG:-15}/bin/pg_config`), `NATS_SERVER` (default
 //! `<state>/nats/bin/nats-server`), `NATS_PY` (default `<state>/natspy`), `LITMUS_PGNATS_STATE` for `<state>`
@@ -38,6 +39,7 @@
 
 mod certs;
 mod cluster;
+mod core_nats;
 mod daemon;
 mod nats;
 mod nats_config;
@@ -52,6 +54,7 @@ mod wait;
 mod wire;
 
 pub use certs::Certs;
+pub use core_nats::CoreNats;
 pub use daemon::Daemon;
 pub use nats::{NatsServer, round_trip};
 pub use nats_config::NatsConfig;
