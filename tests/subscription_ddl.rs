@@ -200,6 +200,53 @@ async fn renaming() {
     left(&scene, &session, &[]).await;
 }
 
+/// Names that change faster than anybody can look lose no handler.
+#[tokio::test]
+async fn renaming_in_quick_succession() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE SCHEMA a; ALTER FUNCTION keep SET SCHEMA a;
+         CREATE FUNCTION public.other(int) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    )
+    .await;
+    subscribe(&session, "s", "a.keep").await;
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let renaming = async {
+        for _ in 0..100 {
+            for sql in [
+                "ALTER FUNCTION a.keep RENAME TO kept",
+                "ALTER SCHEMA a RENAME TO b",
+                "ALTER FUNCTION b.kept RENAME TO keep",
+                "ALTER SERVER nats RENAME TO other",
+                "ALTER SCHEMA b RENAME TO a",
+                "ALTER SERVER other RENAME TO nats",
+            ] {
+                run(&session, sql).await;
+            }
+        }
+        ended.store(true, std::sync::atomic::Ordering::SeqCst);
+    };
+    // Others have the handlers looked at all the time.
+    let looking = (0..3).map(async |_| {
+        let session = scene.pg.connect().await;
+        while !ended.load(std::sync::atomic::Ordering::SeqCst) {
+            // Two grants of the same right at the same time may be an error of PostgreSQL's.
+            let _ = session
+                .batch_execute("GRANT EXECUTE ON FUNCTION public.other(int) TO PUBLIC")
+                .await;
+        }
+    });
+    tokio::join!(renaming, futures::future::join_all(looking));
+    let now = "SELECT server || ' ' || signature FROM litmus_pgnats.handler";
+    assert_eq!(texts(&session, now).await, ["nats a.keep(bytea)"]);
+    run(&session, "SELECT nats_publish_text('x', '')").await;
+    until_live(&session, "s").await;
+    say(&scene.nats.client().await, "s", "1").await;
+    until_got(&session, &["1"]).await;
+    left(&scene, &session, &["s"]).await;
+}
+
 /// The function vanishes where no event trigger sees it: the handler ends with one line in the log.
 #[tokio::test]
 async fn a_function_that_vanished_unseen() {

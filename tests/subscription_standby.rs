@@ -33,7 +33,11 @@ async fn nothing_runs_on_a_standby() {
     let on_standby = standby.connect().await;
     works(&on_standby, "a call on the standby").await;
     assert_eq!(scene.subjects().await, ["echo", "news", "rpc"]);
-    assert_eq!(standby.worker_pids(EXECUTOR).await, [0; 0]);
+    // One may have looked whether there is anything to do, and left.
+    eventually_eq(SOON, [0; 0].to_vec(), async || {
+        standby.worker_pids(EXECUTOR).await
+    })
+    .await;
     for view in ["subscriptions", "responders"] {
         let states = texts(&on_standby, &format!("SELECT state FROM litmus_pgnats.{view}")).await;
         assert_eq!(states.len(), 1);
@@ -57,7 +61,10 @@ async fn nothing_runs_on_a_standby() {
     run(&session, "SELECT nats_unsubscribe('news', 'keep')").await;
     let mut expected = vec!["echo".to_owned(), "later".into(), "rpc".into()];
     eventually_eq(SOON, expected.clone(), async || scene.subjects().await).await;
-    assert_eq!(standby.worker_pids(EXECUTOR).await, [0; 0]);
+    eventually_eq(SOON, [0; 0].to_vec(), async || {
+        standby.worker_pids(EXECUTOR).await
+    })
+    .await;
 
     // Both are primaries then, and both have their handlers.
     standby.promote().await;
