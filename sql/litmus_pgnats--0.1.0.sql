@@ -307,7 +307,11 @@ COMMENT ON FUNCTION litmus_pgnats.stat_executors() IS 'executors of all database
 
 CREATE VIEW litmus_pgnats.subscriptions AS
   SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
-         coalesce(s.state, 'off') AS state, s.problem, coalesce(s.messages, 0) AS messages,
+         coalesce(s.state, 'off') AS state,
+         CASE WHEN s.state IS NOT NULL THEN s.problem
+              WHEN pg_catalog.pg_is_in_recovery() THEN 'this server is a standby'
+              ELSE 'the runtime worker does not run, or had no worker slot to look at this database (see litmus_pgnats.executors)'
+         END AS problem, coalesce(s.messages, 0) AS messages,
          coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
@@ -318,7 +322,11 @@ COMMENT ON VIEW litmus_pgnats.subscriptions IS 'subscriptions of this database, 
 
 CREATE VIEW litmus_pgnats.responders AS
   SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
-         coalesce(s.state, 'off') AS state, s.problem, coalesce(s.messages, 0) AS messages,
+         coalesce(s.state, 'off') AS state,
+         CASE WHEN s.state IS NOT NULL THEN s.problem
+              WHEN pg_catalog.pg_is_in_recovery() THEN 'this server is a standby'
+              ELSE 'the runtime worker does not run, or had no worker slot to look at this database (see litmus_pgnats.executors)'
+         END AS problem, coalesce(s.messages, 0) AS messages,
          coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at

@@ -73,22 +73,23 @@ pub async fn ask(
             let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
             Err(Error::new(Kind::Timeout, message))
         }
-        answer => answer.and_then(reply_to_sql),
+        answer => answer.and_then(|message| reply_to_sql(&subject, message)),
     }
 }
 
 /// A service that failed says so in headers (ADR-32).
-fn reply_to_sql(message: async_nats::Message) -> Result<Answer> {
+fn reply_to_sql(subject: &str, message: async_nats::Message) -> Result<Answer> {
     let headers = message.headers.unwrap_or_default();
     if let Some(error) = headers.get(SERVICE_ERROR) {
-        let code = headers
-            .get(SERVICE_ERROR_CODE)
-            .map_or_else(String::new, |code| format!(" code {}", code.as_str()));
         let error = error.as_str().trim_end_matches('.');
-        return Err(
-            Error::new(Kind::ServiceError, "the service that was asked reports an error")
-                .detail(format!("Error{code}: {error}.")),
+        let failed = Error::new(
+            Kind::ServiceError,
+            format!("service on subject \"{subject}\" failed: {error}"),
         );
+        return Err(match headers.get(SERVICE_ERROR_CODE) {
+            Some(code) => failed.detail(format!("Its error code is {}.", code.as_str())),
+            None => failed,
+        });
     }
     let pairs = headers.iter().flat_map(|(name, values)| {
         values

@@ -56,6 +56,11 @@ pub struct Reload {
     pub limit: Duration,
 }
 
+/// Takes over settings without a reload, if there never was a connection with the present ones.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Correct(pub Settings);
+
 /// Somebody waits for the connection: try now instead of after the backoff.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -446,6 +451,19 @@ impl Handler<Reload> for Connection {
                 }
             },
         ))
+    }
+}
+
+impl Handler<Correct> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, Correct(settings): Correct, ctx: &mut Self::Context) {
+        if self.settings != settings && !self.status.borrow().was_up {
+            self.settings = settings;
+            self.status
+                .send_modify(|status| status.domain = self.settings.domain.clone());
+            self.attempt(ctx);
+        }
     }
 }
 

@@ -33,6 +33,8 @@ use crate::error::{Error, Kind, Result};
 const MAX_CALLS: usize = 64;
 /// Parts of an object that wait between a session and the object store.
 const PARTS: usize = 4;
+/// PostgreSQL's invalidations of a transaction are sent so soon after its commit.
+const CACHES: Duration = Duration::from_millis(3);
 /// Longest wait for changed handlers to take effect.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// When the runtime ends, what a session sent before is waited for so long.
@@ -382,6 +384,8 @@ impl Session {
                         false
                     }
                 });
+                // A commit is told of before other processes' caches are.
+                tokio::time::sleep(CACHES).await;
                 // What the session says next comes after it.
                 let look = actix::spawn(self.actors.dispatcher.send(Look(database)));
                 let _ = timeout(LOOK_LIMIT, look).await;

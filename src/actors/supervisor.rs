@@ -103,6 +103,12 @@ impl Handler<Open> for Supervisor {
         if !self.connections.contains_key(&target.key) {
             self.make_room()?;
         }
+        if let Some(known) = self.connections.get(&target.key)
+            && !known.status.borrow().was_up
+        {
+            // There is nothing to preserve: what was corrected since counts at once.
+            known.connection.do_send(connection::Correct(settings.clone()));
+        }
         let handle = self.connections.entry(target.key).or_insert_with(|| {
             let name = format!(
                 "litmus_pgnats/{}/{}/{}",

@@ -14,7 +14,8 @@ use crate::pg::callback::{self, Arguments, Function};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{
-    Caught, Identity, Parameters, Timeout, statement_timeout, subtransaction, transaction, with_snapshot,
+    Caught, Identity, Parameters, Timeout, begin_statement, statement_timeout, subtransaction, transaction,
+    with_snapshot,
 };
 use crate::pg::{catalog, worker};
 use crate::sql::look;
@@ -62,11 +63,23 @@ impl Worker {
             .map(|message| (message, body.split_to((message.size as usize).min(body.len()))))
             .collect();
         let mut rest = messages.as_slice();
+        // So many go alone, because the end of their common transaction has failed.
+        let mut alone = 0;
         while !rest.is_empty() {
-            let (group, others) = rest.split_at(group_size(rest));
-            let Ok(outcomes) = self.execute(work, group, &mut say) else {
-                return say(Said::Vanished, b"");
+            let size = if alone > 0 { 1 } else { group_size(rest) };
+            let (group, others) = rest.split_at(size);
+            let outcomes = match self.execute(work, group, &mut say) {
+                Ok(Ok(outcomes)) => outcomes,
+                Ok(Err(error)) if size == 1 => vec![Err(error)],
+                Ok(Err(_)) => {
+                    alone = size;
+                    // It has not committed after all.
+                    say(Said::Committing { messages: 0 }, b"")?;
+                    continue;
+                }
+                Err(Vanished) => return say(Said::Vanished, b""),
             };
+            alone = alone.saturating_sub(1);
             rest = others;
             let goes_on = !rest.is_empty() && began.elapsed() < SHARE;
             let (worked, replies) = self.report(work, group, outcomes, goes_on);
@@ -78,30 +91,8 @@ impl Worker {
         Ok(())
     }
 
-    /// One transaction for all; should its end fail, one for each.
+    /// Executes messages in one transaction: their outcomes, or why it could not be committed.
     fn execute(
-        &mut self,
-        work: &Work,
-        group: &[Message<'_>],
-        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
-    ) -> std::result::Result<Vec<Outcome>, Vanished> {
-        match self.execute_together(work, group, say)? {
-            Ok(outcomes) => Ok(outcomes),
-            Err(error) if group.len() == 1 => Ok(vec![Err(error)]),
-            Err(_) => {
-                let mut outcomes = Vec::with_capacity(group.len());
-                for message in group.chunks(1) {
-                    match self.execute_together(work, message, say)? {
-                        Ok(outcome) => outcomes.extend(outcome),
-                        Err(error) => outcomes.push(Err(error)),
-                    }
-                }
-                Ok(outcomes)
-            }
-        }
-    }
-
-    fn execute_together(
         &mut self,
         work: &Work,
         group: &[Message<'_>],
@@ -228,6 +219,7 @@ fn group_size(messages: &[Message<'_>]) -> usize {
 }
 
 fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> Option<Bytes> {
+    begin_statement();
     let limit = match work.timeout_ms {
         0 => statement_timeout(),
         limit => Some(Duration::from_millis(limit.into())),

@@ -15,7 +15,11 @@ pub fn check_publish(subject: &str) -> Result<()> {
 
 /// Checks a subject that messages are taken from; it may have wildcards.
 pub fn check_subscribe(subject: &str) -> Result<()> {
-    check(subject, "subject", MAX_SUBJECT, Wildcards::Allowed)
+    check(subject, "subject", MAX_SUBJECT, Wildcards::Allowed).map_err(|error| {
+        error.hint(
+            "\"*\" stands for one token, \">\" at the end for all that follow; there is no white space.",
+        )
+    })
 }
 
 /// Checks the name of a queue group.

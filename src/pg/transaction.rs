@@ -160,6 +160,12 @@ fn sqlstate(code: i32) -> String {
     (0..5).map(character).collect()
 }
 
+/// The time of `statement_timestamp()` is now.
+pub fn begin_statement() {
+    // SAFETY: sets a variable of this process.
+    unsafe { pg_sys::SetCurrentStatementStartTimestamp() }
+}
+
 /// Whose rights hold; the former ones again when it is dropped.
 pub struct Identity {
     user: pg_sys::Oid,

@@ -38,7 +38,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
         ),
         Kind::SeveralServers => (
             ERRCODE_AMBIGUOUS_PARAMETER,
-            "SET litmus_pgnats.server = 'name' chooses one.",
+            "SET litmus_pgnats.server = 'name' chooses one, ALTER DATABASE ... SET one for all sessions.",
         ),
         Kind::PermissionDenied => (
             ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -89,10 +89,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_FDW_REPLY_HANDLE,
             "Give a larger timeout_ms if the responder is slow.",
         ),
-        Kind::ServiceError => (
-            ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
-            "The error comes from the service that answered.",
-        ),
+        Kind::ServiceError => (ERRCODE_EXTERNAL_ROUTINE_EXCEPTION, ""),
         Kind::InvalidReply => (
             ERRCODE_INVALID_TEXT_REPRESENTATION,
             "nats_request_binary returns any reply as it is.",

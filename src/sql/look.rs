@@ -103,7 +103,7 @@ struct Registered {
 fn rows() -> Vec<Registered> {
     let rows = query(
         "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, f.oid, s.oid, \
-         b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid \
+         b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid \
          FROM litmus_pgnats.handler h \
          CROSS JOIN LATERAL (SELECT to_regprocedure(h.signature)::oid AS oid) f \
          LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 \
@@ -128,8 +128,9 @@ fn registered(row: Row) -> Option<Registered> {
         role_name,
         function,
         server_oid,
+        bound,
         is_bound,
-    ] = <[Option<String>; 10]>::try_from(row).ok()?;
+    ] = <[Option<String>; 11]>::try_from(row).ok()?;
     let kind_name = kind?;
     Some(Registered {
         kind: match kind_name.as_str() {
@@ -143,7 +144,12 @@ fn registered(row: Row) -> Option<Registered> {
         signature: signature?,
         role: role?.parse().ok()?,
         role_name,
-        function: function.and_then(|oid| oid.parse().ok()),
+        // A function that is there under another name is being renamed: its handler will follow, or has and this
+        // process's caches are behind.
+        function: function.and_then(|oid| oid.parse().ok()).or_else(|| {
+            let bound = bound.and_then(|oid| oid.parse().ok());
+            bound.filter(|oid| Function::find(*oid).is_some())
+        }),
         server_oid: server_oid.and_then(|oid| oid.parse().ok()),
         is_bound: is_bound? == "t",
     })

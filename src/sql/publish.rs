@@ -71,5 +71,7 @@ pub fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
 
 /// For a NULL where a value is needed.
 pub fn null(what: &str) -> Error {
-    Error::new(Kind::NullArgument, format!("{what} must not be null"))
+    let error = Error::new(Kind::NullArgument, format!("{what} must not be null"));
+    // The kind's own hint is for payloads.
+    if what == "payload" { error } else { error.hint("") }
 }
