@@ -48,7 +48,7 @@ flags := $(if $(filter release,$(PROFILE)),RUSTFLAGS="$(RUSTFLAGS) --remap-path-
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
-	sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 14
+	sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 
 setup: ## install everything that building, testing and the demo need
 	@scripts/setup.sh
