@@ -9,6 +9,9 @@ umask 022
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$1" >&2; shift; [ $# = 0 ] || printf '    %s\n' "$@" >&2; exit 1; }
 
+# The version of the extension, which stands in the control file alone.
+control_version() { sed -nE "s/^default_version *= *'([^']+)'.*/\1/p" "$root/litmus_pgnats.control"; }
+
 is_root() { [ "$(id -u)" = 0 ]; }
 
 # Can an ordinary user reach DIR, or the part of its path that exists? Asked as nobody and not as postgres, so that the

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [COMPONENT...]: install what building, testing and the demo need; all components when none is named.
+# setup.sh [COMPONENT...]: install what building, testing and the demo need; all but rootfs when none is named.
 #
 #   tools                 Debian packages: compiler, libclang, make...; part of every run
 #   rust                  checks cargo and rustc, installs cargo-nextest
@@ -8,6 +8,7 @@
 #   etcd                  etcd and etcdctl                            $STATE/etcd/bin/etcd
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
 #   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
+#   rootfs                a Debian 12 with PostgreSQL 15 and no more   $STATE/rootfs
 #
 # Takes no time when all is there. Nothing but Debian packages is installed outside of $STATE.
 set -euo pipefail
@@ -27,6 +28,7 @@ python=/usr/bin/python3
 
 all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy)
 [ $# -gt 0 ] || set -- "${all[@]}"
+all+=(rootfs) # for `make test-package` alone
 for component; do
     [[ " ${all[*]} " == *" $component "* ]] || die "no component $component; there are: ${all[*]}"
 done
@@ -274,6 +276,32 @@ natspy() {
         --target "$dir" "$natspy"
     keep natspy "$natspy" "$dir"
     say "$natspy in $STATE/natspy"
+}
+
+# The machine of a user who has PostgreSQL and nothing else: what chroot into it cannot find, a package may not need.
+rootfs() {
+    local source='bookworm postgresql-15' dir=$tmp/rootfs
+    ! have rootfs "$source" || return 0
+    is_root || die "a root file system is made by root: run this as root"
+    ensure debootstrap=debootstrap
+    say "installing Debian 12 with PostgreSQL 15 into $STATE/rootfs (a minute)"
+    debootstrap --variant=minbase --include=unzip bookworm "$dir" "$(archive)" >"$tmp/debootstrap.log" ||
+        die "debootstrap failed" "$(tail -5 "$tmp/debootstrap.log")"
+    # No service starts in there, and no cluster is made.
+    printf '#!/bin/sh\nexit 101\n' >"$dir/usr/sbin/policy-rc.d"
+    chmod 755 "$dir/usr/sbin/policy-rc.d"
+    mkdir -p "$dir/etc/postgresql-common/createcluster.d"
+    echo 'create_main_cluster = off' >"$dir/etc/postgresql-common/createcluster.d/off.conf"
+    chroot "$dir" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install -y --no-install-recommends postgresql-15 </dev/null >"$tmp/rootfs.log" 2>&1 ||
+        die "cannot install PostgreSQL 15 there" "$(tail -5 "$tmp/rootfs.log")"
+    rm -rf "$dir"/var/cache/apt/archives/*.deb "$dir"/var/lib/apt/lists/*
+    chmod 1777 "$dir/dev/shm"
+    chmod 755 "$dir"
+    # Not by `keep`: modes in there are as Debian has set them.
+    echo "$source" >"$dir/.source"
+    rm -rf "$STATE/rootfs"
+    mv "$dir" "$STATE/rootfs"
 }
 
 tools
