@@ -63,7 +63,10 @@ async fn a_primary_is_demoted_under_way_and_promoted_again() {
         roles.push("Replica");
         news.until(port, &roles).await;
         let session = session_of(&scene).await;
-        assert_eq!(state_of(&session, "ha.load").await, Ok(("off".into(), None)));
+        assert_eq!(
+            state_of(&session, "ha.load").await,
+            Ok(("off".into(), Some("this server is a standby".into())))
+        );
         run(&session, "SELECT nats_publish_text('ha.hello', 'from a standby')").await;
         client.publish("ha.load", "1".into()).await.expect("publish");
         round_trip(&client).await;

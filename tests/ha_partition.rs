@@ -65,7 +65,10 @@ async fn a_partitioned_primary_stops_before_the_other_one_starts() {
     cluster.members[old].link.mend();
     assert_eq!(cluster.until_healthy().await, new);
     let standby = cluster.members[old].connect().await;
-    assert_eq!(state_of(&standby, "ha.load").await, Ok(("off".into(), None)));
+    assert_eq!(
+        state_of(&standby, "ha.load").await,
+        Ok(("off".into(), Some("this server is a standby".into())))
+    );
 }
 
 /// In maintenance mode Patroni demotes nobody: fencing alone tells a primary that its lock is gone.

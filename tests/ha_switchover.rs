@@ -30,7 +30,10 @@ async fn a_switchover_under_load_moves_the_subscription() {
     // On the standby handlers are off, and core calls work.
     let standby = cluster.members[new].connect().await;
     eventually(SOON, async || state_of(&standby, "ha.load").await).await;
-    assert_eq!(state_of(&standby, "ha.load").await, Ok(("off".into(), None)));
+    assert_eq!(
+        state_of(&standby, "ha.load").await,
+        Ok(("off".into(), Some("this server is a standby".into())))
+    );
     run(&standby, "SELECT nats_publish_text('ha.hello', 'from a standby')").await;
     news.until(old_port, &["Master"]).await; // there was no foreign server before
     news.forget();
@@ -56,7 +59,10 @@ async fn a_switchover_under_load_moves_the_subscription() {
     // It starts on the old timeline, as a rule, and replays the change to the new one.
     cluster.check_news(old, &news.of(old_port)[0], &[1, 2]).await;
     let standby = cluster.members[old].connect().await;
-    assert_eq!(state_of(&standby, "ha.load").await, Ok(("off".into(), None)));
+    assert_eq!(
+        state_of(&standby, "ha.load").await,
+        Ok(("off".into(), Some("this server is a standby".into())))
+    );
 
     // A start of the server is told, whatever its role.
     news.forget();
