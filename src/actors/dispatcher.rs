@@ -27,6 +27,8 @@ use crate::error::{Error, Kind};
 const GROW_AFTER: Duration = Duration::from_millis(3);
 /// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
 const GRACE: Duration = Duration::from_secs(2);
+/// After a look that has failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for one database when all are looked at.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -202,6 +204,17 @@ impl Dispatcher {
         }
     }
 
+    /// A database could not be looked at: all stays as it was, and it is tried again.
+    fn blind(&mut self, ticket: u32, why: &str, ctx: &mut Context<Self>) {
+        log::warn!("could not read the subscriptions and responders of a database: {why}");
+        if let Some(database) = self.pool.blind(ticket) {
+            ctx.run_later(LOOK_AGAIN, move |actor, ctx| {
+                actor.pool.look(database, oneshot::channel().0);
+                actor.wind(ctx);
+            });
+        }
+    }
+
     /// Hands on what a database defines, and tells those who wait when it has taken effect.
     fn apply(&mut self, ticket: u32, report: Report, ctx: &mut Context<Self>) {
         let Report {
@@ -326,6 +339,7 @@ impl Handler<Heard> for Dispatcher {
     fn handle(&mut self, Heard(ticket, said, body): Heard, ctx: &mut Self::Context) {
         match said {
             Said::Report(report) => self.apply(ticket, report, ctx),
+            Said::Blind(why) => self.blind(ticket, &why, ctx),
             Said::Committing { messages } => {
                 if let Some(task) = self.pool.task(ticket) {
                     task.committing = messages;

@@ -151,6 +151,14 @@ impl Pool {
         }
     }
 
+    /// This executor could not look at its database, which is given.
+    pub fn blind(&mut self, ticket: u32) -> Option<u32> {
+        let database = self.executors.get(&ticket)?.database;
+        let lookers = self.take_lookers(database);
+        self.applied(ticket, lookers);
+        Some(database)
+    }
+
     /// Those who wait for a look that is being made.
     pub fn take_lookers(&mut self, database: u32) -> Vec<oneshot::Sender<()>> {
         match self.databases.get_mut(&database) {

@@ -92,7 +92,8 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
             Reply::Executor(Told::Look) => {
-                say(&mut client, look::look(), b"")?;
+                let said = look::look().map_or_else(Said::Blind, Said::Report);
+                say(&mut client, said, b"")?;
             }
             Reply::Executor(Told::Work(work)) => {
                 worker.run(&work, frame.body, |said, body| say(&mut client, said, body))?;

@@ -16,6 +16,8 @@ use crate::settings::Settings;
 pub enum Said {
     /// In answer to [`Told::Look`].
     Report(Report),
+    /// The same, if it cannot be read, and why.
+    Blind(String),
     /// So many messages have been executed and their transaction is about to commit: should the executor end before
     /// it says `Worked`, nobody knows whether they were.
     Committing { messages: u32 },

@@ -1,10 +1,12 @@
 //! What handlers a database has, as the runtime is told: read by an executor, which also mends what a restore, an
 //! upgrade or a dropped role has left. Runs in executors.
 
+use std::time::Duration;
+
 use super::handlers::Table;
 use super::{changes, server};
 use crate::channel::message::{Key, Row, Target};
-use crate::channel::work::{Definition, HandlerKind, Report, Said, Source};
+use crate::channel::work::{Definition, HandlerKind, Report, Source};
 use crate::error::{Error, Kind, Result};
 use crate::pg::callback::Function;
 use crate::pg::catalog;
@@ -12,32 +14,45 @@ use crate::pg::query::Argument::{Int8, Oid};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Parameters, transaction, with_snapshot};
+use crate::pg::wait;
 
-/// Reads what this database defines; nothing if the extension is not there.
-pub fn look() -> Said {
-    let read = transaction(|| {
-        let (_, database_name) = catalog::database();
-        let (has_extension, handlers, servers) = with_snapshot(|| match Table::open() {
-            Ok(table) => {
-                let handlers = rows().iter().filter_map(|row| definition(&table, row)).collect();
-                (true, handlers, servers())
+/// Reads what this database defines; nothing if the extension is not there. Others change it meanwhile: what cannot be
+/// read is read again a few times. `Err` is a description of what went wrong then.
+pub fn look() -> std::result::Result<Report, String> {
+    let mut attempt = 1;
+    loop {
+        match transaction(read) {
+            Ok(report) => return Ok(report),
+            Err(error) if attempt == ATTEMPTS => return Err(error.message),
+            Err(_) => {
+                attempt += 1;
+                // An interrupt is served where the executor waits.
+                let _ = wait::sleep(PAUSE);
             }
-            Err(_) => (false, Vec::new(), Vec::new()),
-        });
-        // What was mended is in the report already.
-        changes::forget();
-        Report {
-            database_name,
-            has_extension,
-            handlers,
-            servers,
         }
+    }
+}
+
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+
+fn read() -> Report {
+    let (_, database_name) = catalog::database();
+    let (has_extension, handlers, servers) = with_snapshot(|| match Table::open() {
+        Ok(table) => {
+            let handlers = rows().iter().filter_map(|row| definition(&table, row)).collect();
+            (true, handlers, servers())
+        }
+        Err(_) => (false, Vec::new(), Vec::new()),
     });
-    Said::Report(read.unwrap_or_else(|error| {
-        let text = format!("could not read the handlers of the database: {}", error.message);
-        report::message(Level::Warning, &text, "", "");
-        Report::default()
-    }))
+    // What was mended is in the report already.
+    changes::forget();
+    Report {
+        database_name,
+        has_extension,
+        handlers,
+        servers,
+    }
 }
 
 /// The servers that name a subject for notifications, or Patroni, as their owners connect to them.
