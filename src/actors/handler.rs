@@ -121,7 +121,11 @@ impl Handler {
         self.lock().definition.clone()
     }
 
+    /// Has a message wait, unless the handler is over.
     pub fn push(&self, message: Incoming) -> Pushed {
+        if *self.state.borrow() == State::Over {
+            return Pushed::Behind;
+        }
         self.lock().queue.push(message, &self.limits)
     }
 

@@ -393,10 +393,12 @@ impl Pool {
 
     /// Gives an idle executor the next thing to do; `false` if there is none.
     fn employ(&mut self, ticket: u32, number: u32) -> bool {
+        // One at a time, or the older of two reports might count.
+        let looks = self.count(number, |doing| matches!(doing, Doing::Looking)) > 0;
         let Some(entry) = self.databases.get_mut(&number) else {
             return false;
         };
-        if entry.look_wanted {
+        if entry.look_wanted && !looks {
             entry.look_wanted = false;
             return self.order(ticket, Doing::Looking, (Told::Look, Bytes::new()));
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use actix::prelude::*;
 use futures::future::join_all;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::handler::{Handler, State};
@@ -21,6 +22,9 @@ use crate::error::Kind;
 
 /// Longest wait for new handlers to be subscribed; they go on trying afterwards.
 const LIVE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Longest wait for a subscription to end.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a database defines now; answered when it has taken effect.
 #[derive(Message)]
@@ -38,6 +42,7 @@ pub struct Rows(pub u32);
 struct Entry {
     handler: Arc<Handler>,
     stop: watch::Sender<bool>,
+    pump: Option<JoinHandle<()>>,
 }
 
 /// The handlers of one kind.
@@ -93,7 +98,7 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
                 None => new.push(definition),
             }
         }
-        before.into_iter().for_each(Entry::end);
+        let ended: Vec<_> = before.into_iter().filter_map(Entry::end).collect();
         self.live.insert(database, kept);
         let (supervisor, limits, inlet) = (self.supervisor.clone(), self.limits.clone(), self.inlet.clone());
         let starts = new.into_iter().map(move |definition| {
@@ -105,8 +110,12 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
                 inlet.clone(),
             )
         });
-        let started = join_all(starts).into_actor(self);
-        Box::pin(started.then(move |entries, actor, _| {
+        let started = async move {
+            // What is over takes no more messages when what is new begins.
+            let _ = timeout(END_LIMIT, join_all(ended)).await;
+            join_all(starts).await
+        };
+        Box::pin(started.into_actor(self).then(move |entries, actor, _| {
             let states: Vec<_> = entries
                 .iter()
                 .map(|entry| entry.handler.state.subscribe())
@@ -135,10 +144,12 @@ impl<I: Inlet> actix::Handler<Rows> for Registry<I> {
 }
 
 impl Entry {
-    fn end(self) {
+    /// Ends a handler; what is given ends when its subscription has.
+    fn end(self) -> Option<JoinHandle<()>> {
         self.handler.set_state(State::Over);
         self.handler.lock().queue = Default::default();
         self.stop.send_replace(true);
+        self.pump
     }
 }
 
@@ -164,16 +175,16 @@ async fn start(
     let stop = watch::Sender::new(false);
     let handle = connection.as_ref().map(|(_, handle)| handle.clone());
     let handler = Handler::new(database, definition, handle, limits);
-    if let Some((key, handle)) = connection {
+    let pump = connection.map(|(key, handle)| {
         let (handler, stopped) = (handler.clone(), stop.subscribe());
         actix::spawn(async move {
             // Its turns end when nothing is left to take, not after tokio's 128 messages: in the turns of the client's own
             // task, so much more may come that all would wait there, where nothing bounds it.
             tokio::task::unconstrained(pump(handler, handle, inlet, stopped)).await;
             supervisor.do_send(Left(key));
-        });
-    }
-    Entry { handler, stop }
+        })
+    });
+    Entry { handler, stop, pump }
 }
 
 fn row(handler: &Handler) -> Row {
