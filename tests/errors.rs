@@ -14,6 +14,8 @@ use support::{Certs, NatsServer, Port, Report, Session, WireStub, WorkDir};
 struct Kind(&'static str, &'static str, &'static str);
 
 const NULL: Kind = Kind("null_value_not_allowed", "22004", "Publish an empty payload ('')");
+/// Of another argument than the payload.
+const NULL_OTHER: Kind = Kind("null_value_not_allowed", "22004", "");
 const SUBJECT: Kind = Kind("invalid_name", "42602", "A subject is a list of tokens");
 const HEADERS: Kind = Kind("invalid_parameter_value", "22023", "Headers look like '{\"name\"");
 const TIMEOUT_RANGE: Kind = Kind("numeric_value_out_of_range", "22003", "");
@@ -32,7 +34,7 @@ const NO_SERVER: Kind = Kind(
 const SEVERAL: Kind = Kind(
     "ambiguous_parameter",
     "42P08",
-    "SET litmus_pgnats.server = 'name' chooses one.",
+    "SET litmus_pgnats.server = 'name' chooses one, ALTER DATABASE",
 );
 const PRIVILEGE: Kind = Kind("insufficient_privilege", "42501", "GRANT USAGE ON FOREIGN SERVER");
 /// The same condition as `PRIVILEGE`: a right is missing.
@@ -83,14 +85,14 @@ type Case = (Kind, &'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
 const CASES: &[Case] = &[
-    (NULL, "", "nats_publish_text(NULL, 'x')", "subject must not be null", ""),
+    (NULL_OTHER, "", "nats_publish_text(NULL, 'x')", "subject must not be null", ""),
     (NULL, "", "nats_publish_text('a', NULL)", "payload must not be null", ""),
     (NULL, "", "nats_publish_json('a', NULL)", "payload must not be null", ""),
     (NULL, "", "nats_publish_jsonb('a', NULL, 'r', '{}')", "payload must not be null", ""),
     (NULL, "", "nats_publish_binary('a', NULL)", "payload must not be null", ""),
-    (NULL, "", "nats_request_text(NULL, '')", "subject must not be null", ""),
+    (NULL_OTHER, "", "nats_request_text(NULL, '')", "subject must not be null", ""),
     (NULL, "", "nats_request_jsonb('a', NULL)", "payload must not be null", ""),
-    (NULL, "", "nats_request_text('a', '', NULL)", "timeout must not be null", ""),
+    (NULL_OTHER, "", "nats_request_text('a', '', NULL)", "timeout must not be null", ""),
     (SUBJECT, "", "nats_publish_text('', 'x')", "invalid subject", "The subject is empty."),
     (SUBJECT, "", "nats_publish_text('a b', 'x')", "invalid subject", "contains the character U+0020."),
     (SUBJECT, "", r"nats_publish_text(E'a\tb', 'x')", "invalid subject", "U+0009"),

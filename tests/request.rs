@@ -128,10 +128,20 @@ async fn replies_of_the_wrong_form_are_clear_errors() {
 async fn a_service_error_is_an_sql_error() {
     let stage = Stage::start().await;
     let (mut inbox, session) = (stage.subscribe("svc").await, stage.pg.connect().await);
-    for (code, text, detail) in [
-        (Some("404"), "no such account", "Error code 404: no such account."),
-        (None, "broken", "Error: broken."),
-        (Some("500"), "It broke.", "Error code 500: It broke."),
+    for (code, text, message, detail) in [
+        (
+            Some("404"),
+            "no such account",
+            "failed: no such account",
+            Some("Its error code is 404."),
+        ),
+        (None, "broken", "failed: broken", None),
+        (
+            Some("500"),
+            "It broke.",
+            "failed: It broke",
+            Some("Its error code is 500."),
+        ),
     ] {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Service-Error", text);
@@ -148,9 +158,10 @@ async fn a_service_error_is_an_sql_error() {
         );
         assert_eq!(
             (&*refused.code, refused.detail.as_deref()),
-            ("38000", Some(detail)),
+            ("38000", detail),
             "{refused:?}"
         );
+        assert_eq!(refused.message, format!("service on subject \"svc\" {message}"));
     }
     // Other headers are no error.
     let mut headers = HeaderMap::new();
@@ -364,7 +375,7 @@ async fn an_error_text_that_the_database_cannot_hold_is_escaped() {
     );
     let refused = db_error(&outcome.expect_err("a service error"));
     assert_eq!(
-        (&*refused.code, refused.detail.as_deref()),
-        ("38000", Some("Error: 5 \\u{20ac}."))
+        (&*refused.code, &*refused.message),
+        ("38000", "service on subject \"svc\" failed: 5 \\u{20ac}")
     );
 }
