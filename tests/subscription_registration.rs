@@ -88,6 +88,8 @@ async fn it_is_part_of_the_transaction() {
         "BEGIN; SELECT nats_subscribe('first', 'keep'); SELECT nats_unsubscribe('first', 'keep'); COMMIT",
     )
     .await;
+    // The session's next call waits until it has taken effect; outsiders may be earlier.
+    run(&session, "SELECT nats_publish_text('x', '')").await;
     hears(&scene, &other, &all, &[]).await;
     eventually_eq(SOON, vec!["end".to_owned()], async || scene.subjects().await).await;
 }
