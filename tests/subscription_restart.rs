@@ -222,3 +222,20 @@ async fn sessions_that_end_at_once() {
         .await;
     all_work(&scene, &session, "after").await;
 }
+
+/// Registered as soon as the server lets somebody in, while the runtime worker is only starting.
+#[tokio::test]
+async fn registering_right_after_the_start() {
+    let (mut scene, session) = Scene::keeping().await;
+    drop(session);
+    let mut expected = Vec::new();
+    for n in 10..30 {
+        scene.pg.restart(Stop::Immediate).await;
+        let session = scene.pg.connect().await;
+        run(&session, &format!("SELECT nats_subscribe('start.{n}', 'keep')")).await;
+        expected.push(format!("start.{n}"));
+        eventually_eq(SOON, expected.clone(), async || scene.subjects().await).await;
+        let live = "SELECT count(*) FROM litmus_pgnats.subscriptions WHERE state = 'live'";
+        until_number(&session, n - 9, live).await;
+    }
+}
