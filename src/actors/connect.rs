@@ -258,6 +258,10 @@ async fn read_text(option: &str, path: &str) -> Result<String> {
         String::from_utf8(bytes).map_err(|_| file_error(option, path, "It is not valid UTF-8.".into()))?;
     match text.trim() {
         "" => Err(file_error(option, path, "It is empty.".into())),
+        // Another file than that of a secret, whose contents must not be sent away as one.
+        several if several.chars().any(char::is_control) => {
+            Err(file_error(option, path, "It is not one line of text.".into()))
+        }
         trimmed => Ok(trimmed.to_string()),
     }
 }
