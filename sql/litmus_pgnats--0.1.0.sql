@@ -8,11 +8,14 @@ COMMENT ON SCHEMA litmus_pgnats IS 'tables and views of the extension litmus_pgn
 
 CREATE FUNCTION litmus_pgnats.refuse(extension text, function text) RETURNS void
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_refuse';
-SELECT litmus_pgnats.refuse(e.extname::text, p.oid::regprocedure::text)
+-- No operator or cast is left to the search path: the target schema may be another role's.
+SELECT litmus_pgnats.refuse(e.extname::pg_catalog.text, p.oid::pg_catalog.regprocedure::pg_catalog.text)
   FROM pg_catalog.pg_proc p
-  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
-  JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
-  WHERE p.proname ~ '^nats_(publish|request|subscribe|unsubscribe|put|get|delete)' LIMIT 1;
+  JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
+    AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog."char"
+  JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+  WHERE p.proname::pg_catalog.text OPERATOR(pg_catalog.~) '^nats_(publish|request|subscribe|unsubscribe|put|get|delete)'::pg_catalog.text
+  LIMIT 1;
 DROP FUNCTION litmus_pgnats.refuse(text, text);
 
 -- The foreign-data wrapper: a foreign server holds the settings of a NATS connection.
@@ -204,16 +207,16 @@ COMMENT ON FUNCTION nats_get_file_list(text, text) IS 'files in an object store'
 -- Subscriptions and responders: functions that messages call.
 
 CREATE TABLE litmus_pgnats.handler (
-    kind text NOT NULL CHECK (kind IN ('subscription', 'responder')),
+    kind text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{subscription,responder}'::pg_catalog.text[])),
     server text NOT NULL,
     subject text NOT NULL,
     queue_group text,
-    signature text NOT NULL CHECK (signature ~ '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\((bytea|text|json|jsonb)(,(text|jsonb))*\)$'),
+    signature text NOT NULL CHECK (signature OPERATOR(pg_catalog.~) '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\((bytea|text|json|jsonb)(,(text|jsonb))*\)$'),
     role regrole NOT NULL,
     created timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (kind, server, subject, signature)
 );
-CREATE UNIQUE INDEX handler_responder ON litmus_pgnats.handler (server, subject) WHERE kind = 'responder';
+CREATE UNIQUE INDEX handler_responder ON litmus_pgnats.handler (server, subject) WHERE kind OPERATOR(pg_catalog.=) 'responder';
 SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler', '');
 COMMENT ON TABLE litmus_pgnats.handler IS 'registered subscriptions and responders';
 COMMENT ON COLUMN litmus_pgnats.handler.kind IS 'subscription or responder';
@@ -316,8 +319,9 @@ CREATE VIEW litmus_pgnats.subscriptions AS
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_subscriptions() s
-    ON s.server = h.server AND s.subject = h.subject AND s.function = h.signature
-  WHERE h.kind = 'subscription';
+    ON s.server OPERATOR(pg_catalog.=) h.server AND s.subject OPERATOR(pg_catalog.=) h.subject
+    AND s.function OPERATOR(pg_catalog.=) h.signature
+  WHERE h.kind OPERATOR(pg_catalog.=) 'subscription';
 COMMENT ON VIEW litmus_pgnats.subscriptions IS 'subscriptions of this database, and what became of their messages since the runtime worker knows them';
 
 CREATE VIEW litmus_pgnats.responders AS
@@ -331,14 +335,15 @@ CREATE VIEW litmus_pgnats.responders AS
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_responders() s
-    ON s.server = h.server AND s.subject = h.subject AND s.function = h.signature
-  WHERE h.kind = 'responder';
+    ON s.server OPERATOR(pg_catalog.=) h.server AND s.subject OPERATOR(pg_catalog.=) h.subject
+    AND s.function OPERATOR(pg_catalog.=) h.signature
+  WHERE h.kind OPERATOR(pg_catalog.=) 'responder';
 COMMENT ON VIEW litmus_pgnats.responders IS 'responders of this database, and what became of their requests since the runtime worker knows them';
 
 CREATE VIEW litmus_pgnats.executors AS
   SELECT coalesce(d.datname::text, s.database::text) AS database, s.pid, s.state, s.handler,
-         pg_catalog.now() - pg_catalog.make_interval(secs => s.seconds) AS since
-  FROM litmus_pgnats.stat_executors() s LEFT JOIN pg_catalog.pg_database d ON d.oid = s.database;
+         pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => s.seconds) AS since
+  FROM litmus_pgnats.stat_executors() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database;
 COMMENT ON VIEW litmus_pgnats.executors IS 'executors of all databases, and those that lack a worker slot';
 
 REVOKE ALL ON FUNCTION litmus_pgnats.stat_subscriptions(), litmus_pgnats.stat_responders(), litmus_pgnats.stat_executors()

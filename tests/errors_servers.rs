@@ -178,6 +178,8 @@ async fn a_full_buffer_is_an_error() {
         .pg
         .wait_log("connection to the NATS server lost", SOON)
         .await;
+    // Sessions are told in the same moment, but not before the log.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let sql = "SELECT count(nats_publish_text('a', n::text)) FROM generate_series(1, 10) n";
     let report = failure(&session, sql).await;
     assert_eq!(

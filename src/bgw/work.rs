@@ -25,6 +25,8 @@ use crate::sql::look;
 const GROUP: usize = 64;
 /// Messages that share a transaction, and so `now()`, have arrived within so many milliseconds.
 const GROUP_SPREAD_MS: u32 = 10;
+/// Characters of an error's message that go further than the server log.
+const LONGEST_ERROR: usize = 1000;
 /// After this time an executor gives the rest of its work back, so that others get their turn.
 const SHARE: Duration = Duration::from_millis(20);
 
@@ -179,7 +181,7 @@ impl Worker {
                 worked.failures.push(Failure {
                     index: u32::try_from(index).unwrap_or(u32::MAX),
                     sqlstate: error.sqlstate,
-                    message: error.message,
+                    message: error.message.chars().take(LONGEST_ERROR).collect(),
                 });
                 None
             });
@@ -220,6 +222,8 @@ fn group_size(messages: &[Message<'_>]) -> usize {
 
 fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> Option<Bytes> {
     begin_statement();
+    // What a function sets is not for the next message.
+    let _parameters = Parameters::of(&[]);
     let limit = match work.timeout_ms {
         0 => statement_timeout(),
         limit => Some(Duration::from_millis(limit.into())),

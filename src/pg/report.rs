@@ -82,7 +82,14 @@ fn copy(text: &str) -> *const c_char {
 /// Text for a message in the database's encoding, where a character that this lacks is escaped.
 fn printable(text: &str) -> CString {
     let text = text.replace('\0', "\\0");
-    let escaped = || text.escape_default().to_string().into_bytes();
+    let escape = |c: char| {
+        if c.is_ascii() {
+            c.to_string()
+        } else {
+            c.escape_default().to_string()
+        }
+    };
+    let escaped = || text.chars().map(escape).collect::<String>().into_bytes();
     let bytes = PgTryBuilder::new(|| to_server(&text).into_owned())
         .catch_others(|_| escaped())
         .execute();

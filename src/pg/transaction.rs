@@ -170,13 +170,27 @@ pub fn begin_statement() {
 pub struct Identity {
     user: pg_sys::Oid,
     context: i32,
+    /// The former session user, where that was changed as well.
+    session: Option<pg_sys::Oid>,
 }
 
 impl Identity {
     /// Runs what follows as `role`, and not able to become anybody else or to leave anything behind in the session:
     /// as PostgreSQL itself runs functions of other users, in index expressions say.
+    ///
+    /// The session user is `role` too, which SECURITY DEFINER functions and policies go by.
     pub fn restricted(role: u32) -> Identity {
-        Identity::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION)
+        // SAFETY: this process has begun as the bootstrap superuser, who may be anybody; the former session user is set
+        // again by `drop`, also when an error unwinds.
+        let session = unsafe {
+            let session = pg_sys::GetSessionUserId();
+            pg_sys::SetSessionAuthorization(role.into(), pg_sys::superuser_arg(role.into()));
+            session
+        };
+        let mut identity = Identity::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        identity.user = session;
+        identity.session = Some(session);
+        identity
     }
 
     /// Runs what follows as `role`, say the owner of the extension's tables.
@@ -188,6 +202,7 @@ impl Identity {
         let mut before = Identity {
             user: pg_sys::InvalidOid,
             context: 0,
+            session: None,
         };
         // SAFETY: writes the two variables, and sets this process's user; `drop` sets the former one.
         unsafe {
@@ -201,8 +216,13 @@ impl Identity {
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        // SAFETY: sets what `of` has read.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+        // SAFETY: sets what was read before. The session user of a worker is a superuser.
+        unsafe {
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            if let Some(session) = self.session {
+                pg_sys::SetSessionAuthorization(session, true);
+            }
+        }
     }
 }
 

@@ -150,7 +150,8 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     query(
         "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
-         SET queue_group = excluded.queue_group",
+         SET queue_group = excluded.queue_group \
+         WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE')",
         &[
             Text(name(kind)),
             Text(&server),
