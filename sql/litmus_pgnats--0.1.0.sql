@@ -251,7 +251,9 @@ COMMENT ON COLUMN litmus_pgnats.handler_binding.system_identifier IS 'the Postgr
 CREATE FUNCTION litmus_pgnats.handler_changed() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_handler_changed';
 COMMENT ON FUNCTION litmus_pgnats.handler_changed() IS 'tells the runtime worker, at commit, that handlers have changed';
-CREATE TRIGGER handler_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON litmus_pgnats.handler
+CREATE TRIGGER handler_changed AFTER INSERT OR UPDATE OR DELETE ON litmus_pgnats.handler
+  FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.handler_changed();
+CREATE TRIGGER handler_truncated AFTER TRUNCATE ON litmus_pgnats.handler
   FOR EACH STATEMENT EXECUTE FUNCTION litmus_pgnats.handler_changed();
 
 CREATE FUNCTION litmus_pgnats.ddl() RETURNS event_trigger
@@ -289,27 +291,20 @@ COMMENT ON FUNCTION litmus_pgnats_unregister_responder(text) IS 'no longer answe
 
 -- What the workers do.
 
-CREATE FUNCTION litmus_pgnats.stat_subscriptions(
-    OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
+CREATE FUNCTION litmus_pgnats.stat_handlers(
+    OUT kind text, OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
     OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
     OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
-  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_subscriptions';
-COMMENT ON FUNCTION litmus_pgnats.stat_subscriptions() IS 'what the runtime worker counts of subscriptions';
-
-CREATE FUNCTION litmus_pgnats.stat_responders(
-    OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
-    OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
-    OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
-  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_responders';
-COMMENT ON FUNCTION litmus_pgnats.stat_responders() IS 'what the runtime worker counts of responders';
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_handlers';
+COMMENT ON FUNCTION litmus_pgnats.stat_handlers() IS 'what the runtime worker counts of subscriptions and responders';
 
 CREATE FUNCTION litmus_pgnats.stat_executors(
     OUT database oid, OUT pid integer, OUT state text, OUT handler text, OUT seconds double precision) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_executors';
 COMMENT ON FUNCTION litmus_pgnats.stat_executors() IS 'executors of all databases';
 
-CREATE VIEW litmus_pgnats.subscriptions AS
-  SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
+CREATE VIEW litmus_pgnats.handlers AS
+  SELECT h.kind, h.server, h.subject, h.queue_group, h.signature AS function, h.role,
          coalesce(s.state, 'off') AS state,
          CASE WHEN s.state IS NOT NULL THEN s.problem
               WHEN pg_catalog.pg_is_in_recovery() THEN 'this server is a standby'
@@ -318,27 +313,22 @@ CREATE VIEW litmus_pgnats.subscriptions AS
          coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
          pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
-  FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_subscriptions() s
-    ON s.server OPERATOR(pg_catalog.=) h.server AND s.subject OPERATOR(pg_catalog.=) h.subject
-    AND s.function OPERATOR(pg_catalog.=) h.signature
-  WHERE h.kind OPERATOR(pg_catalog.=) 'subscription';
-COMMENT ON VIEW litmus_pgnats.subscriptions IS 'subscriptions of this database, and what became of their messages since the runtime worker knows them';
+  FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_handlers() s
+    ON s.kind OPERATOR(pg_catalog.=) h.kind AND s.server OPERATOR(pg_catalog.=) h.server
+    AND s.subject OPERATOR(pg_catalog.=) h.subject AND s.function OPERATOR(pg_catalog.=) h.signature;
+COMMENT ON VIEW litmus_pgnats.handlers IS 'subscriptions and responders of this database, and what became of their messages since the runtime worker knows them';
+
+CREATE VIEW litmus_pgnats.subscriptions AS
+  SELECT server, subject, queue_group, function, role, state, problem, messages, errors, dropped, queued, queued_bytes,
+         last_error, last_error_at
+  FROM litmus_pgnats.handlers WHERE kind OPERATOR(pg_catalog.=) 'subscription';
+COMMENT ON VIEW litmus_pgnats.subscriptions IS 'the subscriptions among litmus_pgnats.handlers';
 
 CREATE VIEW litmus_pgnats.responders AS
-  SELECT h.server, h.subject, h.queue_group, h.signature AS function, h.role,
-         coalesce(s.state, 'off') AS state,
-         CASE WHEN s.state IS NOT NULL THEN s.problem
-              WHEN pg_catalog.pg_is_in_recovery() THEN 'this server is a standby'
-              ELSE 'the runtime worker does not run, or had no worker slot to look at this database (see litmus_pgnats.executors)'
-         END AS problem, coalesce(s.messages, 0) AS messages,
-         coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
-         coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
-         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
-  FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_responders() s
-    ON s.server OPERATOR(pg_catalog.=) h.server AND s.subject OPERATOR(pg_catalog.=) h.subject
-    AND s.function OPERATOR(pg_catalog.=) h.signature
-  WHERE h.kind OPERATOR(pg_catalog.=) 'responder';
-COMMENT ON VIEW litmus_pgnats.responders IS 'responders of this database, and what became of their requests since the runtime worker knows them';
+  SELECT server, subject, queue_group, function, role, state, problem, messages, errors, dropped, queued, queued_bytes,
+         last_error, last_error_at
+  FROM litmus_pgnats.handlers WHERE kind OPERATOR(pg_catalog.=) 'responder';
+COMMENT ON VIEW litmus_pgnats.responders IS 'the responders among litmus_pgnats.handlers';
 
 CREATE VIEW litmus_pgnats.executors AS
   SELECT coalesce(d.datname::text, s.database::text) AS database, s.pid, s.state, s.handler,
@@ -346,12 +336,11 @@ CREATE VIEW litmus_pgnats.executors AS
   FROM litmus_pgnats.stat_executors() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database;
 COMMENT ON VIEW litmus_pgnats.executors IS 'executors of all databases, and those that lack a worker slot';
 
-REVOKE ALL ON FUNCTION litmus_pgnats.stat_subscriptions(), litmus_pgnats.stat_responders(), litmus_pgnats.stat_executors()
-  FROM PUBLIC;
+REVOKE ALL ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() FROM PUBLIC;
 GRANT USAGE ON SCHEMA litmus_pgnats TO pg_monitor;
-GRANT SELECT ON litmus_pgnats.subscriptions, litmus_pgnats.responders, litmus_pgnats.executors TO pg_monitor;
-GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_subscriptions(), litmus_pgnats.stat_responders(), litmus_pgnats.stat_executors()
+GRANT SELECT ON litmus_pgnats.handlers, litmus_pgnats.subscriptions, litmus_pgnats.responders, litmus_pgnats.executors
   TO pg_monitor;
+GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() TO pg_monitor;
 
 -- The connection.
 

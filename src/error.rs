@@ -29,6 +29,7 @@ pub enum Kind {
     Unreachable,
     AuthenticationRefused,
     TooManyConnections,
+    TooManyHandlers,
     TlsFailed,
     FileUnreadable,
     BufferFull,

@@ -55,6 +55,70 @@ async fn the_extension_in_another_schema() {
     );
 }
 
+/// Whoever owns the schema that CREATE EXTENSION is told has put operators there, for every pair of types that it might
+/// compare: none is taken, or it would run as the superuser.
+#[tokio::test]
+async fn operators_in_the_way() {
+    let nats = NatsServer::start().await;
+    let pg = Postgres::start().await;
+    let session = pg.connect().await;
+    run(&session, PLANT_OPERATORS).await;
+    let planted = "SELECT count(*) FROM pg_operator WHERE oprnamespace = 'evil'::regnamespace";
+    let planted = number(&session, planted).await;
+    println!("{planted} operators planted");
+    assert!(planted > 500);
+    run(&session, "CREATE EXTENSION litmus_pgnats SCHEMA evil").await;
+    let used = "SELECT count(*) FROM pg_depend d JOIN pg_operator o ON o.oid = d.refobjid
+                WHERE d.refclassid = 'pg_operator'::regclass AND o.oprnamespace = 'evil'::regnamespace
+                AND d.classid <> 'pg_operator'::regclass";
+    assert_eq!(number(&session, used).await, 0, "an object depends on one");
+    run(&session, KEEP).await;
+    run(
+        &session,
+        &format!(
+            "CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}');
+             CREATE FUNCTION answer(q text) RETURNS text LANGUAGE sql AS 'SELECT q';
+             SET search_path = evil, public;
+             SELECT nats_subscribe('a', 'keep'), litmus_pgnats_register_responder('rpc', 'answer');
+             TABLE litmus_pgnats.subscriptions; TABLE litmus_pgnats.responders; TABLE litmus_pgnats.executors;
+             SELECT nats_get_server_info(), litmus_pgnats_version();
+             ALTER FUNCTION answer RENAME TO answers; ALTER SERVER nats RENAME TO other;
+             DROP FUNCTION answers",
+            nats.port()
+        ),
+    )
+    .await;
+    // Where the tests' own queries find PostgreSQL's operators first.
+    run(&session, "RESET search_path").await;
+    until_live(&session, "a").await;
+    say(&nats.client().await, "a", "1").await;
+    until_got(&session, &["1"]).await;
+}
+
+const PLANT_OPERATORS: &str = r#"
+CREATE ROLE mallory; CREATE SCHEMA evil AUTHORIZATION mallory;
+SET ROLE mallory;
+DO $do$
+DECLARE
+  types text[] := '{text,name,varchar,oid,regrole,regclass,regproc,int,bigint,timestamptz,interval,"\"char\"",text[],name[],oid[],anyarray,anyelement}';
+  l text; r text; o text;
+BEGIN
+  FOREACH l IN ARRAY types LOOP
+    FOREACH r IN ARRAY types LOOP
+      BEGIN
+        EXECUTE format($f$CREATE FUNCTION evil.f(%s, %s) RETURNS boolean LANGUAGE plpgsql AS
+          'BEGIN RAISE EXCEPTION $$an operator of mallory runs as %%$$, current_user; END'$f$, l, r);
+        FOREACH o IN ARRAY '{=,<>,~,||,-,+}'::text[] LOOP
+          EXECUTE format('CREATE OPERATOR evil.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = evil.f)', o, l, r);
+        END LOOP;
+      EXCEPTION WHEN OTHERS THEN
+        RAISE NOTICE '% %: %', l, r, SQLERRM;
+      END;
+    END LOOP;
+  END LOOP;
+END $do$;
+RESET ROLE"#;
+
 /// A database in LATIN1: text is converted both ways, and what it cannot hold is that message's error.
 #[tokio::test]
 async fn another_encoding() {

@@ -93,6 +93,37 @@ async fn it_is_part_of_the_transaction() {
     hears(&scene, &other, &all, &[]).await;
 }
 
+/// Once a call of the session that took a subscription back has had an answer, nothing reaches it any more.
+#[tokio::test]
+async fn a_session_does_not_reach_what_it_took_back() {
+    let (scene, session) = Scene::keeping().await;
+    let client = scene.nats.client().await;
+    subscribe(&session, "end", "keep").await;
+    // A publish has no answer: it follows what was said before, but the statement does not wait for that.
+    let answered = "SELECT nats_get_server_info()";
+    for n in 0..50 {
+        run(&session, "SELECT nats_subscribe('s', 'keep')").await;
+        run(&session, &format!("SELECT nats_publish_text('s', 'yes {n}')")).await;
+        run(&session, answered).await;
+        run(&session, "SELECT nats_unsubscribe('s', 'keep')").await;
+        run(&session, &format!("SELECT nats_publish_text('s', 'no {n}')")).await;
+        run(&session, answered).await;
+        say(&client, "s", format!("no, from outside {n}")).await;
+    }
+    run(&session, "SELECT nats_publish_text('end', 'end')").await;
+    eventually(SOON, async || got(&session).await.contains(&"end".to_owned())).await;
+    let heard = texts(
+        &session,
+        "SELECT payload FROM got WHERE payload LIKE 'no%' ORDER BY id",
+    )
+    .await;
+    assert_eq!(heard, [""; 0]);
+    println!(
+        "{} of 50 that were published before were kept",
+        got(&session).await.len() - 1
+    );
+}
+
 /// In a prepared transaction it either takes effect when that commits, from whatever session, or is refused.
 #[tokio::test]
 async fn prepared_transactions() {

@@ -136,8 +136,11 @@ pub async fn vacate(actors: Actors, database: u32) -> Result<Answer> {
 /// What the runtime has counted.
 pub async fn statistics(actors: Actors, database: u32, of: Statistics) -> Result<Answer> {
     let rows = match of {
-        Statistics::Subscriptions => actors.subscriptions.send(registry::Rows(database)).await,
-        Statistics::Responders => actors.responders.send(registry::Rows(database)).await,
+        Statistics::Handlers => {
+            let subscriptions = actors.subscriptions.send(registry::Rows(database)).await;
+            let responders = actors.responders.send(registry::Rows(database)).await;
+            subscriptions.and_then(|rows| Ok([rows, responders?].concat()))
+        }
         Statistics::Executors => actors.dispatcher.send(dispatcher::Rows).await,
     };
     Ok((Reply::Rows(rows.map_err(|_| stopped())?), Bytes::new()))

@@ -25,6 +25,7 @@ use super::connect::{Observer, connect};
 use super::delivery::{FLUSH_LIMIT, retire, send_all};
 use super::requester::Requester;
 use super::status::{Status, not_connected};
+use super::steadiness::Steadiness;
 use super::system::Vital;
 use crate::channel::message::Link;
 use crate::error::{Error, Kind, Result};
@@ -120,6 +121,7 @@ pub struct Connection {
     retry: Option<SpawnHandle>,
     /// Servers that the NATS cluster told us of.
     discovered: Vec<Host>,
+    steadiness: Steadiness,
     server_errors: Flood,
     slow_consumer: Flood,
     _vital: Vital,
@@ -151,6 +153,7 @@ impl Connection {
             handing: false,
             retry: None,
             discovered: Vec::new(),
+            steadiness: Steadiness::default(),
             server_errors: Flood::default(),
             slow_consumer: Flood::default(),
             _vital: vital,
@@ -245,10 +248,7 @@ impl Connection {
         });
         let failures = u32::try_from(self.status.borrow().failures.min(16)).unwrap_or(16);
         let backoff = (Duration::from_millis(10) * 2u32.saturating_pow(failures)).min(longest);
-        self.retry = Some(ctx.run_later(backoff, |actor, ctx| {
-            actor.retry = None;
-            actor.attempt(ctx);
-        }));
+        self.attempt_after(backoff, ctx);
     }
 
     /// Puts a connected client in the place of what was there; the old one first delivers what it has taken.
@@ -260,12 +260,19 @@ impl Connection {
             .filter_map(|url| parse_url(url))
             .collect();
         let host = format!("{}:{}", info.host, info.port);
-        log::info!(
+        let level = if self.steadiness.is_unsteady() {
+            log::Level::Debug
+        } else {
+            log::Level::Info
+        };
+        log::log!(
+            level,
             "{}: connected to NATS server {} {host}, version {}",
             self.name,
             info.server_id,
             info.version
         );
+        self.steadiness.connected();
         self.status.send_modify(|status| {
             status.generation = generation;
             status.client = None;
@@ -352,12 +359,26 @@ impl Connection {
 
     fn lost(&mut self, ctx: &mut Context<Self>) {
         self.state = State::Down;
-        log::warn!("{}: connection to the NATS server lost", self.name);
+        let pause = self.steadiness.lost();
+        if let Some(suppressed) = self.steadiness.line() {
+            log::warn!("{}: connection to the NATS server lost{suppressed}", self.name);
+        }
         self.status.send_modify(|status| {
             status.link.up = false;
             status.client = None;
         });
-        self.attempt(ctx);
+        if pause.is_zero() {
+            self.attempt(ctx);
+        } else {
+            self.attempt_after(pause, ctx);
+        }
+    }
+
+    fn attempt_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
+        self.retry = Some(ctx.run_later(pause, |actor, ctx| {
+            actor.retry = None;
+            actor.attempt(ctx);
+        }));
     }
 }
 
@@ -471,7 +492,9 @@ impl Handler<Nudge> for Connection {
     type Result = ();
 
     fn handle(&mut self, _: Nudge, ctx: &mut Self::Context) {
-        self.attempt(ctx);
+        if !self.steadiness.is_unsteady() {
+            self.attempt(ctx);
+        }
     }
 }
 

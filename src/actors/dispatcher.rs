@@ -27,6 +27,8 @@ use crate::error::{Error, Kind};
 const GROW_AFTER: Duration = Duration::from_millis(3);
 /// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
 const GRACE: Duration = Duration::from_secs(2);
+/// The same when their own handler was taken away.
+const REMOVED_GRACE: Duration = Duration::from_secs(30);
 /// After a look that has failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for one database when all are looked at.
@@ -177,13 +179,14 @@ impl Dispatcher {
         });
     }
 
-    fn worked(&mut self, ticket: u32, worked: Worked, body: Bytes) {
+    fn worked(&mut self, ticket: u32, worked: Worked, body: Bytes, ctx: &mut Context<Self>) {
         let Some(task) = self.pool.task(ticket) else {
             return;
         };
         let count = (worked.messages as usize).min(task.messages.len());
         let done: Vec<_> = task.messages.drain(..count).collect();
-        task.committing = 0;
+        // The rest of a transaction whose replies are too many for one frame is done too.
+        task.committing = task.committing.saturating_sub(worked.messages);
         let each = task.since.elapsed() / u32::try_from(count.max(1)).unwrap_or(1);
         task.since = std::time::Instant::now();
         let handler = task.handler.clone();
@@ -200,7 +203,18 @@ impl Dispatcher {
             reply(&handler, done, worked, body);
         }
         if !goes_on {
-            self.pool.finished(ticket);
+            let waiting = self.pool.finished(ticket);
+            self.grow_soon(waiting, ctx);
+        }
+    }
+
+    /// Has the pool of a database grow, or change its roles, unless those who wait there are served soon.
+    fn grow_soon(&self, database: Option<u32>, ctx: &mut Context<Self>) {
+        if let Some(database) = database {
+            ctx.run_later(GROW_AFTER, move |actor, ctx| {
+                actor.pool.grow(database);
+                actor.wind(ctx);
+            });
         }
     }
 
@@ -232,14 +246,18 @@ impl Dispatcher {
                 handler.source = Err(Error::new(Kind::Fenced, why.clone()));
             }
         }
-        let has_handlers = handlers.iter().any(|definition| definition.source.is_ok());
-        let Some(database) = self.pool.reported(ticket, database_name, has_handlers) else {
+        let live = handlers.iter().filter(|definition| definition.source.is_ok());
+        let roles = live.map(|definition| definition.role).collect();
+        let Some(database) = self.pool.reported(ticket, database_name, &roles) else {
             return;
         };
-        if !has_extension || !is_primary || self.fence.is_some() {
-            // What runs may finish, within reason.
-            ctx.run_later(GRACE, move |actor, _| actor.pool.evict_workers(database));
-        }
+        // What runs for a handler that is taken away may finish, within reason.
+        let grace = if has_extension && is_primary && self.fence.is_none() {
+            REMOVED_GRACE
+        } else {
+            GRACE
+        };
+        ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database));
         let Some(registries) = &self.registries else {
             return;
         };
@@ -268,7 +286,8 @@ impl Dispatcher {
         let lookers = self.pool.take_lookers(database);
         let applied = async move { tokio::join!(subscriptions, responders) };
         ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
-            actor.pool.applied(ticket, lookers);
+            let waiting = actor.pool.applied(ticket, lookers);
+            actor.grow_soon(waiting, ctx);
             actor.wind(ctx);
         }));
     }
@@ -314,10 +333,7 @@ impl Handler<Ready> for Dispatcher {
     fn handle(&mut self, Ready(handler): Ready, ctx: &mut Self::Context) {
         let database = handler.database;
         if self.pool.ready(&handler) {
-            ctx.run_later(GROW_AFTER, move |actor, ctx| {
-                actor.pool.grow(database);
-                actor.wind(ctx);
-            });
+            self.grow_soon(Some(database), ctx);
             self.watch(handler, ctx);
         }
     }
@@ -346,7 +362,7 @@ impl Handler<Heard> for Dispatcher {
                 }
             }
             Said::Worked(worked) => {
-                self.worked(ticket, worked, body);
+                self.worked(ticket, worked, body, ctx);
                 self.wind(ctx);
             }
             Said::Vanished => {
@@ -354,7 +370,8 @@ impl Handler<Heard> for Dispatcher {
                     let database = task.handler.database;
                     self.pool.look(database, oneshot::channel().0);
                 }
-                self.pool.finished(ticket);
+                let waiting = self.pool.finished(ticket);
+                self.grow_soon(waiting, ctx);
             }
         }
     }

@@ -53,7 +53,8 @@ pub struct Inner {
 /// A handler.
 pub struct Handler {
     pub database: u32,
-    limits: Arc<Limits>,
+    /// Whom its function runs as.
+    pub role: u32,
     /// The connection that its messages come from; none if it is disabled.
     pub connection: Option<supervisor::Handle>,
     pub state: watch::Sender<State>,
@@ -74,12 +75,12 @@ impl Handler {
         };
         Arc::new(Handler {
             database,
-            limits,
+            role: definition.role,
             connection,
             state: watch::Sender::new(state),
             inner: Mutex::new(Inner {
                 definition: Arc::new(definition),
-                queue: Queue::default(),
+                queue: Queue::new(limits),
                 counts: Counts::default(),
                 lined_up: false,
                 executors: 0,
@@ -126,7 +127,7 @@ impl Handler {
         if *self.state.borrow() == State::Over {
             return Pushed::Behind;
         }
-        self.lock().queue.push(message, &self.limits)
+        self.lock().queue.push(message)
     }
 
     /// Largest message that the NATS server takes, in bytes.

@@ -44,6 +44,7 @@ pub mod responder_registry;
 pub mod role;
 mod session;
 pub mod status;
+pub mod steadiness;
 pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;

@@ -1,7 +1,11 @@
 //! The executors of each database: who is idle, who works for which handler, when another is started and when one
 //! leaves. A plain struct; `dispatcher.rs` is the actor around it. In the actor thread.
+//!
+//! An executor serves one role for life: what its functions leave in the process, say an extension's connections to
+//! elsewhere, is never another role's.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,6 +21,8 @@ use crate::channel::message::Row;
 use crate::channel::work::{HandlerKind, Told};
 use crate::flood::Flood;
 
+/// In a full pool, a handler waits so long for an executor of its own role before one of another role has to leave.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
 const RESTART: Duration = Duration::from_millis(200);
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
@@ -31,6 +37,8 @@ enum Doing {
 
 struct Executor {
     database: u32,
+    /// Whom it serves, from its first message on.
+    role: Option<u32>,
     pid: u32,
     orders: Option<mpsc::Sender<Order>>,
     doing: Doing,
@@ -41,8 +49,10 @@ struct Executor {
 struct Database {
     name: String,
     has_handlers: bool,
-    /// Handlers that want an executor, the one that waits longest first.
-    line: VecDeque<Arc<Handler>>,
+    /// Handlers of several roles share the pool.
+    is_shared: bool,
+    /// Handlers that want an executor, and since when: the one that waits longest first.
+    line: VecDeque<(Arc<Handler>, Instant)>,
     /// Somebody wants to know what handlers there are, and who.
     look_wanted: bool,
     lookers: Vec<oneshot::Sender<()>>,
@@ -122,33 +132,42 @@ impl Pool {
         self.settle(database);
     }
 
-    /// An executor's report is being applied: who asked before it began may wait for it, who asks later is not served
-    /// by it.
-    pub fn reported(&mut self, ticket: u32, name: String, has_handlers: bool) -> Option<u32> {
+    /// An executor's report is being applied, which names the roles of all handlers that can run: who asked before it
+    /// began may wait for it, who asks later is not served by it.
+    pub fn reported(&mut self, ticket: u32, name: String, roles: &HashSet<u32>) -> Option<u32> {
         let executor = self.executors.get_mut(&ticket)?;
         let database = executor.database;
-        if !has_handlers {
+        if roles.is_empty() {
             executor.since = Instant::now();
         }
         let entry = self.databases.get_mut(&database)?;
         entry.name = name;
-        entry.has_handlers = has_handlers;
+        entry.has_handlers = !roles.is_empty();
+        entry.is_shared = roles.len() > 1;
         Some(database)
     }
 
-    /// The report of this executor has taken effect.
-    pub fn applied(&mut self, ticket: u32, lookers: Vec<oneshot::Sender<()>>) {
+    /// The report of this executor has taken effect. Gives the same as [`Pool::finished`].
+    pub fn applied(&mut self, ticket: u32, lookers: Vec<oneshot::Sender<()>>) -> Option<u32> {
         for done in lookers {
             let _ = done.send(());
         }
-        if let Some(executor) = self.executors.get_mut(&ticket) {
-            if matches!(executor.doing, Doing::Looking) {
-                executor.doing = Doing::Idle;
-                executor.since = Instant::now();
-            }
-            let database = executor.database;
-            self.settle(database);
+        let executor = self.executors.get_mut(&ticket)?;
+        if matches!(executor.doing, Doing::Looking) {
+            executor.doing = Doing::Idle;
+            executor.since = Instant::now();
         }
+        let database = executor.database;
+        // Where all were at work, one more was started to look.
+        if self.of(database).count() > self.most() {
+            self.dismiss(ticket);
+        }
+        self.settle(database);
+        self.line_of_idle(ticket)
+    }
+
+    fn most(&self) -> usize {
+        self.sizes.executors.load(Ordering::Relaxed).max(1)
     }
 
     /// This executor could not look at its database, which is given.
@@ -186,7 +205,7 @@ impl Pool {
         inner.lined_up = true;
         drop(inner);
         let entry = self.databases.entry(handler.database).or_default();
-        entry.line.push_back(handler.clone());
+        entry.line.push_back((handler.clone(), Instant::now()));
         true
     }
 
@@ -201,17 +220,24 @@ impl Pool {
         }
     }
 
-    /// The executor is done with its work; what is left of it goes back to the front of the queue.
-    pub fn finished(&mut self, ticket: u32) {
-        let Some(executor) = self.executors.get_mut(&ticket) else {
-            return;
-        };
+    /// The executor is done with its work; what is left of it goes back to the front of the queue. Gives its database if
+    /// others wait there and it has nothing to do for them.
+    pub fn finished(&mut self, ticket: u32) -> Option<u32> {
+        let executor = self.executors.get_mut(&ticket)?;
         executor.since = Instant::now();
         let database = executor.database;
         if let Doing::Working(task) = std::mem::replace(&mut executor.doing, Doing::Idle) {
             self.return_task(task);
         }
         self.settle(database);
+        self.line_of_idle(ticket)
+    }
+
+    /// The executor's database, if it is idle and others than its role's wait there.
+    fn line_of_idle(&self, ticket: u32) -> Option<u32> {
+        let executor = self.executors.get(&ticket)?;
+        let waits = !self.databases.get(&executor.database)?.line.is_empty();
+        (waits && matches!(executor.doing, Doing::Idle)).then_some(executor.database)
     }
 
     fn return_task(&mut self, task: Task) {
@@ -230,7 +256,7 @@ impl Pool {
             return;
         };
         let number = executor.database;
-        let expected = matches!(executor.doing, Doing::Leaving);
+        let leaving = matches!(executor.doing, Doing::Leaving);
         match executor.doing {
             Doing::Working(mut task) => {
                 task.executor_died();
@@ -246,13 +272,17 @@ impl Pool {
             Doing::Idle | Doing::Leaving => {}
         }
         if let Some(entry) = self.databases.get_mut(&number)
-            && !expected
+            && !leaving
         {
             let wait = (RESTART * 2u32.saturating_pow(entry.failures.min(16))).min(RESTART_LIMIT);
             entry.failures += 1;
             entry.not_before = Some(Instant::now() + wait);
         }
         self.settle(number);
+        if leaving {
+            // It may have made room for another role's.
+            self.grow(number);
+        }
     }
 
     /// What became of a process. Gives a database that turns out to be gone.
@@ -319,16 +349,11 @@ impl Pool {
         }
     }
 
-    /// Ends executors that still work in a database whose handlers have stopped.
+    /// Ends executors that still work for handlers which were taken away.
     pub fn evict_workers(&mut self, database: u32) {
-        if self
-            .databases
-            .get(&database)
-            .is_some_and(|entry| !entry.has_handlers)
-        {
-            for (ticket, _) in self
-                .of(database)
-                .filter(|(_, e)| matches!(e.doing, Doing::Working(_)))
+        for (ticket, executor) in self.of(database) {
+            if let Doing::Working(task) = &executor.doing
+                && *task.handler.state.borrow() == State::Over
             {
                 self.host.terminate(*ticket);
             }
@@ -361,10 +386,8 @@ impl Pool {
             }
             return;
         }
-        while let Some(ticket) = self.idle(number) {
-            if !self.employ(ticket, number) {
-                break;
-            }
+        for ticket in self.idle(number) {
+            self.employ(ticket, number);
         }
         let Some(entry) = self.databases.get(&number) else {
             return;
@@ -373,7 +396,7 @@ impl Pool {
         if (nobody && (entry.has_handlers || !entry.line.is_empty())) || self.looks_in_vain(number) {
             self.start(number);
         } else if !entry.has_handlers && entry.line.is_empty() && !entry.look_wanted {
-            while let Some(ticket) = self.idle(number) {
+            for ticket in self.idle(number) {
                 self.dismiss(ticket);
             }
         }
@@ -385,47 +408,91 @@ impl Pool {
         self.databases.get(&number).is_some_and(|entry| entry.look_wanted) && coming == 0
     }
 
-    /// The idle executor that has worked last: the others may leave one day.
-    fn idle(&self, number: u32) -> Option<u32> {
+    /// The idle executors: first those that have a role already, and of these the one that has worked last, as the
+    /// others may leave one day.
+    fn idle(&self, number: u32) -> Vec<u32> {
         let idle = self.of(number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
-        idle.max_by_key(|(_, e)| e.since).map(|(ticket, _)| *ticket)
+        let mut idle: Vec<_> = idle
+            .map(|(ticket, e)| (Reverse((e.role.is_some(), e.since)), *ticket))
+            .collect();
+        idle.sort_unstable();
+        idle.into_iter().map(|(_, ticket)| ticket).collect()
     }
 
-    /// Gives an idle executor the next thing to do; `false` if there is none.
-    fn employ(&mut self, ticket: u32, number: u32) -> bool {
+    /// Gives an idle executor the next thing to do, if there is any.
+    fn employ(&mut self, ticket: u32, number: u32) {
         // One at a time, or the older of two reports might count.
         let looks = self.count(number, |doing| matches!(doing, Doing::Looking)) > 0;
         let Some(entry) = self.databases.get_mut(&number) else {
-            return false;
+            return;
         };
         if entry.look_wanted && !looks {
             entry.look_wanted = false;
-            return self.order(ticket, Doing::Looking, (Told::Look, Bytes::new()));
+            self.order(ticket, Doing::Looking, (Told::Look, Bytes::new()));
+            return;
         }
-        while let Some(handler) = entry.line.pop_front() {
+        if self.makes_way(ticket, number) {
+            self.dismiss(ticket);
+            return;
+        }
+        while let Some(handler) = self.next_for(ticket, number) {
             handler.lock().lined_up = false;
             let Some((task, order)) = Task::take(&handler, self.load.call()) else {
                 continue;
             };
-            let employed = self.order(ticket, Doing::Working(task), order);
+            if let Some(executor) = self.executors.get_mut(&ticket) {
+                executor.role = Some(handler.role);
+            }
+            self.order(ticket, Doing::Working(task), order);
             // Requests need no order: others may take the next ones.
             self.line_up(&handler);
-            return employed;
+            return;
         }
-        false
     }
 
-    fn order(&mut self, ticket: u32, doing: Doing, order: Order) -> bool {
-        let Some(executor) = self.executors.get_mut(&ticket) else {
+    /// Takes out of the line whoever is the first that this executor may work for.
+    fn next_for(&mut self, ticket: u32, number: u32) -> Option<Arc<Handler>> {
+        let role = self.executors.get(&ticket)?.role;
+        let line = &self.databases.get(&number)?.line;
+        let place = line.iter().position(|(handler, _)| match role {
+            Some(role) => role == handler.role,
+            None => self.may_have_more(number, handler.role),
+        })?;
+        let (handler, _) = self.databases.get_mut(&number)?.line.remove(place)?;
+        Some(handler)
+    }
+
+    /// One executor of a shared pool is always left to the other roles.
+    fn may_have_more(&self, number: u32, role: u32) -> bool {
+        let most = self.most();
+        let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
+        !is_shared || most == 1 || self.of(number).filter(|(_, e)| e.role == Some(role)).count() < most - 1
+    }
+
+    /// In a full pool, a handler of another role has waited for too long.
+    fn makes_way(&self, ticket: u32, number: u32) -> bool {
+        let Some(role) = self.executors.get(&ticket).and_then(|executor| executor.role) else {
             return false;
         };
-        executor.doing = doing;
-        executor.since = Instant::now();
-        // The channel has room for what an executor can be told at a time; a closed one is reported elsewhere.
-        executor
-            .orders
-            .as_ref()
-            .is_some_and(|orders| orders.try_send(order).is_ok())
+        let longest = self.databases.get(&number).and_then(|entry| {
+            let mut others = entry.line.iter().filter(|(handler, _)| handler.role != role);
+            others.find(|(handler, _)| self.may_have_more(number, handler.role))
+        });
+        let comes = |doing: &Doing| matches!(doing, Doing::Starting | Doing::Leaving);
+        longest.is_some_and(|(_, since)| since.elapsed() >= PATIENCE)
+            && self.of(number).count() >= self.most()
+            && self.count(number, comes) == 0
+    }
+
+    fn order(&mut self, ticket: u32, doing: Doing, order: Order) {
+        if let Some(executor) = self.executors.get_mut(&ticket) {
+            executor.doing = doing;
+            executor.since = Instant::now();
+            if let Some(orders) = &executor.orders {
+                // There is room for what an executor can be told at a time; a closed channel is reported elsewhere.
+                let _ = orders.try_send(order);
+            }
+        }
     }
 
     fn dismiss(&mut self, ticket: u32) {
@@ -433,7 +500,7 @@ impl Pool {
             return;
         };
         match &executor.doing {
-            Doing::Idle => drop(self.order(ticket, Doing::Leaving, (Told::Leave, Bytes::new()))),
+            Doing::Idle => self.order(ticket, Doing::Leaving, (Told::Leave, Bytes::new())),
             // It has not opened its channel and may never do; nothing is lost with it.
             Doing::Starting => {
                 executor.doing = Doing::Leaving;
@@ -454,6 +521,7 @@ impl Pool {
         self.last_ticket = self.last_ticket.wrapping_add(1);
         let executor = Executor {
             database: number,
+            role: None,
             pid: 0,
             orders: None,
             doing: Doing::Starting,
@@ -463,17 +531,27 @@ impl Pool {
         self.host.start(self.last_ticket, number);
     }
 
-    /// Starts another executor if handlers wait and the pool may grow.
+    /// Starts other executors if handlers wait and the pool may grow, or has others' leave it that have nothing to do.
     pub fn grow(&mut self, number: u32) {
         self.settle(number);
-        let most = self.sizes.executors.load(Ordering::Relaxed).max(1);
-        let starting = self.count(number, |doing| matches!(doing, Doing::Starting));
-        let (total, waiting) = (
-            self.of(number).count(),
-            self.databases.get(&number).map_or(0, |entry| entry.line.len()),
-        );
-        for _ in total..most.min(total + waiting.saturating_sub(starting)) {
+        let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Leaving));
+        let waiting = self.databases.get(&number).map_or(0, |entry| {
+            let line = entry.line.iter();
+            line.filter(|(handler, _)| self.may_have_more(number, handler.role))
+                .count()
+        });
+        let wanted = waiting.saturating_sub(coming);
+        let room = self.most().saturating_sub(self.of(number).count());
+        for _ in 0..wanted.min(room) {
             self.start(number);
+        }
+        for ticket in self
+            .idle(number)
+            .into_iter()
+            .rev()
+            .take(wanted.saturating_sub(room))
+        {
+            self.dismiss(ticket);
         }
     }
 

@@ -1,6 +1,8 @@
-//! Messages that wait for an executor: in the order of their arrival, bounded in number and bytes. In the actor thread.
+//! Messages that wait for an executor: in the order of their arrival, bounded in number and bytes, for each handler
+//! and for all together. In the actor thread.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,11 +13,38 @@ use crate::nats::headers::Headers;
 /// What a waiting message takes beyond its subject, headers and payload; about what it does.
 const OVERHEAD: usize = 200;
 
-/// How much may wait for each handler; may change at any time.
-#[derive(Debug)]
+/// How much may wait; may change at any time.
+#[derive(Debug, Default)]
 pub struct Limits {
+    /// For each handler.
     pub messages: AtomicUsize,
     pub bytes: AtomicUsize,
+    /// For all handlers of all databases. When that is full, each may still have its equal share of it, so that one
+    /// whose messages pile up does not take the others' room.
+    pub total_bytes: AtomicUsize,
+    /// What waits in all queues, and how many there are.
+    waiting: AtomicUsize,
+    queues: AtomicUsize,
+}
+
+impl Limits {
+    pub fn new(messages: usize, bytes: usize, total_bytes: usize) -> Arc<Limits> {
+        Arc::new(Limits {
+            messages: messages.into(),
+            bytes: bytes.into(),
+            total_bytes: total_bytes.into(),
+            ..Limits::default()
+        })
+    }
+
+    fn allows(&self, messages: usize, bytes: usize, more: usize) -> bool {
+        let get = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+        let total = get(&self.total_bytes);
+        let share = total / get(&self.queues).max(1);
+        messages < get(&self.messages)
+            && bytes + more <= get(&self.bytes)
+            && (get(&self.waiting) + more <= total || bytes + more <= share)
+    }
 }
 
 /// A message for a handler.
@@ -49,22 +78,41 @@ pub enum Pushed {
 }
 
 /// The messages of one handler.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
+    limits: Arc<Limits>,
     waiting: VecDeque<Incoming>,
     bytes: usize,
 }
 
 impl Queue {
-    pub fn push(&mut self, message: Incoming, limits: &Limits) -> Pushed {
+    pub fn new(limits: Arc<Limits>) -> Queue {
+        limits.queues.fetch_add(1, Ordering::Relaxed);
+        Queue {
+            limits,
+            waiting: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    fn grew(&mut self, size: usize) {
+        self.bytes += size;
+        self.limits.waiting.fetch_add(size, Ordering::Relaxed);
+    }
+
+    fn shrank(&mut self, size: usize) {
+        self.bytes -= size;
+        self.limits.waiting.fetch_sub(size, Ordering::Relaxed);
+    }
+
+    pub fn push(&mut self, message: Incoming) -> Pushed {
         let size = message.size();
-        // One message is let in whatever its size.
-        let full = self.waiting.len() >= limits.messages.load(Ordering::Relaxed)
-            || self.bytes + size > limits.bytes.load(Ordering::Relaxed);
-        if full && !self.waiting.is_empty() {
+        // One message is let in whatever its size, if nothing else waits anywhere.
+        let fits = self.limits.allows(self.waiting.len(), self.bytes, size);
+        if !fits && self.limits.waiting.load(Ordering::Relaxed) > 0 {
             return Pushed::Refused(message);
         }
-        self.bytes += size;
+        self.grew(size);
         self.waiting.push_back(message);
         if self.waiting.len() == 1 {
             Pushed::First
@@ -86,14 +134,14 @@ impl Queue {
             size = more;
             taken.extend(self.waiting.pop_front());
         }
-        self.bytes -= size;
+        self.shrank(size);
         taken
     }
 
     /// Puts back at the front what was not executed.
     pub fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Incoming>) {
         for message in messages.rev() {
-            self.bytes += message.size();
+            self.grew(message.size());
             self.waiting.push_front(message);
         }
     }
@@ -103,7 +151,7 @@ impl Queue {
         let mut expired = Vec::new();
         while self.waiting.front().is_some_and(|m| m.arrived.elapsed() > limit) {
             if let Some(message) = self.waiting.pop_front() {
-                self.bytes -= message.size();
+                self.shrank(message.size());
                 expired.push(message);
             }
         }
@@ -122,6 +170,18 @@ impl Queue {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    pub fn clear(&mut self) {
+        self.waiting = VecDeque::new();
+        self.shrank(self.bytes);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.clear();
+        self.limits.queues.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -139,22 +199,19 @@ mod tests {
         }
     }
 
-    fn limits(messages: usize, bytes: usize) -> Limits {
-        Limits {
-            messages: messages.into(),
-            bytes: bytes.into(),
-        }
-    }
-
     fn names(messages: &[Incoming]) -> Vec<&str> {
         messages.iter().map(|m| m.subject.as_str()).collect()
     }
 
+    fn is_refused(queue: &mut Queue, size: usize) -> bool {
+        matches!(queue.push(message("m", size)), Pushed::Refused(_))
+    }
+
     #[test]
     fn order_survives_taking_and_giving_back() {
-        let (mut queue, limits) = (Queue::default(), limits(10, 1 << 20));
+        let mut queue = Queue::new(Limits::new(10, 1 << 20, 1 << 20));
         for name in ["a", "b", "c", "d"] {
-            queue.push(message(name, 1), &limits);
+            queue.push(message(name, 1));
         }
         let taken = queue.take(3, 1 << 20);
         assert_eq!(names(&taken), ["a", "b", "c"]);
@@ -165,35 +222,38 @@ mod tests {
 
     #[test]
     fn number_and_bytes_are_bounded_but_one_message_always_fits() {
-        let mut queue = Queue::default();
-        assert!(matches!(
-            queue.push(message("a", 9000), &limits(2, 1000)),
-            Pushed::First
-        ));
-        assert!(matches!(
-            queue.push(message("b", 1), &limits(2, 1000)),
-            Pushed::Refused(_)
-        ));
-        assert!(matches!(
-            queue.push(message("b", 1), &limits(2, 99000)),
-            Pushed::Behind
-        ));
-        assert!(matches!(
-            queue.push(message("c", 1), &limits(2, 99000)),
-            Pushed::Refused(_)
-        ));
-        assert_eq!(names(&queue.take(9, 100)), ["a"]);
+        let limits = Limits::new(2, 1000, 1 << 20);
+        let mut queue = Queue::new(limits.clone());
+        assert!(!is_refused(&mut queue, 9000));
+        assert!(is_refused(&mut queue, 1));
+        limits.bytes.store(99_000, Ordering::Relaxed);
+        assert!(!is_refused(&mut queue, 1));
+        assert!(is_refused(&mut queue, 1));
+        assert_eq!(queue.take(9, 100).len(), 1);
+    }
+
+    #[test]
+    fn all_queues_together_are_bounded_and_each_has_its_share() {
+        let limits = Limits::new(1000, 1 << 20, 10_000);
+        let (mut greedy, mut modest) = (Queue::new(limits.clone()), Queue::new(limits.clone()));
+        while !is_refused(&mut greedy, 800) {}
+        assert_eq!(greedy.bytes(), 10_000 - 10_000 % 1_001, "{greedy:?}");
+        assert!(!is_refused(&mut modest, 800));
+        assert!(is_refused(&mut modest, 8000), "more than its share");
+        drop(greedy);
+        assert!(!is_refused(&mut modest, 8000));
+        modest.clear();
+        assert_eq!(limits.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn who_was_there_when_an_executor_died_goes_alone() {
-        let (mut queue, limits) = (Queue::default(), limits(10, 1 << 20));
+        let mut queue = Queue::new(Limits::new(10, 1 << 20, 1 << 20));
         for deaths in [0, 1, 0] {
-            let message = Incoming {
+            queue.push(Incoming {
                 deaths,
                 ..message(&deaths.to_string(), 1)
-            };
-            queue.push(message, &limits);
+            });
         }
         assert_eq!([1, 1, 1], [(); 3].map(|()| queue.take(9, 1 << 20).len()));
     }

@@ -17,7 +17,7 @@ use super::queue::Limits;
 use super::supervisor::{Left, Open, Supervisor};
 use super::system::Vital;
 use crate::channel::message::Row;
-use crate::channel::work::Definition;
+use crate::channel::work::{Definition, Identity};
 use crate::error::Kind;
 
 /// Longest wait for new handlers to be subscribed; they go on trying afterwards.
@@ -83,22 +83,22 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
         }: Apply,
         _: &mut Self::Context,
     ) -> Self::Result {
-        let mut before = self.live.remove(&database).unwrap_or_default();
+        let mut before: HashMap<Identity, Vec<Entry>> = HashMap::new();
+        for entry in self.live.remove(&database).unwrap_or_default() {
+            let identity = entry.handler.definition().identity();
+            before.entry(identity).or_default().push(entry);
+        }
         let (mut kept, mut new) = (Vec::new(), Vec::new());
         for definition in definitions {
-            let known = before
-                .iter()
-                .position(|entry| entry.handler.definition().continues(&definition));
-            match known {
-                Some(known) => {
-                    let entry = before.swap_remove(known);
+            match before.get_mut(&definition.identity()).and_then(Vec::pop) {
+                Some(entry) => {
                     entry.handler.lock().definition = Arc::new(definition);
                     kept.push(entry);
                 }
                 None => new.push(definition),
             }
         }
-        let ended: Vec<_> = before.into_iter().filter_map(Entry::end).collect();
+        let ended: Vec<_> = before.into_values().flatten().filter_map(Entry::end).collect();
         self.live.insert(database, kept);
         let (supervisor, limits, inlet) = (self.supervisor.clone(), self.limits.clone(), self.inlet.clone());
         let starts = new.into_iter().map(move |definition| {
@@ -147,7 +147,7 @@ impl Entry {
     /// Ends a handler; what is given ends when its subscription has.
     fn end(self) -> Option<JoinHandle<()>> {
         self.handler.set_state(State::Over);
-        self.handler.lock().queue = Default::default();
+        self.handler.lock().queue.clear();
         self.stop.send_replace(true);
         self.pump
     }
@@ -209,6 +209,7 @@ fn row(handler: &Handler) -> Row {
             .to_string()
     };
     vec![
+        Some(definition.kind.name().to_string()),
         Some(definition.server.clone()),
         Some(definition.subject.clone()),
         Some(definition.function.clone()),

@@ -69,6 +69,11 @@ impl Task {
             kind: inner.definition.kind,
             function: inner.definition.function_oid,
             role: inner.definition.role,
+            server: inner
+                .definition
+                .source
+                .as_ref()
+                .map_or(0, |source| source.target.key.server),
             subject: inner.definition.subject.clone(),
             timeout_ms: if is_responder {
                 u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)

@@ -13,12 +13,15 @@ use crate::channel::client::{Client, Interest, Wait, connect};
 use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
 use crate::channel::work::{Said, Told};
 use crate::error::{Error, Kind, Result};
+use crate::pg::report::{self, Level};
 use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process, Start};
 use crate::sql::look;
 
 const NAME: &str = "litmus_pgnats executor";
 const MAIN: &str = "litmus_pgnats_executor_main";
+/// Most bytes that the runtime is told of a database's handlers: an ordinary role that fills it costs no more memory.
+const MAX_REPORT: usize = 16 * 1024 * 1024;
 /// Longest time for the runtime to take what an executor says.
 const SAY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a new worker tries to reach the runtime.
@@ -80,8 +83,18 @@ pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
 pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
     let (ticket, database) = ((arg.value() >> 32) as u32, arg.value() as u32);
     worker::attach_as_session(Some(database), c"litmus_pgnats executor");
-    // Whatever ends the conversation, the runtime's end above all, ends the executor.
-    let _ = join(Peer::Executor { ticket }).and_then(serve);
+    // Whatever ends the conversation ends the executor; the runtime's end is no news.
+    if let Err(error) = join(Peer::Executor { ticket }).and_then(serve)
+        && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
+    {
+        let text = format!("an executor ends: {}", error.message);
+        report::message(
+            Level::Warning,
+            &text,
+            error.detail.as_deref().unwrap_or_default(),
+            "",
+        );
+    }
     worker::exit(0)
 }
 
@@ -92,7 +105,16 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
             Reply::Executor(Told::Look) => {
-                let said = look::look().map_or_else(Said::Blind, Said::Report);
+                let said = look::look().map_or_else(Said::Blind, |mut report| {
+                    let left_out = report.fit(MAX_REPORT);
+                    if left_out > 0 {
+                        let text = format!(
+                            "{left_out} subscriptions and responders are too many for the runtime worker"
+                        );
+                        report::message(Level::Warning, &text, "", "");
+                    }
+                    Said::Report(report)
+                });
                 say(&mut client, said, b"")?;
             }
             Reply::Executor(Told::Work(work)) => {

@@ -18,13 +18,17 @@ use crate::pg::transaction::{
     with_snapshot,
 };
 use crate::pg::{catalog, worker};
-use crate::sql::look;
+use crate::sql::{look, settings};
 
 /// Most messages that share a transaction: PostgreSQL keeps so many subtransactions in memory for other sessions'
 /// snapshots; beyond, these have to look on disk.
 const GROUP: usize = 64;
 /// Messages that share a transaction, and so `now()`, have arrived within so many milliseconds.
 const GROUP_SPREAD_MS: u32 = 10;
+/// Largest reply, in bytes: NATS's own limit for a message.
+const MAX_REPLY: usize = 64 * 1024 * 1024;
+/// Bytes of replies that go to the runtime at once, but for one that is larger.
+const REPLIES: usize = MAX_REPLY / 2;
 /// Characters of an error's message that go further than the server log.
 const LONGEST_ERROR: usize = 1000;
 /// After this time an executor gives the rest of its work back, so that others get their turn.
@@ -84,8 +88,7 @@ impl Worker {
             alone = alone.saturating_sub(1);
             rest = others;
             let goes_on = !rest.is_empty() && began.elapsed() < SHARE;
-            let (worked, replies) = self.report(work, group, outcomes, goes_on);
-            say(Said::Worked(worked), &replies)?;
+            self.report(work, group, outcomes, goes_on, &mut say)?;
             if !goes_on {
                 break;
             }
@@ -107,14 +110,8 @@ impl Worker {
         let executed = transaction(|| {
             let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
-            // PostgreSQL checks it when it plans the call, and a plan is kept.
-            if !catalog::has_execute(work.role, function.oid) {
-                let denied = || {
-                    Err(Caught::denied(format!(
-                        "permission denied for function {}",
-                        function.name
-                    )))
-                };
+            if let Some(what) = denied(work, &function) {
+                let denied = || Err(Caught::denied(format!("permission denied for {what}")));
                 return Some(group.iter().map(|_| denied()).collect());
             }
             let _parameters = Parameters::of(settings);
@@ -161,39 +158,54 @@ impl Worker {
         }
     }
 
-    /// What the runtime is told, and the replies; complains of failures in the server log.
+    /// Tells the runtime what became of a transaction's messages, with the replies; complains of failures in the server
+    /// log.
     fn report(
         &mut self,
         work: &Work,
         group: &[Message<'_>],
         outcomes: Vec<Outcome>,
         goes_on: bool,
-    ) -> (Worked, Vec<u8>) {
-        let mut worked = Worked {
-            messages: u32::try_from(outcomes.len()).unwrap_or(u32::MAX),
-            goes_on,
-            ..Worked::default()
-        };
-        let mut replies = Vec::new();
-        for (index, ((message, _), outcome)) in group.iter().zip(outcomes).enumerate() {
-            let reply = outcome.unwrap_or_else(|error| {
+        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (mut worked, mut replies) = (Worked::default(), Vec::new());
+        for ((message, _), outcome) in group.iter().zip(outcomes) {
+            let reply = outcome.and_then(|reply| {
+                let reply = reply.unwrap_or_default();
+                if reply.len() > MAX_REPLY {
+                    return Err(Caught::too_large(format!(
+                        "reply of {} bytes exceeds the limit of {MAX_REPLY} bytes",
+                        reply.len()
+                    )));
+                }
+                Ok(reply)
+            });
+            if worked.messages > 0 && replies.len() + reply.as_ref().map_or(0, Bytes::len) > REPLIES {
+                worked.goes_on = true;
+                say(
+                    Said::Worked(std::mem::take(&mut worked)),
+                    &std::mem::take(&mut replies),
+                )?;
+            }
+            let reply = reply.unwrap_or_else(|error| {
                 self.complain(work, message, &error);
                 worked.failures.push(Failure {
-                    index: u32::try_from(index).unwrap_or(u32::MAX),
+                    index: worked.messages,
                     sqlstate: error.sqlstate,
                     message: error.message.chars().take(LONGEST_ERROR).collect(),
                 });
-                None
+                Bytes::new()
             });
+            worked.messages += 1;
             if work.kind == HandlerKind::Responder {
-                let reply = reply.unwrap_or_default();
                 worked
                     .replies
                     .push(u32::try_from(reply.len()).unwrap_or(u32::MAX));
                 replies.extend_from_slice(&reply);
             }
         }
-        (worked, replies)
+        worked.goes_on = goes_on;
+        say(Said::Worked(worked), &replies)
     }
 
     fn complain(&mut self, work: &Work, message: &Delivered, error: &Caught) {
@@ -214,6 +226,19 @@ impl Worker {
     }
 }
 
+/// What the role may no longer use: rights by membership in another role go without a trace that would have the
+/// runtime look.
+fn denied(work: &Work, function: &Function) -> Option<String> {
+    // PostgreSQL checks the function when it plans the call, and a plan is kept.
+    if !catalog::has_execute(work.role, function.oid) {
+        return Some(format!("function {}", function.name));
+    }
+    (!catalog::has_usage(work.role, work.server)).then(|| {
+        let server = catalog::server_name(work.server).unwrap_or_else(|| work.server.to_string());
+        format!("foreign server {server}")
+    })
+}
+
 fn group_size(messages: &[Message<'_>]) -> usize {
     let first = messages.first().map_or(0, |(message, _)| message.after_ms);
     let together = |(message, _): &&Message<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
@@ -225,7 +250,10 @@ fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> O
     // What a function sets is not for the next message.
     let _parameters = Parameters::of(&[]);
     let limit = match work.timeout_ms {
-        0 => statement_timeout(),
+        0 => statement_timeout()
+            .into_iter()
+            .chain(settings::callback_timeout())
+            .min(),
         limit => Some(Duration::from_millis(limit.into())),
     };
     let _timeout = limit.map(Timeout::after);

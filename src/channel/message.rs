@@ -14,7 +14,7 @@ use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,8 +127,8 @@ pub enum Peer {
 /// What the runtime counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Statistics {
-    Subscriptions,
-    Responders,
+    /// Of the session's database.
+    Handlers,
     /// Of all databases.
     Executors,
 }

@@ -6,10 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::Target;
-use crate::error::Result;
+use super::message::{Key, Target};
+use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 use crate::settings::Settings;
+
+/// Room for what a report has besides its parts, in bytes.
+const FRAME_OF_REPORT: usize = 64;
 
 /// From an executor to the runtime.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +58,16 @@ pub enum HandlerKind {
     Responder,
 }
 
+impl HandlerKind {
+    /// As the table has it, and people.
+    pub fn name(self) -> &'static str {
+        match self {
+            HandlerKind::Subscription => "subscription",
+            HandlerKind::Responder => "responder",
+        }
+    }
+}
+
 /// A handler as its database defines it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
@@ -78,15 +91,57 @@ pub struct Source {
     pub settings: Settings,
 }
 
+/// What makes a handler another one: messages that were taken for one are also those of another with the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    kind: HandlerKind,
+    function_oid: u32,
+    role: u32,
+    subject: String,
+    queue_group: Option<String>,
+    key: Option<Key>,
+}
+
 impl Definition {
-    /// Whether messages that were taken for this handler are the other's as well.
-    pub fn continues(&self, other: &Definition) -> bool {
-        let place = |d: &Definition| d.source.as_ref().map(|source| source.target.key).ok();
-        let same = |a: &Definition, b: &Definition| {
-            (a.kind, a.function_oid, a.role) == (b.kind, b.function_oid, b.role)
-                && (&a.subject, &a.queue_group) == (&b.subject, &b.queue_group)
+    pub fn identity(&self) -> Identity {
+        Identity {
+            kind: self.kind,
+            function_oid: self.function_oid,
+            role: self.role,
+            subject: self.subject.clone(),
+            queue_group: self.queue_group.clone(),
+            key: self.source.as_ref().map(|source| source.target.key).ok(),
+        }
+    }
+}
+
+impl Report {
+    /// Makes the report fit into so many bytes: what has no room for its connection's options cannot run, and says so;
+    /// the last handlers are left out if even their names have none. Returns how many these are.
+    pub fn fit(&mut self, room: usize) -> usize {
+        fn size<T: Serialize>(value: &T) -> usize {
+            postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default())
+                .unwrap_or(usize::MAX)
+        }
+        let mut left = room.saturating_sub(size(&self.database_name) + FRAME_OF_REPORT);
+        let mut take = |size: usize| {
+            let rest = left.checked_sub(size);
+            left = rest.unwrap_or(left);
+            rest.is_some()
         };
-        same(self, other) && place(self) == place(other)
+        self.servers.retain(|source| take(size(source)));
+        let all = self.handlers.len();
+        self.handlers.retain_mut(|handler| {
+            if take(size(handler)) {
+                return true;
+            }
+            handler.source = Err(Error::new(
+                Kind::TooManyHandlers,
+                "the options of the connections of this database's subscriptions and responders take too much room",
+            ));
+            take(size(handler))
+        });
+        all - self.handlers.len()
     }
 }
 
@@ -96,6 +151,8 @@ pub struct Work {
     pub kind: HandlerKind,
     pub function: u32,
     pub role: u32,
+    /// The foreign server, which the role has to have the right to use.
+    pub server: u32,
     /// The handler's own subject.
     pub subject: String,
     /// Statement timeout in milliseconds; 0: the role's own.

@@ -11,9 +11,18 @@ pub type Headers = Vec<(String, String)>;
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
 
+/// Largest JSON of headers, and headers on the wire, in bytes. Names are repeated for each value, so a small JSON could
+/// take any amount of memory.
+const MAX_SIZE: usize = 1024 * 1024;
+
 /// Reads `{"name": "value", "other": ["first", "second"]}`.
 pub fn parse(json: &str) -> Result<Headers> {
     let invalid = |why: String| Error::new(Kind::InvalidHeaders, "invalid message headers").detail(why);
+    let too_large = || invalid(format!("They take more than {MAX_SIZE} bytes."));
+    if json.len() > MAX_SIZE {
+        return Err(too_large());
+    }
+    let mut size = 0;
     let value: Value = serde_json::from_str(json).map_err(|e| invalid(format!("Not JSON: {e}.")))?;
     let Value::Object(object) = value else {
         return Err(invalid(
@@ -37,6 +46,10 @@ pub fn parse(json: &str) -> Result<Headers> {
                 return Err(invalid(format!(
                     "A value of header \"{name}\" contains a line break."
                 )));
+            }
+            size += name.len() + value.len();
+            if size > MAX_SIZE {
+                return Err(too_large());
             }
             headers.push((name.clone(), value));
         }
@@ -97,6 +110,23 @@ mod tests {
         );
         assert_eq!(wire_len(&[]), 0);
         assert_eq!(to_json(&headers), r#"{"a":"1","b":["2","3"]}"#);
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let (name, value) = ("n".repeat(MAX_SIZE / 2), "v".repeat(MAX_SIZE));
+        for large in [
+            format!(r#"{{"{name}": ["", "", ""]}}"#),
+            format!(r#"{{"a": "{value}"}}"#),
+        ] {
+            let error = parse(&large).expect_err("too large");
+            assert_eq!(error.kind, Kind::InvalidHeaders);
+            assert_eq!(
+                error.detail.as_deref(),
+                Some("They take more than 1048576 bytes.")
+            );
+        }
+        assert!(parse(&format!(r#"{{"{name}": ["", ""]}}"#)).is_ok());
     }
 
     #[test]

@@ -113,6 +113,12 @@ impl Function {
         !self.returns_set && PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == self.result)
     }
 
+    /// Whether it ends with the session that has made it.
+    pub fn is_temporary(&self) -> bool {
+        // Nobody can make another schema whose name begins so.
+        self.name.starts_with("pg_temp_")
+    }
+
     /// Name and argument types, as `regprocedure` reads them whatever the search path is.
     pub fn signature(&self) -> String {
         let types: Vec<String> = self.arguments.iter().map(|oid| type_name(*oid)).collect();

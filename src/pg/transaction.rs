@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::catalog::utf8;
 
@@ -28,10 +28,19 @@ pub struct Caught {
 }
 
 impl Caught {
-    /// A right that is missing, for PostgreSQL's own words.
+    /// A right that is missing.
     pub fn denied(message: String) -> Caught {
+        Caught::of(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
+    }
+
+    /// A value that is larger than it may be.
+    pub fn too_large(message: String) -> Caught {
+        Caught::of(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, message)
+    }
+
+    fn of(code: PgSqlErrorCode, message: String) -> Caught {
         Caught {
-            sqlstate: sqlstate(pgrx::PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE as i32),
+            sqlstate: sqlstate(code as i32),
             message,
             context: String::new(),
         }

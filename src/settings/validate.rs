@@ -13,12 +13,22 @@ pub enum Target {
     Other,
 }
 
+/// Longest value of an option, in bytes: the runtime worker holds them all in memory.
+const MAX_VALUE: usize = 4096;
+
 /// Checks all options of one object.
 pub fn validate(target: Target, options: &Options) -> Result<()> {
     for (name, value) in options {
         let option = find(name)
             .filter(|option| allows(target, option))
             .ok_or_else(|| unknown(target, name))?;
+        if value.len() > MAX_VALUE {
+            return Err(Error::new(
+                Kind::MalformedOption,
+                format!("value for option \"{name}\" is too long"),
+            )
+            .hint(format!("The longest value has {MAX_VALUE} bytes.")));
+        }
         if !is_valid(option.form, value) {
             return Err(Error::new(
                 Kind::MalformedOption,

@@ -53,11 +53,13 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     let Ok(_table) = Table::open() else {
         return Ok(Value::Void);
     };
-    if query(CONCERNED, &[]).is_empty() {
+    let event = call.event();
+    let is_end = event.as_deref() == Some("ddl_command_end");
+    if query(CONCERNED, &[]).is_empty() || (is_end && !query(OTHER_RIGHTS, &[]).is_empty()) {
         return Ok(Value::Void);
     }
     mark();
-    match call.event().as_deref() {
+    match event.as_deref() {
         Some("sql_drop") => {
             query(
                 &format!(
@@ -77,6 +79,10 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
 const CONCERNED: &str = "SELECT FROM litmus_pgnats.handler UNION ALL \
     SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw, unnest(s.srvoptions) o \
     WHERE w.fdwname = 'litmus_pgnats_fdw' AND o ~ '^(notify_subject|patroni_url)=' LIMIT 1";
+
+/// A row if the statement grants or revokes a right that means nothing here, as any role may do all day.
+const OTHER_RIGHTS: &str = "SELECT FROM pg_event_trigger_ddl_commands() WHERE command_tag IN ('GRANT', 'REVOKE') \
+    AND upper(object_type) NOT IN ('FUNCTION', 'PROCEDURE', 'ROUTINE', 'SCHEMA', 'FOREIGN SERVER')";
 
 /// What a handler was bound to in this very cluster: object ids of another one mean something else here.
 const BINDING: &str = "litmus_pgnats.handler_binding b";
@@ -107,8 +113,17 @@ fn follow() {
             && let Some(name) = catalog::server_name(server)
             && server_name.is_some_and(|server_name| server_name != name)
         {
+            // A server of that name that was dropped has left handlers; they would be this server's now.
+            let left = format!(
+                "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler h, {BINDING} \
+                 WHERE {OF} AND b.server_oid = $3 AND h.server <> $2 AND o.server = $2 \
+                 AND (o.kind, o.subject) = (h.kind, h.subject) \
+                 AND (o.kind = 'responder' OR o.signature = h.signature)"
+            );
             let sql = format!("{update} server = $2 FROM {BINDING} WHERE {OF} AND b.server_oid = $3");
-            query(&sql, &[system, Text(&name), Oid(server)]);
+            for sql in [left, sql] {
+                query(&sql, &[system, Text(&name), Oid(server)]);
+            }
         }
     }
 }

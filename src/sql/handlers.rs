@@ -1,7 +1,7 @@
 //! Registering handlers, which is writing rows of the table `litmus_pgnats.handler`. Runs in backends.
 
 use super::publish::null;
-use super::{call, server};
+use super::{call, server, settings};
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::nats::subject;
@@ -70,7 +70,7 @@ impl Table {
             "SELECT signature, role::oid FROM litmus_pgnats.handler \
              WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = coalesce($4, signature)",
             &[
-                Text(name(kind)),
+                Text(kind.name()),
                 Text(server),
                 Text(subject),
                 OptionalText(signature.as_deref()),
@@ -107,16 +107,8 @@ impl Table {
     pub fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
         query(
             "DELETE FROM litmus_pgnats.handler WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4",
-            &[Text(name(kind)), Text(server), Text(subject), Text(signature)],
+            &[Text(kind.name()), Text(server), Text(subject), Text(signature)],
         );
-    }
-}
-
-/// A kind as the table has it.
-pub fn name(kind: HandlerKind) -> &'static str {
-    match kind {
-        HandlerKind::Subscription => "subscription",
-        HandlerKind::Responder => "responder",
     }
 }
 
@@ -146,14 +138,17 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
             table.delete(kind, &server, &subject, &registered.signature);
         }
     }
+    if before.is_empty() {
+        check_number(role)?;
+    }
     let signature = function.signature();
-    query(
+    let written = query(
         "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
          SET queue_group = excluded.queue_group \
-         WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE')",
+         WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE') RETURNING kind",
         &[
-            Text(name(kind)),
+            Text(kind.name()),
             Text(&server),
             Text(&subject),
             OptionalText(queue_group.as_deref()),
@@ -161,8 +156,12 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
             Oid(role),
         ],
     );
+    if written.is_empty() {
+        // Another session was faster.
+        return Err(not_yours(kind, &subject));
+    }
     table.bind(
-        [name(kind), &server, &subject, &signature],
+        [kind.name(), &server, &subject, &signature],
         function.oid,
         key.server,
     );
@@ -191,7 +190,7 @@ fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         let of = function.map_or_else(String::new, |function| {
             format!(" that calls {}", function.signature())
         });
-        let text = format!("there is no {} on subject \"{subject}\"{of}", name(kind));
+        let text = format!("there is no {} on subject \"{subject}\"{of}", kind.name());
         report::message(Level::Notice, &text, "", "");
     }
     Ok(Value::Void)
@@ -216,10 +215,19 @@ fn function_argument(call: &Call<'_>) -> Result<Function> {
 
 fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
     let returns = kind == HandlerKind::Subscription || function.returns_replies();
+    if function.is_temporary() {
+        let message = format!(
+            "temporary function {} cannot be a {}",
+            function.signature(),
+            kind.name()
+        );
+        return Err(Error::new(Kind::InvalidFunction, message)
+            .hint("It is there for this session alone; executors call functions in sessions of their own."));
+    }
     if function.takes_messages() && returns {
         return Ok(());
     }
-    let what = name(kind);
+    let what = kind.name();
     let message = format!("function {} cannot be a {what}", function.signature());
     let detail = match kind {
         HandlerKind::Subscription => {
@@ -251,14 +259,41 @@ fn check_privileges(registered: &Registered, kind: HandlerKind, subject: &str) -
     if registered.role == catalog::current_role() || catalog::has_privileges_of(registered.role) {
         return Ok(());
     }
-    let (what, owner) = (name(kind), catalog::role_name(registered.role));
-    Err(Error::new(
-        Kind::PermissionDenied,
-        format!("permission denied for the {what} on subject \"{subject}\""),
-    )
-    .detail(format!(
+    let owner = catalog::role_name(registered.role);
+    Err(not_yours(kind, subject).detail(format!(
         "Role \"{owner}\" has registered it, calling {}.",
         registered.signature
-    ))
-    .hint("Only a role that has the privileges of that role may change it."))
+    )))
+}
+
+fn not_yours(kind: HandlerKind, subject: &str) -> Error {
+    let message = format!(
+        "permission denied for the {} on subject \"{subject}\"",
+        kind.name()
+    );
+    Error::new(Kind::PermissionDenied, message)
+        .hint("Only a role that has the privileges of the one that has registered it may change it.")
+}
+
+/// Others need memory and the runtime's time too.
+fn check_number(role: u32) -> Result<()> {
+    let rows = query(
+        "SELECT count(*) FROM litmus_pgnats.handler WHERE role = $1",
+        &[Oid(role)],
+    );
+    let number = rows.into_iter().flatten().flatten().next();
+    let most = settings::max_handlers();
+    if number
+        .and_then(|number| number.parse::<usize>().ok())
+        .unwrap_or(0)
+        < most
+    {
+        return Ok(());
+    }
+    let role = catalog::role_name(role);
+    Err(
+        Error::new(Kind::TooManyHandlers, "too many subscriptions and responders").detail(format!(
+            "Role \"{role}\" has {most} in this database, which is the limit."
+        )),
+    )
 }

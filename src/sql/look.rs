@@ -13,7 +13,7 @@ use crate::pg::catalog;
 use crate::pg::query::Argument::{Int8, Oid};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
-use crate::pg::transaction::{Parameters, transaction, with_snapshot};
+use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snapshot};
 use crate::pg::wait;
 
 /// Reads what this database defines; nothing if the extension is not there. Others change it meanwhile: what cannot be
@@ -35,12 +35,22 @@ pub fn look() -> std::result::Result<Report, String> {
 
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Milliseconds that a look waits for a lock: any role may hold one of what it has registered itself.
+const LOCK_TIMEOUT: &str = "500";
 
 fn read() -> Report {
     let (_, database_name) = catalog::database();
+    let _parameters = Parameters::of(&[("lock_timeout".into(), LOCK_TIMEOUT.into())]);
     let (has_extension, handlers, servers) = with_snapshot(|| match Table::open() {
         Ok(table) => {
-            let handlers = rows().iter().filter_map(|row| definition(&table, row)).collect();
+            let mut mender = Mender {
+                table,
+                goes_on: !catalog::is_in_recovery(),
+            };
+            let handlers = rows()
+                .iter()
+                .filter_map(|row| definition(&mut mender, row))
+                .collect();
             (true, handlers, servers())
         }
         Err(_) => (false, Vec::new(), Vec::new()),
@@ -170,8 +180,22 @@ fn registered(row: Row) -> Option<Registered> {
     })
 }
 
+/// Puts the table right; what somebody else holds locked, the next look will.
+struct Mender {
+    table: Table,
+    goes_on: bool,
+}
+
+impl Mender {
+    fn mend(&mut self, work: impl FnOnce(&Table)) {
+        if self.goes_on {
+            self.goes_on = subtransaction(|| work(&self.table)).is_ok();
+        }
+    }
+}
+
 /// The definition for the runtime; `None` for a handler whose function or role is gone, which is removed.
-fn definition(table: &Table, row: &Registered) -> Option<Definition> {
+fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
     let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
         let gone = if row.role_name.is_some() {
             "function"
@@ -182,16 +206,15 @@ fn definition(table: &Table, row: &Registered) -> Option<Definition> {
             "the {} on subject \"{}\" that called {} is removed: its {gone} does not exist any more",
             row.kind_name, row.subject, row.signature
         );
-        if catalog::is_in_recovery() {
-            return None;
-        }
-        report::message(Level::Log, &text, "", "");
-        table.delete(row.kind, &row.server, &row.subject, &row.signature);
+        mender.mend(|table| {
+            table.delete(row.kind, &row.server, &row.subject, &row.signature);
+            report::message(Level::Log, &text, "", "");
+        });
         return None;
     };
-    if !row.is_bound && !catalog::is_in_recovery() {
+    if !row.is_bound {
         let key = [row.kind_name.as_str(), &row.server, &row.subject, &row.signature];
-        table.bind(key, function, row.server_oid.unwrap_or(0));
+        mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
     }
     Some(Definition {
         kind: row.kind,

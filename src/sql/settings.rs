@@ -21,6 +21,9 @@ static MAX_EXECUTORS: GucSetting<i32> = GucSetting::<i32>::new(4);
 static EXECUTOR_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 static QUEUE_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(512 * 1024);
 static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+static TOTAL_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256 * 1024);
+static MAX_HANDLERS: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static CALLBACK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PATRONI_FENCING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
@@ -125,6 +128,36 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.total_queue_size",
+        c"Sets how much memory messages that wait for all subscriptions and responders together may take.",
+        c"When it is full, each may still use its equal share.",
+        &TOTAL_QUEUE_SIZE,
+        64,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.max_handlers",
+        c"Sets how many subscriptions and responders a role may have in a database.",
+        c"",
+        &MAX_HANDLERS,
+        1,
+        100_000,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.callback_timeout",
+        c"Sets the longest time that the function of a subscription may take for a message.",
+        c"Holds also where the role has no statement_timeout, or a longer one; 0 turns it off.",
+        &CALLBACK_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     GucRegistry::define_bool_guc(
         c"litmus_pgnats.patroni_fencing",
         c"Pauses subscriptions and responders of a primary that does not hold Patroni's leader lock.",
@@ -161,10 +194,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         let bounds = Bounds {
-            limits: Arc::new(Limits {
-                messages: 0.into(),
-                bytes: 0.into(),
-            }),
+            limits: Arc::default(),
             sizes: Arc::new(Sizes {
                 executors: 0.into(),
                 idle_ms: 0.into(),
@@ -186,6 +216,9 @@ impl Bounds {
         self.limits
             .bytes
             .store(size(&QUEUE_SIZE).saturating_mul(1024), Relaxed);
+        self.limits
+            .total_bytes
+            .store(size(&TOTAL_QUEUE_SIZE).saturating_mul(1024), Relaxed);
         self.fencing.0.store(PATRONI_FENCING.get(), Relaxed);
         let before = (
             self.sizes.executors.swap(size(&MAX_EXECUTORS), Relaxed),
@@ -195,6 +228,17 @@ impl Bounds {
             self.sizes.changed.notify_one();
         }
     }
+}
+
+/// `litmus_pgnats.max_handlers`.
+pub fn max_handlers() -> usize {
+    usize::try_from(MAX_HANDLERS.get()).unwrap_or(0)
+}
+
+/// `litmus_pgnats.callback_timeout`, unless it is off.
+pub fn callback_timeout() -> Option<Duration> {
+    let limit = u64::try_from(CALLBACK_TIMEOUT.get()).unwrap_or(0);
+    (limit > 0).then(|| Duration::from_millis(limit))
 }
 
 /// `litmus_pgnats.busy_poll_us`.

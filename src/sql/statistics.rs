@@ -6,11 +6,8 @@ use crate::error::Result;
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
 
-sql_function!(litmus_pgnats_stat_subscriptions, |_: &Call<'_>| rows(
-    Statistics::Subscriptions
-));
-sql_function!(litmus_pgnats_stat_responders, |_: &Call<'_>| rows(
-    Statistics::Responders
+sql_function!(litmus_pgnats_stat_handlers, |_: &Call<'_>| rows(
+    Statistics::Handlers
 ));
 sql_function!(litmus_pgnats_stat_executors, |_: &Call<'_>| rows(
     Statistics::Executors

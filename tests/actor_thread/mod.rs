@@ -49,10 +49,7 @@ impl Runtime {
             cluster: "test".into(),
             host: Box::new(NoWorkers),
             notices: mpsc::unbounded_channel().1,
-            limits: Arc::new(Limits {
-                messages: 1000.into(),
-                bytes: (1 << 20).into(),
-            }),
+            limits: Limits::new(1000, 1 << 20, 1 << 24),
             sizes: Arc::new(Sizes {
                 executors: 1.into(),
                 idle_ms: 1000.into(),

@@ -7,6 +7,9 @@ use crate::channel::work::{Definition, Source};
 use crate::settings::{Options, Settings};
 
 const DB: u32 = 5;
+/// Roles.
+const RED: u32 = 10;
+const BLUE: u32 = 11;
 
 /// Remembers what it was told.
 #[derive(Clone, Default)]
@@ -52,7 +55,7 @@ impl Scene {
         assert_eq!(self.host.told(), ["start 1"]);
         let mut orders = self.join(1);
         assert_eq!(told(&mut orders), "look");
-        self.pool.reported(1, "db".into(), true);
+        self.pool.reported(1, "db".into(), &HashSet::from([RED]));
         self.pool.applied(1, Vec::new());
         orders
     }
@@ -75,6 +78,10 @@ fn told(orders: &mut mpsc::Receiver<Order>) -> String {
 }
 
 fn handler(kind: HandlerKind, subject: &str, messages: usize) -> Arc<Handler> {
+    handler_of(RED, kind, subject, messages)
+}
+
+fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> Arc<Handler> {
     let key = Key {
         database: DB,
         server: 1,
@@ -94,14 +101,11 @@ fn handler(kind: HandlerKind, subject: &str, messages: usize) -> Arc<Handler> {
         queue_group: None,
         function: "public.f(bytea)".into(),
         function_oid: 1,
-        role: 10,
-        role_name: "postgres".into(),
+        role,
+        role_name: "somebody".into(),
         source: Ok(Source { target, settings }),
     };
-    let limits = Arc::new(Limits {
-        messages: 1000.into(),
-        bytes: (1 << 20).into(),
-    });
+    let limits = Limits::new(1000, 1 << 20, 1 << 20);
     let handler = Handler::new(DB, definition, None, limits);
     for _ in 0..messages {
         handler.push(Incoming {
@@ -129,7 +133,7 @@ fn a_database_without_handlers_has_no_executor() {
     scene.pool.look(DB, done);
     let mut orders = scene.join(1);
     assert_eq!(told(&mut orders), "look");
-    scene.pool.reported(1, "db".into(), false);
+    scene.pool.reported(1, "db".into(), &HashSet::new());
     let lookers = scene.pool.take_lookers(DB);
     assert!(waits.try_recv().is_err(), "told too early");
     scene.pool.applied(1, lookers);
@@ -268,4 +272,104 @@ fn a_missing_slot_is_shown_and_tried_again_later() {
     scene.pool.grow(DB);
     assert_eq!(scene.host.told(), [""; 0], "not at once");
     assert!(scene.pool.next_change().is_some());
+}
+
+/// As a report would have it.
+fn share(scene: &mut Scene) {
+    scene.pool.reported(1, "db".into(), &HashSet::from([RED, BLUE]));
+}
+
+fn finish(scene: &mut Scene, ticket: u32) {
+    scene.pool.task(ticket).expect("a task").messages.clear();
+    scene.pool.finished(ticket);
+}
+
+#[test]
+fn an_executor_serves_one_role_and_makes_room_when_it_has_nothing_to_do() {
+    let mut scene = Scene::new(1);
+    let mut first = scene.at_work();
+    share(&mut scene);
+    let red = handler(HandlerKind::Subscription, "red", 1);
+    let blue = handler_of(BLUE, HandlerKind::Subscription, "blue", 1);
+    scene.pool.ready(&red);
+    assert_eq!(told(&mut first), "red 1");
+    scene.pool.ready(&blue);
+    finish(&mut scene, 1);
+    assert_eq!(told(&mut first), "nothing");
+    scene.pool.grow(DB);
+    assert_eq!(told(&mut first), "leave");
+    assert_eq!(scene.host.told(), [""; 0], "not before the other is gone");
+    scene.pool.left(1);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    assert_eq!(told(&mut scene.join(2)), "blue 1");
+}
+
+#[test]
+fn a_busy_executor_of_a_full_pool_makes_way_for_a_role_that_waits() {
+    let mut scene = Scene::new(1);
+    let mut first = scene.at_work();
+    share(&mut scene);
+    let red = handler(HandlerKind::Subscription, "red", 9);
+    scene.pool.ready(&red);
+    assert_eq!(told(&mut first), "red 1");
+    let blue = handler_of(BLUE, HandlerKind::Subscription, "blue", 1);
+    scene.pool.ready(&blue);
+    finish(&mut scene, 1);
+    assert_eq!(told(&mut first), "red 1", "the other has not waited for long");
+    std::thread::sleep(PATIENCE);
+    finish(&mut scene, 1);
+    assert_eq!(told(&mut first), "leave");
+    scene.pool.left(1);
+    assert_eq!(told(&mut scene.join(2)), "blue 1");
+}
+
+#[test]
+fn one_executor_of_a_shared_pool_is_left_to_the_other_roles() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    share(&mut scene);
+    let stuck = ["one", "two"].map(|subject| handler(HandlerKind::Subscription, subject, 1));
+    for handler in &stuck {
+        scene.pool.ready(handler);
+    }
+    assert_eq!(told(&mut first), "one 1");
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0]);
+    scene
+        .pool
+        .ready(&handler_of(BLUE, HandlerKind::Subscription, "blue", 1));
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    assert_eq!(told(&mut scene.join(2)), "blue 1");
+}
+
+#[test]
+fn who_works_for_what_was_taken_away_is_ended() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    let one = handler(HandlerKind::Subscription, "one", 1);
+    scene.pool.ready(&one);
+    assert_eq!(told(&mut first), "one 1");
+    scene.pool.evict_workers(DB);
+    assert_eq!(scene.host.told(), [""; 0]);
+    one.set_state(State::Over);
+    scene.pool.evict_workers(DB);
+    assert_eq!(scene.host.told(), ["terminate 1"]);
+}
+
+#[test]
+fn an_executor_beyond_the_limit_only_looks() {
+    let mut scene = Scene::new(1);
+    let mut first = scene.at_work();
+    let stuck = handler(HandlerKind::Subscription, "stuck", 1);
+    scene.pool.ready(&stuck);
+    assert_eq!(told(&mut first), "stuck 1");
+    scene.pool.look(DB, oneshot::channel().0);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    let mut second = scene.join(2);
+    assert_eq!(told(&mut second), "look");
+    scene.pool.ready(&handler(HandlerKind::Subscription, "next", 1));
+    scene.pool.reported(2, "db".into(), &HashSet::from([RED]));
+    scene.pool.applied(2, Vec::new());
+    assert_eq!(told(&mut second), "leave");
 }

@@ -1,0 +1,64 @@
+//! Messages that the client library cannot read: they end the connection, which is made again.
+
+mod handlers;
+mod scene;
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use handlers::*;
+use scene::*;
+use support::*;
+
+/// Publishes bytes as a subject that is no UTF-8, which no client library would.
+fn publish_malformed(port: u16, subject: &[u8]) {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    let say = |socket: &mut TcpStream, bytes: &[u8]| socket.write_all(bytes).expect("write");
+    say(
+        &mut socket,
+        b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\nPUB ",
+    );
+    say(&mut socket, subject);
+    say(&mut socket, b" 1\r\nx\r\nPING\r\n");
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"PONG\r\n") {
+        let mut buffer = [0; 4096];
+        let read = socket.read(&mut buffer).expect("read");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..read]);
+    }
+}
+
+/// Whoever may publish to a subscribed subject can end the connection: it comes back, neither the log nor the NATS
+/// server is flooded, and messages after that are executed.
+#[tokio::test]
+async fn subjects_that_are_no_text() {
+    let (scene, session) = Scene::keeping().await;
+    subscribe(&session, "news.>", "keep").await;
+    let port = scene.nats.port();
+    let mark = scene.pg.log().len();
+    let flood = tokio::task::spawn_blocking(move || {
+        for _ in 0..200 {
+            publish_malformed(port, b"news.\xff\xfe");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+    flood.await.expect("a flood");
+    let client = scene.nats.client().await;
+    eventually(LONG, async || {
+        say(&client, "news.good", "good").await;
+        !got(&session).await.is_empty()
+    })
+    .await;
+    let log = scene.pg.log();
+    let lines = |what: &str| log[mark..].lines().filter(|line| line.contains(what)).count();
+    let (lost, connected) = (
+        lines("connection to the NATS server lost"),
+        lines("connected to NATS server"),
+    );
+    println!("200 malformed messages: {lost} lines of losses, {connected} of connections");
+    assert!((1..=5).contains(&lost), "{lost}");
+    assert!(connected <= 5, "{connected}");
+    run(&session, "SELECT nats_publish_text('a', 'the session goes on')").await;
+}
