@@ -116,33 +116,42 @@ impl Definition {
 }
 
 impl Report {
-    /// Makes the report fit into so many bytes: what has no room for its connection's options cannot run, and says so;
-    /// the last handlers are left out if even their names have none. Returns how many these are.
+    /// Makes the report fit into so many bytes: half of them are for the options of the connections, and a handler whose
+    /// options have no room cannot run, which its definition says; the other half is for all else, and the last handlers
+    /// are left out if that has no room. Returns how many these are.
     pub fn fit(&mut self, room: usize) -> usize {
-        fn size<T: Serialize>(value: &T) -> usize {
-            postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default())
-                .unwrap_or(usize::MAX)
-        }
-        let mut left = room.saturating_sub(size(&self.database_name) + FRAME_OF_REPORT);
-        let mut take = |size: usize| {
-            let rest = left.checked_sub(size);
-            left = rest.unwrap_or(left);
-            rest.is_some()
-        };
-        self.servers.retain(|source| take(size(source)));
+        let (mut options, mut others) = (Room(room / 2), Room(room / 2));
+        others.take(size(&self.database_name) + FRAME_OF_REPORT);
+        self.servers.retain(|source| options.take(size(source)));
         let all = self.handlers.len();
         self.handlers.retain_mut(|handler| {
-            if take(size(handler)) {
-                return true;
+            if !options.take(size(&handler.source)) {
+                handler.source = Err(Error::new(
+                    Kind::TooManyHandlers,
+                    "the options of the connections of this database's subscriptions and responders take too much room",
+                ));
             }
-            handler.source = Err(Error::new(
-                Kind::TooManyHandlers,
-                "the options of the connections of this database's subscriptions and responders take too much room",
-            ));
-            take(size(handler))
+            others.take(size(handler) - handler.source.as_ref().map_or(0, size))
         });
         all - self.handlers.len()
     }
+}
+
+/// Bytes that are left.
+struct Room(usize);
+
+impl Room {
+    /// Whether so many were left; they are taken then.
+    fn take(&mut self, size: usize) -> bool {
+        let rest = self.0.checked_sub(size);
+        self.0 = rest.unwrap_or(self.0);
+        rest.is_some()
+    }
+}
+
+/// Bytes that a value takes in a frame.
+fn size<T: Serialize>(value: &T) -> usize {
+    postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default()).unwrap_or(usize::MAX)
 }
 
 /// Messages for one handler, in the order of their arrival.
@@ -191,4 +200,57 @@ pub struct Failure {
     pub index: u32,
     pub sqlstate: String,
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Options, Settings};
+
+    fn report(handlers: usize, host: &str) -> Report {
+        let options = Options::from([("host".to_string(), host.to_string())]);
+        let definition = |n: usize| Definition {
+            kind: HandlerKind::Subscription,
+            server: "nats".into(),
+            subject: format!("subject.{n}"),
+            queue_group: None,
+            function: "public.f(bytea)".into(),
+            function_oid: 1,
+            role: 10,
+            role_name: "somebody".into(),
+            source: Ok(Source {
+                target: Target {
+                    key: Key {
+                        database: 1,
+                        server: 2,
+                        mapping: 3,
+                        private_to: 0,
+                    },
+                    database_name: "db".into(),
+                    server_name: "nats".into(),
+                },
+                settings: Settings::resolve(&options, None).expect("options"),
+            }),
+        };
+        Report {
+            database_name: "db".into(),
+            has_extension: true,
+            handlers: (0..handlers).map(definition).collect(),
+            servers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_report_of_any_size_fits() {
+        let long = vec!["host"; 50].join(",");
+        for (handlers, able, all_there) in [(10, 10, true), (100, 53, true), (1000, 53, false)] {
+            let mut report = report(handlers, &long);
+            let left_out = report.fit(40_000);
+            assert_eq!(report.handlers.len() + left_out, handlers);
+            assert_eq!(left_out == 0, all_there, "of {handlers}");
+            let runs = report.handlers.iter().filter(|h| h.source.is_ok());
+            assert_eq!(runs.count(), able, "of {handlers}");
+            assert!(size(&report) <= 40_000, "{}", size(&report));
+        }
+    }
 }
