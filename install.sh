@@ -145,6 +145,6 @@ Next:
          ALTER EXTENSION litmus_pgnats UPDATE;
   2. For its background workers to start with the server (subscriptions, responders, standbys), in postgresql.conf
          shared_preload_libraries = 'litmus_pgnats'      # after a comma, if the list has others
-         max_worker_processes = 16                       # 8 is the default; the workers take their share of it
+         max_worker_processes = 32                       # 8 is the default; the workers take their share of it
      and restart the server. A server that has an older library preloaded needs the restart too.
 EOF

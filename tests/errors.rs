@@ -306,6 +306,10 @@ fn kinds_have_their_own_sqlstate() {
         shared,
         [
             (
+                "CONFIGURATION_LIMIT_EXCEEDED",
+                vec!["TooManyHandlers", "BufferFull"]
+            ),
+            (
                 "INSUFFICIENT_PRIVILEGE",
                 vec!["PermissionDenied", "FileOptionDenied"]
             ),

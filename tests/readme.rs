@@ -89,6 +89,28 @@ async fn create_stream(client: Client) {
     created.expect("create a stream");
 }
 
+/// What docs/operations.md has an administrator run, in a database with handlers.
+#[tokio::test]
+async fn the_queries_for_operations_run() {
+    let nats = NatsServer::start().await;
+    let pg = Postgres::start().await;
+    let blocks = blocks(&read("docs/operations.md"), "sql").concat();
+    let queries = format!(
+        "CREATE EXTENSION litmus_pgnats;
+         CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}');
+         {blocks}",
+        nats.port()
+    );
+    let file = tempfile::NamedTempFile::new().expect("create a file");
+    fs::write(file.path(), queries).expect("write the queries");
+    let path = file.path().to_str().expect("a path in UTF-8");
+    let output = pg.psql(&["-e", "-f", path]).await;
+    assert_eq!(output.status, 0, "{}{}", output.stdout, output.stderr);
+    for bad in ["ERROR", "WARNING"] {
+        assert!(!output.stderr.contains(bad), "{}{}", output.stdout, output.stderr);
+    }
+}
+
 /// All blocks in one session of psql, statement by statement.
 ///
 /// README.md's NATS servers have the ports 4222 and 4223: `port '4222'` and `port '4223'` stand for those of the
@@ -267,6 +289,7 @@ async fn the_reference_names_every_parameter() {
         let set = match context.as_str() {
             "user" => "in a session",
             "sighup" => "in postgresql.conf, with a reload",
+            "superuser" => "by a superuser",
             other => panic!("how is {name} set, {other}?"),
         };
         assert_eq!(

@@ -64,10 +64,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_TOO_MANY_CONNECTIONS,
             "Each user mapping has a connection of its own; share one, FOR PUBLIC or in the server.",
         ),
-        Kind::TooManyHandlers => (
-            ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            "litmus_pgnats.max_handlers sets how many a role may have in a database.",
-        ),
+        Kind::TooManyHandlers => (ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, ""),
         Kind::TlsFailed => (
             ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
             "Check the options tls_ca_path, tls_cert_path and tls_key_path of the foreign server.",

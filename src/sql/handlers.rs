@@ -292,8 +292,10 @@ fn check_number(role: u32) -> Result<()> {
     }
     let role = catalog::role_name(role);
     Err(
-        Error::new(Kind::TooManyHandlers, "too many subscriptions and responders").detail(format!(
-            "Role \"{role}\" has {most} in this database, which is the limit."
-        )),
+        Error::new(Kind::TooManyHandlers, "too many subscriptions and responders")
+            .detail(format!(
+                "Role \"{role}\" has {most} in this database, which is the limit."
+            ))
+            .hint("litmus_pgnats.max_handlers sets how many a role may have in a database."),
     )
 }
