@@ -260,6 +260,7 @@ async fn another_function_replaces_it() {
          CREATE FUNCTION second(q json) RETURNS text LANGUAGE sql AS $$ SELECT 'second' $$",
     )
     .await;
+    let mut replaced = Vec::new();
     for (function, group) in [
         ("first", "NULL"),
         ("second", "NULL"),
@@ -272,6 +273,9 @@ async fn another_function_replaces_it() {
             text(&session, "SELECT nats_request_text('rpc', '{}')").await,
             function
         );
+        for notice in session.take_notices() {
+            replaced.push(notice.message);
+        }
         let registered = "SELECT function || ' ' || coalesce(quote_literal(queue_group), 'NULL')
                           FROM litmus_pgnats.responders";
         let registered = texts(&session, registered).await;
@@ -283,6 +287,13 @@ async fn another_function_replaces_it() {
         assert_eq!(reply_text(&ask(&client, "rpc", "{}").await), function);
         eventually_eq(SOON, vec!["rpc".to_owned()], async || scene.subjects().await).await;
     }
+    assert_eq!(
+        replaced,
+        [
+            "the responder public.first(text) on subject \"rpc\" is replaced",
+            "the responder public.second(json) on subject \"rpc\" is replaced",
+        ]
+    );
     // Rolled back, it is still the one that was.
     run(
         &session,

@@ -81,7 +81,9 @@ const MALFORMED: [(&str, &str, &str); 36] = [
 ];
 
 /// Names as people misremember them, and the option they mean.
-const MISSPELT: [(&str, &str); 8] = [
+const MISSPELT: [(&str, &str); 10] = [
+    ("url", "host"),
+    ("tls", "tls_ca_path"),
     ("prot", "port"),
     ("Host", "host"),
     ("user", "username"),

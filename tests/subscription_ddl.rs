@@ -81,7 +81,14 @@ async fn dropping_the_function() {
             all,
             "after a rolled back {sql}"
         );
+        session.take_notices();
         run(&session, sql).await;
+        let said = format!("on subject \"{gone}\" ends with its function");
+        let notices = session.take_notices();
+        assert!(
+            notices.iter().any(|n| n.message.contains(&said)),
+            "{sql}: {notices:?}"
+        );
         all.retain(|subject| *subject != gone);
         left(&scene, &session, &all).await;
     }
@@ -326,6 +333,10 @@ async fn dropping_the_server() {
     run(&session, "DROP OWNED BY owner CASCADE").await;
     run(&session, "DROP SERVER nats CASCADE").await;
     scene.until_silent().await;
+    // What it has left can be taken back without it.
+    run(&session, "SELECT nats_unsubscribe('drop.plain', 'plain')").await;
+    let left = "SELECT count(*) FROM litmus_pgnats.handler WHERE subject = 'drop.plain'";
+    assert_eq!(number(&session, left).await, 0);
     // A server of that name, made anew, has nobody's subscriptions but those that are registered.
     let server = format!(
         "CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}')",

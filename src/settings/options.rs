@@ -106,7 +106,7 @@ impl fmt::Display for Host {
 /// What is allowed, as the end of the sentence "must be ...".
 pub fn allowed(form: Form) -> String {
     match form {
-        Form::Hosts => "an IP address or host name, or a list of them separated by commas, each with its own port if needed".into(),
+        Form::Hosts => "an IP address or host name without a scheme such as nats://, or a list of them separated by commas, each with its own port if needed".into(),
         Form::Integer(low, high) => format!("a whole number from {low} to {high}"),
         Form::File => "an absolute path".into(),
         Form::Boolean => "true or false".into(),

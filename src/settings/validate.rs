@@ -85,10 +85,29 @@ fn allows(target: Target, option: &OptionDef) -> bool {
     }
 }
 
-/// The most similar name of an option that is allowed here, unless all are quite different.
+/// What options are called elsewhere, and their names here.
+const ELSEWHERE: [(&str, &str); 7] = [
+    ("url", "host"),
+    ("servers", "host"),
+    ("user", "username"),
+    ("pass", "password"),
+    ("tls", "tls_ca_path"),
+    ("cafile", "tls_ca_path"),
+    ("jetstream_domain", "domain"),
+];
+
+/// The option that is called so elsewhere, or else the most similar name of one that is allowed here, unless all are
+/// quite different.
 fn nearest(target: Target, name: &str) -> Option<&'static str> {
     const SIMILAR: f64 = 0.75;
-    let similarity = |option: &OptionDef| strsim::jaro_winkler(&name.to_lowercase(), option.name);
+    let name = name.to_lowercase();
+    let known = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name);
+    if let Some(option) = known.and_then(|(_, here)| find(here))
+        && allows(target, option)
+    {
+        return Some(option.name);
+    }
+    let similarity = |option: &OptionDef| strsim::jaro_winkler(&name, option.name);
     let candidates = OPTIONS.iter().filter(|option| allows(target, option));
     let scored = candidates
         .map(|option| (similarity(option), option.name))

@@ -15,6 +15,7 @@ use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::query;
+use crate::pg::report::{self, Level};
 
 sql_function!(litmus_pgnats_handler_changed, handler_changed);
 sql_function!(litmus_pgnats_ddl, ddl);
@@ -61,13 +62,17 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     mark();
     match event.as_deref() {
         Some("sql_drop") => {
-            query(
+            let removed = query(
                 &format!(
                     "DELETE FROM litmus_pgnats.handler h USING {BINDING}, pg_event_trigger_dropped_objects() d \
-                     WHERE {OF} AND d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid"
+                     WHERE {OF} AND d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid \
+                     RETURNING format('the %s on subject \"%s\" ends with its function %s', h.kind, h.subject, h.signature)"
                 ),
                 &[Int8(catalog::system_identifier())],
             );
+            for text in removed.iter().flatten().flatten() {
+                report::message(Level::Notice, text, "", "");
+            }
         }
         Some("ddl_command_end") => follow(),
         _ => {}

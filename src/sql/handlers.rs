@@ -86,6 +86,13 @@ impl Table {
         registered.collect()
     }
 
+    /// The server that all handlers name.
+    fn only_server(&self) -> Option<String> {
+        let rows = query("SELECT DISTINCT server FROM litmus_pgnats.handler", &[]);
+        let mut names = rows.into_iter().flatten().flatten();
+        names.next().filter(|_| names.next().is_none())
+    }
+
     /// Remembers which objects the names of a handler mean; 0 for a server that is not there.
     pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
         query(
@@ -136,6 +143,13 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     if kind == HandlerKind::Responder {
         for registered in &before {
             table.delete(kind, &server, &subject, &registered.signature);
+            if registered.signature != function.signature() {
+                let text = format!(
+                    "the responder {} on subject \"{subject}\" is replaced",
+                    registered.signature
+                );
+                report::message(Level::Notice, &text, "", "");
+            }
         }
     }
     if before.is_empty() {
@@ -175,7 +189,15 @@ fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         HandlerKind::Subscription => Some(function_argument(call)?),
         HandlerKind::Responder => None,
     };
-    let server = server::target(server::choose()?)?.server_name;
+    let server = match server::choose().and_then(server::target) {
+        Ok(target) => target.server_name,
+        // Of a server that was dropped, whose handlers stay.
+        Err(error) if error.kind == Kind::NoServer => settings::server()
+            .map(|name| catalog::utf8(&name))
+            .or_else(|| Table::open().ok()?.only_server())
+            .ok_or(error)?,
+        Err(error) => return Err(error),
+    };
     call::ensure_runtime()?;
     let found = Table::open()?.registered(kind, &server, &subject, function.as_ref());
     for registered in &found {

@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for a mere look.
 const GLANCE: Duration = Duration::from_secs(5);
 const TEMPLATE: &str = include_str!("../../scripts/patroni/member.yml");
+const IN_A_CONTAINER: &str = include_str!("../../docker/patroni.yml");
+/// Of all roles that have one.
+const PASSWORD: &str = "secret";
 const PYTHON: &str = "/usr/bin/python3";
 
 /// Dropping it kills Patroni and PostgreSQL.
@@ -28,6 +31,7 @@ pub struct Member {
     port: Port,
     api: Port,
     work: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 /// The system's Python with what scripts/setup.sh has put into place.
@@ -46,21 +50,59 @@ pub fn python() -> Command {
 }
 
 impl Member {
-    /// A member that does not run yet, in a directory of its own in `work`.
-    pub fn new(name: &'static str, work: &Path, etcd: u16, fencing: bool) -> Self {
-        let log = work.join(format!("{name}.log"));
-        let member = Self {
+    fn prepare(name: &'static str, work: &Path, etcd: u16) -> Self {
+        let directory = work.join(name);
+        fs::create_dir(&directory).expect("create a member's directory");
+        give_to_server(&directory);
+        Self {
             // SIGTERM also if the test dies: Patroni stops PostgreSQL then.
-            patroni: Daemon::new(name, libc::SIGTERM, log),
+            patroni: Daemon::new(name, libc::SIGTERM, work.join(format!("{name}.log"))),
             name,
             link: Link::to(etcd),
             port: Port::take(),
             api: Port::take(),
             work: work.to_owned(),
-        };
-        let directory = work.join(name);
-        fs::create_dir(&directory).expect("create a member's directory");
-        give_to_server(&directory);
+            environment: Vec::new(),
+        }
+    }
+
+    fn configure(&self, text: String) {
+        fs::write(self.config_path(), text).expect("write a member's configuration");
+        give_to_server(&self.config_path());
+    }
+
+    /// A member as docker/ has it, but that all share one machine: `environment` is that of docker/compose.yaml.
+    pub fn as_in_a_container(
+        name: &'static str,
+        work: &Path,
+        etcd: u16,
+        environment: &serde_json::Map<String, Value>,
+    ) -> Self {
+        let mut member = Self::prepare(name, work, etcd);
+        let here = |port: u16| format!("127.0.0.1:{port}");
+        for (key, value) in environment {
+            let value = value.as_str().expect("a text");
+            let value = match key.as_str() {
+                "PATRONI_ETCD3_HOSTS" => here(member.link.port()),
+                "PATRONI_POSTGRESQL_DATA_DIR" => member.data_dir().display().to_string(),
+                "PATRONI_POSTGRESQL_BIN_DIR" => bindir().display().to_string(),
+                "PATRONI_POSTGRESQL_PGPASS" => work.join(name).join("pgpass").display().to_string(),
+                _ if value.ends_with(":8008") => here(member.api()),
+                _ if value.ends_with(":5432") => here(member.port()),
+                _ => value.replace("${dbpassword:-postgres}", PASSWORD),
+            };
+            member.environment.push((key.clone(), value));
+        }
+        // There is no directory for sockets here; and one etcd, which tells of the address that is cut.
+        let local =
+            "etcd3:\n  use_proxies: true\npostgresql:\n  parameters:\n    unix_socket_directories: ''\n";
+        member.configure(format!("{IN_A_CONTAINER}{local}"));
+        member
+    }
+
+    /// A member that does not run yet, in a directory of its own in `work`.
+    pub fn new(name: &'static str, work: &Path, etcd: u16, fencing: bool) -> Self {
+        let member = Self::prepare(name, work, etcd);
         let mut text = TEMPLATE.to_owned();
         for (key, value) in [
             ("{name}", name.to_owned()),
@@ -73,8 +115,7 @@ impl Member {
         ] {
             text = text.replace(key, &value);
         }
-        fs::write(member.config_path(), text).expect("write a member's configuration");
-        give_to_server(&member.config_path());
+        member.configure(text);
         member
     }
 
@@ -88,7 +129,8 @@ impl Member {
         command
             .args(["-m", "patroni"])
             .arg(self.config_path())
-            .env("HOME", self.work.join(self.name));
+            .env("HOME", self.work.join(self.name))
+            .envs(self.environment.iter().cloned());
         self.patroni.spawn(command);
     }
 
@@ -162,6 +204,7 @@ impl Member {
             .host("127.0.0.1")
             .port(self.port())
             .user("postgres")
+            .password(PASSWORD)
             .dbname("postgres")
             .connect_timeout(GLANCE);
         Session::open(&config).await

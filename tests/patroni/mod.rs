@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 
 pub use load::{Account, Load, NUMBERS, now, records, until_flowing};
 pub use look::{state as state_of, until_state};
-pub use member::Member;
+pub use member::{Member, python};
 pub use nats_cluster::NatsCluster;
 pub use news::News;
 pub use stub::{Answer, Stub};
@@ -198,7 +198,8 @@ impl Patroni {
     }
 }
 
-async fn start_etcd(work: &WorkDir, ports: &[Port; 2]) -> Daemon {
+/// An etcd of its own; the ports are for clients and for its likes.
+pub async fn start_etcd(work: &WorkDir, ports: &[Port; 2]) -> Daemon {
     let program = state().join("etcd/bin/etcd");
     assert!(program.exists(), "there is no etcd: `make test-ha` installs it");
     let [client, peer] = [0, 1].map(|n| format!("http://127.0.0.1:{}", ports[n].number()));
