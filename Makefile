@@ -44,7 +44,7 @@ compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type 
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 flags := $(if $(filter release,$(PROFILE)),RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(cargo_home)=/cargo --remap-path-prefix=$(CURDIR)=/litmus_pgnats")
 
-.PHONY: help setup build private install test test-all test-ha package test-package test-pg-upgrade lint demo demo-ha bench clean distclean
+.PHONY: help setup build private install test test-all test-ha package test-package test-pg-upgrade test-reproducible lint demo demo-ha bench clean distclean
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
@@ -121,6 +121,17 @@ test-ha: ## run the tests of high availability (tests/ha_*), with Patroni, etcd 
 test-package: package ## try the packages for PG=15 as a new user, on a bare Debian 12 without Rust (chroot, needs root)
 	@scripts/setup.sh nats rootfs
 	scripts/test-package.sh "$$(scripts/package.sh zip $(PG))" "$$(scripts/package.sh deb $(PG))" $(PG)
+
+test-reproducible: ## build the release of the last commit for PG=15 a second time, elsewhere, and compare
+	@[ -z "$$(git status --porcelain)" ] || { echo 'error: commit your changes first: the other build does not have them' >&2; exit 1; }
+	$(MAKE) --no-print-directory build PROFILE=release
+	elsewhere=$$(mktemp -d "$(abspath $(TARGET))/elsewhere.XXXXXX")
+	trap 'rm -rf "$$elsewhere"' EXIT
+	git clone --quiet . "$$elsewhere/litmus_pgnats"
+	CARGO_TARGET_DIR='' $(MAKE) --no-print-directory -C "$$elsewhere/litmus_pgnats" build PROFILE=release STATE="$(STATE)"
+	built=ext/pg$(PG)/release/litmus_pgnats.so
+	cmp "$(TARGET)/$$built" "$$elsewhere/litmus_pgnats/target/$$built"
+	sha256sum "$(TARGET)/$$built"
 
 lint: ## formatting, clippy, shellcheck, and that the pure half stays free of PostgreSQL
 	@scripts/setup.sh rust pg15
