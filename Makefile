@@ -128,7 +128,7 @@ test-reproducible: ## build the release of the last commit for PG=15 a second ti
 	elsewhere=$$(mktemp -d "$(abspath $(TARGET))/elsewhere.XXXXXX")
 	trap 'rm -rf "$$elsewhere"' EXIT
 	git clone --quiet . "$$elsewhere/litmus_pgnats"
-	CARGO_TARGET_DIR='' $(MAKE) --no-print-directory -C "$$elsewhere/litmus_pgnats" build PROFILE=release STATE="$(STATE)"
+	env -u CARGO_TARGET_DIR $(MAKE) --no-print-directory -C "$$elsewhere/litmus_pgnats" build PROFILE=release STATE="$(STATE)"
 	built=ext/pg$(PG)/release/litmus_pgnats.so
 	cmp "$(TARGET)/$$built" "$$elsewhere/litmus_pgnats/target/$$built"
 	sha256sum "$(TARGET)/$$built"
