@@ -105,11 +105,10 @@ test-all: ## run every test on PostgreSQL 15, and on 16, 17 and 18 those that a 
 	@$(MAKE) --no-print-directory test PG=15
 	for pg in 16 17 18; do $(MAKE) --no-print-directory test PG=$$pg ARGS='--profile core $(ARGS)'; done
 
-# Not from 15: Debian's 15.20 marks columns with an option that 18.4 of the wheel does not know, in every table.
-test-pg-upgrade: ## have a cluster with handlers go from PostgreSQL 16 to 18 by pg_upgrade
+test-pg-upgrade: ## have clusters with handlers go from PostgreSQL 15 and 16 to 18 by pg_upgrade
 	@scripts/setup.sh rust pg15 pg16 pg18 nats
-	for pg in 16 18; do $(MAKE) --no-print-directory private PG=$$pg PROFILE=debug; done
-	scripts/test-pg-upgrade.sh 16 18
+	for pg in 15 16 18; do $(MAKE) --no-print-directory private PG=$$pg PROFILE=debug; done
+	for pg in 15 16; do scripts/test-pg-upgrade.sh $$pg 18; done
 
 # Patroni needs pg_basebackup and pg_rewind, which the other majors' private servers lack.
 test-ha: ## run the tests of high availability (tests/ha_*), with Patroni, etcd and a NATS cluster; on PostgreSQL 15, ARGS=(for cargo nextest run)
