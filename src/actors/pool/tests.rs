@@ -1,9 +1,12 @@
 use std::sync::Mutex;
 
+use bytes::Bytes;
+
+use super::assign::PATIENCE;
 use super::*;
 use crate::actors::queue::{Incoming, Limits};
 use crate::channel::message::{Key, Target};
-use crate::channel::work::{Definition, Source};
+use crate::channel::work::{Definition, Source, Told};
 use crate::settings::{Options, Settings};
 
 const DB: u32 = 5;

@@ -1,0 +1,181 @@
+//! Who gets what to do: idle executors, and the handlers that stand in line. In the actor thread.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Doing, Executor, Pool};
+use crate::actors::handler::Handler;
+use crate::actors::task::{Order, Task};
+use crate::channel::work::Told;
+
+/// In a full pool, a handler waits so long for an executor of its own role before one of another role has to leave.
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Pool {
+    /// Gives everybody something to do. The time after which to look again, if something waits for time to pass.
+    pub fn settle(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.vacated > 0 {
+            let all: Vec<u32> = self.of(number).map(|(ticket, _)| *ticket).collect();
+            for ticket in &all {
+                self.dismiss(*ticket);
+            }
+            if all.is_empty()
+                && let Some(entry) = self.databases.get_mut(&number)
+            {
+                for done in entry.vacaters.drain(..) {
+                    let _ = done.send(());
+                }
+            }
+            return;
+        }
+        for ticket in self.idle(number) {
+            self.employ(ticket, number);
+        }
+        let Some(entry) = self.databases.get(&number) else {
+            return;
+        };
+        let nobody = self.of(number).next().is_none();
+        if (nobody && (entry.has_handlers || !entry.line.is_empty())) || self.looks_in_vain(number) {
+            self.start(number);
+        } else if !entry.has_handlers && entry.line.is_empty() && !entry.look_wanted {
+            for ticket in self.idle(number) {
+                self.dismiss(ticket);
+            }
+        }
+    }
+
+    /// A look is wanted, and nobody will have time for it soon.
+    fn looks_in_vain(&self, number: u32) -> bool {
+        let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Looking));
+        self.databases.get(&number).is_some_and(|entry| entry.look_wanted) && coming == 0
+    }
+
+    /// The idle executors: first those that have a role already, and of these the one that has worked last, as the
+    /// others may leave one day.
+    pub(super) fn idle(&self, number: u32) -> Vec<u32> {
+        let idle = self.of(number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
+        let mut idle: Vec<_> = idle
+            .map(|(ticket, e)| (Reverse((e.role.is_some(), e.since)), *ticket))
+            .collect();
+        idle.sort_unstable();
+        idle.into_iter().map(|(_, ticket)| ticket).collect()
+    }
+
+    /// Gives an idle executor the next thing to do, if there is any.
+    fn employ(&mut self, ticket: u32, number: u32) {
+        // One at a time, or the older of two reports might count.
+        let looks = self.count(number, |doing| matches!(doing, Doing::Looking)) > 0;
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.look_wanted && !looks {
+            entry.look_wanted = false;
+            self.order(ticket, Doing::Looking, (Told::Look, Bytes::new()));
+            return;
+        }
+        if self.makes_way(ticket, number) {
+            self.dismiss(ticket);
+            return;
+        }
+        while let Some(handler) = self.next_for(ticket, number) {
+            handler.lock().lined_up = false;
+            let Some((task, order)) = Task::take(&handler, self.load.call()) else {
+                continue;
+            };
+            if let Some(executor) = self.executors.get_mut(&ticket) {
+                executor.role = Some(handler.role);
+            }
+            self.order(ticket, Doing::Working(task), order);
+            // Requests need no order: others may take the next ones.
+            self.line_up(&handler);
+            return;
+        }
+    }
+
+    /// Takes out of the line whoever is the first that this executor may work for.
+    fn next_for(&mut self, ticket: u32, number: u32) -> Option<Arc<Handler>> {
+        let role = self.executors.get(&ticket)?.role;
+        let line = &self.databases.get(&number)?.line;
+        let place = line.iter().position(|(handler, _)| match role {
+            Some(role) => role == handler.role,
+            None => self.may_have_more(number, handler.role),
+        })?;
+        let (handler, _) = self.databases.get_mut(&number)?.line.remove(place)?;
+        Some(handler)
+    }
+
+    /// One executor of a shared pool is always left to the other roles.
+    pub(super) fn may_have_more(&self, number: u32, role: u32) -> bool {
+        let most = self.most();
+        let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
+        !is_shared || most == 1 || self.of(number).filter(|(_, e)| e.role == Some(role)).count() < most - 1
+    }
+
+    /// In a full pool, a handler of another role has waited for too long.
+    fn makes_way(&self, ticket: u32, number: u32) -> bool {
+        let Some(role) = self.executors.get(&ticket).and_then(|executor| executor.role) else {
+            return false;
+        };
+        let longest = self.databases.get(&number).and_then(|entry| {
+            let mut others = entry.line.iter().filter(|(handler, _)| handler.role != role);
+            others.find(|(handler, _)| self.may_have_more(number, handler.role))
+        });
+        let comes = |doing: &Doing| matches!(doing, Doing::Starting | Doing::Leaving);
+        longest.is_some_and(|(_, since)| since.elapsed() >= PATIENCE)
+            && self.of(number).count() >= self.most()
+            && self.count(number, comes) == 0
+    }
+
+    fn order(&mut self, ticket: u32, doing: Doing, order: Order) {
+        if let Some(executor) = self.executors.get_mut(&ticket) {
+            executor.doing = doing;
+            executor.since = Instant::now();
+            if let Some(orders) = &executor.orders {
+                // There is room for what an executor can be told at a time; a closed channel is reported elsewhere.
+                let _ = orders.try_send(order);
+            }
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, ticket: u32) {
+        let Some(executor) = self.executors.get_mut(&ticket) else {
+            return;
+        };
+        match &executor.doing {
+            Doing::Idle => self.order(ticket, Doing::Leaving, (Told::Leave, Bytes::new())),
+            // It has not opened its channel and may never do; nothing is lost with it.
+            Doing::Starting => {
+                executor.doing = Doing::Leaving;
+                self.host.terminate(ticket);
+            }
+            Doing::Looking | Doing::Working(_) | Doing::Leaving => {}
+        }
+    }
+
+    pub(super) fn start(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.vacated > 0 || entry.not_before.is_some_and(|time| Instant::now() < time) {
+            return;
+        }
+        entry.not_before = None;
+        self.last_ticket = self.last_ticket.wrapping_add(1);
+        let executor = Executor {
+            database: number,
+            role: None,
+            pid: 0,
+            orders: None,
+            doing: Doing::Starting,
+            since: Instant::now(),
+        };
+        self.executors.insert(self.last_ticket, executor);
+        self.host.start(self.last_ticket, number);
+    }
+}

@@ -1,0 +1,146 @@
+//! How many executors a database has: more while handlers wait, fewer when they are idle, none while somebody wants the
+//! database to themselves. In the actor thread.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Doing, Pool, RESTART_LIMIT};
+use crate::actors::handler::State;
+
+impl Pool {
+    /// Starts other executors if handlers wait and the pool may grow, or has others' leave it that have nothing to do.
+    pub fn grow(&mut self, number: u32) {
+        self.settle(number);
+        let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Leaving));
+        let waiting = self.databases.get(&number).map_or(0, |entry| {
+            let line = entry.line.iter();
+            line.filter(|(handler, _)| self.may_have_more(number, handler.role))
+                .count()
+        });
+        let wanted = waiting.saturating_sub(coming);
+        let room = self.most().saturating_sub(self.of(number).count());
+        for _ in 0..wanted.min(room) {
+            self.start(number);
+        }
+        for ticket in self
+            .idle(number)
+            .into_iter()
+            .rev()
+            .take(wanted.saturating_sub(room))
+        {
+            self.dismiss(ticket);
+        }
+    }
+
+    /// Sends executors home that have been idle for long; each database keeps one. Starts what had to wait.
+    pub fn shrink(&mut self) {
+        let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
+        let databases: Vec<u32> = self.databases.keys().copied().collect();
+        for number in databases {
+            if let Some(entry) = self.databases.get_mut(&number) {
+                entry.not_before = entry.not_before.filter(|time| Instant::now() < *time);
+                entry.no_slot = entry
+                    .no_slot
+                    .filter(|_| entry.has_handlers || !entry.line.is_empty());
+            }
+            let mut spare = self.of(number).count().saturating_sub(1);
+            let idle: Vec<u32> = self
+                .of(number)
+                .filter(|(_, e)| matches!(e.doing, Doing::Idle) && e.since.elapsed() >= limit)
+                .map(|(ticket, _)| *ticket)
+                .collect();
+            for ticket in idle {
+                if spare > 0 {
+                    spare -= 1;
+                    self.dismiss(ticket);
+                }
+            }
+            self.grow(number);
+        }
+    }
+
+    /// When [`Pool::shrink`] has something to do next; `None` while all is at rest.
+    pub fn next_change(&self) -> Option<Duration> {
+        let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
+        let mut soonest: Option<Duration> = None;
+        let mut at = |time: Duration| soonest = Some(soonest.map_or(time, |s| s.min(time)));
+        for (number, entry) in &self.databases {
+            if let Some(time) = entry.not_before
+                && (entry.has_handlers || entry.look_wanted || !entry.line.is_empty())
+            {
+                at(time.saturating_duration_since(Instant::now()));
+            }
+            if self.of(*number).count() > 1 {
+                let idle = self.of(*number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
+                idle.for_each(|(_, e)| at(limit.saturating_sub(e.since.elapsed())));
+            }
+        }
+        soonest
+    }
+
+    pub(super) fn lacks_slot(&mut self, number: u32) {
+        let others = self.of(number).count();
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        entry.no_slot.get_or_insert_with(Instant::now);
+        entry.not_before = Some(Instant::now() + RESTART_LIMIT);
+        if others == 0 {
+            entry.lookers.clear();
+        }
+        if let Some(suppressed) = entry.complaints.pass() {
+            let what = if entry.name.is_empty() {
+                format!("to look for subscriptions and responders in the database with OID {number}")
+            } else {
+                format!(
+                    "for an executor in database \"{}\", which has {others}",
+                    entry.name
+                )
+            };
+            log::warn!(
+                "no background worker slot is free {what}; you might need to increase max_worker_processes{suppressed}"
+            );
+        }
+    }
+
+    /// Has the executors leave a database; told when they are gone.
+    pub fn vacate(&mut self, database: u32, done: oneshot::Sender<()>) {
+        let entry = self.databases.entry(database).or_default();
+        entry.vacated += 1;
+        entry.vacaters.push(done);
+        self.settle(database);
+    }
+
+    /// Ends the executors that a vacated database still has, whatever they do.
+    pub fn evict(&mut self, database: u32) {
+        if self
+            .databases
+            .get(&database)
+            .is_some_and(|entry| entry.vacated > 0)
+        {
+            for (ticket, _) in self.of(database) {
+                self.host.terminate(*ticket);
+            }
+        }
+    }
+
+    /// Ends executors that still work for handlers which were taken away.
+    pub fn evict_workers(&mut self, database: u32) {
+        for (ticket, executor) in self.of(database) {
+            if let Doing::Working(task) = &executor.doing
+                && *task.handler.state.borrow() == State::Over
+            {
+                self.host.terminate(*ticket);
+            }
+        }
+    }
+
+    /// Whoever wanted the database to themselves is done.
+    pub fn release(&mut self, database: u32) {
+        if let Some(entry) = self.databases.get_mut(&database) {
+            entry.vacated = entry.vacated.saturating_sub(1);
+        }
+    }
+}
