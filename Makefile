@@ -44,7 +44,7 @@ compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type 
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 flags := $(if $(filter release,$(PROFILE)),RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(cargo_home)=/cargo --remap-path-prefix=$(CURDIR)=/litmus_pgnats")
 
-.PHONY: help setup build private install test test-all test-ha package test-package test-pg-upgrade test-reproducible lint demo demo-ha bench clean distclean
+.PHONY: help setup build private install test test-all test-ha package test-package test-pg-upgrade test-reproducible deny lint demo demo-ha bench clean distclean
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
@@ -131,6 +131,11 @@ test-reproducible: ## build the release of the last commit for PG=15 a second ti
 	built=ext/pg$(PG)/release/litmus_pgnats.so
 	cmp "$(TARGET)/$$built" "$$elsewhere/litmus_pgnats/target/$$built"
 	sha256sum "$(TARGET)/$$built"
+
+deny: ## check the licences and duplicates of what the library is made of, as deny.toml allows them
+	@scripts/setup.sh rust deny
+	cargo fetch --locked
+	PATH="$(STATE)/deny/bin:$$PATH" cargo deny --offline check licenses bans sources
 
 lint: ## formatting, clippy, shellcheck, and that the pure half stays free of PostgreSQL
 	@scripts/setup.sh rust pg15

