@@ -345,6 +345,10 @@ async fn buckets_are_made_as_told() {
     for other in ["storage => 'memory'", "history => 2", "ttl => '1 s'"] {
         let error = failure(&session, &format!("SELECT nats_create_bucket('plain', {other})")).await;
         assert_eq!(error.code, "HV000", "{other}: {error:?}");
+        assert_eq!(
+            error.message,
+            "key-value bucket \"plain\" exists with other settings"
+        );
         assert!(
             error.detail.is_some_and(|detail| detail.contains("different")),
             "{other}"

@@ -346,7 +346,7 @@ async fn links() {
     for (name, code, said) in [
         ("store", "0A000", "link to object store \"t\""),
         ("loop", "0A000", "link to another link"),
-        ("odd", "42602", "invalid bucket name"),
+        ("odd", "42602", "invalid object store name"),
     ] {
         let error = failure(&session, &format!("SELECT nats_get_file('s', '{name}')")).await;
         assert_eq!(error.code, code, "{name}: {error:?}");

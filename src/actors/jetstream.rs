@@ -26,8 +26,9 @@ mod code {
     pub const NOT_ENABLED: [u64; 3] = [10035, 10039, 10076];
     pub const STREAM_NOT_FOUND: u64 = 10059;
     pub const NO_MESSAGE_FOUND: u64 = 10037;
+    pub const OTHER_STREAM: u64 = 10060;
     /// A refused Nats-Expected-Stream, -Last-Sequence, -Last-Msg-Id or -Last-Subject-Sequence.
-    pub const EXPECTATIONS: [u64; 5] = [10060, 10070, 10071, 10164, 10193];
+    pub const EXPECTATIONS: [u64; 5] = [OTHER_STREAM, 10070, 10071, 10164, 10193];
     /// Storage of the server, the account or the stream; its messages, bytes or messages of a subject.
     pub const FULL: [u64; 6] = [10002, 10023, 10028, 10047, 10077, 10113];
 }
@@ -248,7 +249,13 @@ impl Api {
             _ if code::FULL.contains(&number) => (Kind::StreamFull, "the stream or its storage is full"),
             _ => (Kind::JetStreamRefused, "JetStream refused the request"),
         };
-        Error::new(kind, message).detail(format!("JetStream error {number}: {description}."))
+        let error = Error::new(kind, message).detail(format!("JetStream error {number}: {description}."));
+        match number {
+            code::OTHER_STREAM => {
+                error.hint("The header Nats-Expected-Stream has to name the stream that takes the subject.")
+            }
+            _ => error,
+        }
     }
 }
 

@@ -343,7 +343,13 @@ impl Store {
             // Asked to tell a missing JetStream from what it refuses.
             Err(error) => match self.api.has_stream(&self.stream()).await {
                 Err(other) => Err(other),
-                Ok(_) => Err(Error::new(
+                Ok(true) => Err(Error::new(
+                    Kind::JetStreamRefused,
+                    format!("key-value bucket \"{}\" exists with other settings", self.bucket),
+                )
+                .detail(format!("{}.", causes(&error)))
+                .hint("nats_delete_bucket deletes a bucket with all that is in it.")),
+                Ok(false) => Err(Error::new(
                     Kind::JetStreamRefused,
                     format!("could not create key-value bucket \"{}\"", self.bucket),
                 )

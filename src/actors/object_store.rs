@@ -23,7 +23,7 @@ use super::key_value::{causes, collect, context, timestamp};
 use super::status::Status;
 use crate::channel::message::{Reply, Row, StoreCall};
 use crate::error::{Error, Kind, Result};
-use crate::nats::names::check_bucket;
+use crate::nats::names::check_store;
 
 /// Size of a chunk, the clients' default; less where the server takes less.
 const CHUNK: usize = 128 * 1024;
@@ -386,7 +386,7 @@ impl Store {
             let message = format!("object \"{name}\" is a link to object store \"{}\"", link.bucket);
             return Err(Error::new(Kind::Unsupported, message));
         };
-        check_bucket(&link.bucket)?;
+        check_store(&link.bucket)?;
         let store = Store {
             api: self.api.clone(),
             name: link.bucket.clone(),

@@ -6,21 +6,26 @@ use crate::error::{Error, Kind, Result};
 const MAX_NAME: usize = 255;
 const MAX_KEY: usize = 1024;
 
-/// Checks the name of a bucket or an object store.
+/// Checks the name of a key-value bucket.
 pub fn check_bucket(name: &str) -> Result<()> {
-    if is_name(name) {
-        Ok(())
-    } else {
-        Err(invalid("bucket name", name, "letters, digits, \"-\" and \"_\""))
-    }
+    check_name("bucket name", name)
+}
+
+/// Checks the name of an object store.
+pub fn check_store(name: &str) -> Result<()> {
+    check_name("object store name", name)
 }
 
 /// Checks a JetStream domain.
 pub fn check_domain(name: &str) -> Result<()> {
+    check_name("domain", name)
+}
+
+fn check_name(what: &str, name: &str) -> Result<()> {
     if is_name(name) {
         Ok(())
     } else {
-        Err(invalid("domain", name, "letters, digits, \"-\" and \"_\""))
+        Err(invalid(what, name, "letters, digits, \"-\" and \"_\""))
     }
 }
 

@@ -31,7 +31,7 @@ sql_function!(nats_get_file_list, |call: &Call<'_>| {
 
 fn in_store(call: &Call<'_>, ask: StoreCall) -> Result<JetStreamCall> {
     let store = call.text(0)?.ok_or_else(|| null("store"))?.into_owned();
-    names::check_bucket(&store)?;
+    names::check_store(&store)?;
     Ok(JetStreamCall::Store { store, call: ask })
 }
 
