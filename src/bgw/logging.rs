@@ -32,7 +32,7 @@ pub struct Records {
     dropped: Arc<AtomicUsize>,
 }
 
-/// Held by the actor thread; when it is dropped, [`Records::read`] tells that the thread is gone.
+/// Held by the actor thread; when it is dropped, [`Records::take_wakes`] tells that the thread is gone.
 pub struct Alive {
     wake: UnixStream,
 }
@@ -111,16 +111,21 @@ impl Records {
         self.wake.as_raw_fd()
     }
 
-    /// Writes the records that wait to the server log; `false` when the actor thread is gone.
-    pub fn write(&mut self) -> bool {
+    /// Takes the bytes off the socket: before what they announce is looked for, or news that come in between would wake
+    /// nobody. `false` when the actor thread is gone.
+    pub fn take_wakes(&mut self) -> bool {
         let mut bytes = [0; 256];
-        let alive = loop {
+        loop {
             match self.wake.read(&mut bytes) {
-                Ok(0) => break false,
+                Ok(0) => return false,
                 Ok(_) => {}
-                Err(_) => break true,
+                Err(_) => return true,
             }
-        };
+        }
+    }
+
+    /// Writes the records that wait to the server log.
+    pub fn write(&mut self) {
         for (level, text) in self.queue.try_iter() {
             write(level, &text);
         }
@@ -128,7 +133,6 @@ impl Records {
             0 => {}
             count => write(log::Level::Warn, &format!("{count} log messages were dropped")),
         }
-        alive
     }
 }
 

@@ -159,10 +159,12 @@ fn serve(
     loop {
         let time = deadline.map(|deadline: Instant| deadline.saturating_duration_since(Instant::now()));
         let woken = worker::wait(&mut set, records.socket(), time);
+        let alive = records.take_wakes();
         logging::set_level(settings::log_level());
         bounds.update();
         workers.serve();
-        if !records.write() {
+        records.write();
+        if !alive {
             return ended(actors);
         }
         if woken.terminate
