@@ -39,3 +39,19 @@ SQL
 heard
 expect "items.update"
 expect '"plum"'
+
+tell "A message may wait for the commit: what is rolled back, a savepoint or all, is never sent."
+listen 'parts.>' 2
+sql <<'SQL'
+SET litmus_pgnats.publish = 'on_commit';
+BEGIN;
+SELECT nats_publish_text('parts.taken', 'a wheel');
+SAVEPOINT perhaps;
+SELECT nats_publish_text('parts.taken', 'a spare wheel');
+ROLLBACK TO perhaps;
+SELECT nats_publish_text('parts.taken', 'an axle');
+COMMIT;
+SQL
+heard
+expect "a wheel"
+expect "an axle"

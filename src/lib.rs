@@ -49,17 +49,26 @@ pub extern "C-unwind" fn _PG_init() {
         busy: sql::call::is_busy,
         run_ended: sql::call::flush,
         run_failed: sql::call::flush_now,
-        before_commit: sql::reload::before_commit,
+        mark: sql::on_commit::mark,
+        roll_back_to: sql::on_commit::roll_back_to,
+        before_commit: || {
+            sql::reload::before_commit()?;
+            sql::on_commit::before_commit()
+        },
         before_prepare: || {
+            sql::on_commit::before_prepare()?;
             sql::reload::before_prepare()?;
             sql::changes::before_prepare()
         },
         committed: || {
             sql::reload::committed();
             sql::changes::committed();
+            // Behind the others: what the transaction has subscribed gets what it has published.
+            sql::on_commit::committed();
         },
         aborted: || {
             sql::call::give_up();
+            sql::on_commit::aborted();
             sql::reload::aborted();
             sql::changes::aborted();
         },

@@ -316,7 +316,7 @@ fn kinds_have_their_own_sqlstate() {
             ("INVALID_NAME", vec!["InvalidSubject", "InvalidName"]),
             (
                 "PROGRAM_LIMIT_EXCEEDED",
-                vec!["PayloadTooLarge", "ObjectTooLarge"]
+                vec!["PayloadTooLarge", "TransactionTooLarge", "ObjectTooLarge"]
             ),
         ]
     );

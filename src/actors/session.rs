@@ -70,6 +70,8 @@ pub struct Session {
     /// Objects that are being put, and got, by the call's id.
     uploads: HashMap<u32, mpsc::Sender<Bytes>>,
     downloads: StreamMap<u32, ReceiverStream<Answer>>,
+    /// Publishes that wait for the session's commit.
+    held: Option<Vec<Run>>,
     /// Why a publish that a `Fence` will ask for could not be taken.
     refused: Option<Error>,
     /// A reply could not be written.
@@ -93,6 +95,7 @@ impl Session {
             news: FuturesUnordered::new(),
             uploads: HashMap::new(),
             downloads: StreamMap::new(),
+            held: None,
             refused: None,
             peer_is_gone: false,
         }
@@ -231,6 +234,10 @@ impl Session {
         if run.messages.is_empty() || (run.wait_ms > 0 && self.refused.is_some()) {
             return;
         }
+        if let Some(held) = &mut self.held {
+            held.push(run);
+            return;
+        }
         let deadline = (run.wait_ms > 0).then(|| Instant::now() + Duration::from_millis(run.wait_ms.into()));
         let bytes = run.messages.iter().map(|message| message.payload.len()).sum();
         self.pace.took(&mut self.seen, run.messages.len(), bytes);
@@ -263,6 +270,20 @@ impl Session {
                 self.pace.asked();
                 let outcome = self.refused.take().map_or(done(Reply::Done), Err);
                 self.reply(id, outcome).await
+            }
+            Request::Hold => {
+                self.held = Some(Vec::new());
+                Ok(())
+            }
+            Request::Release => {
+                for run in self.held.take().unwrap_or_default() {
+                    self.publish(run).await;
+                }
+                Ok(())
+            }
+            Request::Discard => {
+                self.held = None;
+                Ok(())
             }
             Request::Leave { slot } => {
                 if let Some(slot) = self.slots.remove(&slot) {

@@ -14,7 +14,7 @@ use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +41,11 @@ pub enum Request {
         headers: Headers,
         wait_ms: u32,
     },
+    /// The publishes that follow are held until a `Release` lets them go, or a `Discard` or the session's end forgets
+    /// them.
+    Hold,
+    Release,
+    Discard,
     /// The session no longer uses the slot.
     Leave {
         slot: u16,

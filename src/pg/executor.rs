@@ -21,6 +21,10 @@ pub struct Reactions {
     pub run_ended: fn() -> Result<()>,
     /// A subtransaction was rolled back, or the session ends.
     pub run_failed: fn(),
+    /// A subtransaction begins: what to remember for its rollback.
+    pub mark: fn() -> usize,
+    /// It was rolled back.
+    pub roll_back_to: fn(usize),
     pub before_commit: fn() -> Result<()>,
     pub before_prepare: fn() -> Result<()>,
     pub committed: fn(),
@@ -32,8 +36,8 @@ thread_local! {
     static PREVIOUS: Cell<pg_sys::ExecutorRun_hook_type> = const { Cell::new(None) };
     /// Memory context of the innermost running query; null outside of any.
     static RUNNING: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
-    /// What was running when each open subtransaction started.
-    static AT_SUBTRANSACTION: RefCell<Vec<pg_sys::MemoryContext>> = const { RefCell::new(Vec::new()) };
+    /// What was running when each open subtransaction started, and the mark.
+    static AT_SUBTRANSACTION: RefCell<Vec<(pg_sys::MemoryContext, usize)>> = const { RefCell::new(Vec::new()) };
     static EXIT_HOOKED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -203,15 +207,22 @@ unsafe extern "C-unwind" fn subtransaction_event(
 ) {
     use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB, SUBXACT_EVENT_START_SUB};
     match event {
-        SUBXACT_EVENT_START_SUB => AT_SUBTRANSACTION.with_borrow_mut(|open| open.push(RUNNING.get())),
+        SUBXACT_EVENT_START_SUB => {
+            let mark = REACTIONS.get().map_or(0, |reactions| (reactions.mark)());
+            AT_SUBTRANSACTION.with_borrow_mut(|open| open.push((RUNNING.get(), mark)));
+        }
         SUBXACT_EVENT_COMMIT_SUB => AT_SUBTRANSACTION.with_borrow_mut(|open| {
             open.pop();
         }),
         SUBXACT_EVENT_ABORT_SUB => {
-            if let Some(running) = AT_SUBTRANSACTION.with_borrow_mut(Vec::pop) {
+            let started = AT_SUBTRANSACTION.with_borrow_mut(Vec::pop);
+            if let Some((running, _)) = started {
                 RUNNING.set(running);
             }
             if let Some(reactions) = REACTIONS.get() {
+                if let Some((_, mark)) = started {
+                    (reactions.roll_back_to)(mark);
+                }
                 (reactions.run_failed)();
             }
         }

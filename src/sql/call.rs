@@ -4,13 +4,14 @@
 //! restarted. Publishes collect in its buffer and leave together at the end of the statement, or when the buffer is
 //! full, or at once where nothing tells the end of the statement.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{server, settings};
+use super::{on_commit, server, settings};
 use crate::bgw;
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::{Client, connect};
@@ -89,32 +90,30 @@ pub struct Outgoing<'a> {
     pub subject: String,
     pub reply: Option<String>,
     pub headers: Headers,
-    pub payload: &'a [u8],
+    pub payload: Cow<'a, [u8]>,
 }
 
-/// Publishes through the server that the call means.
+impl Outgoing<'_> {
+    pub fn into_owned(self) -> Outgoing<'static> {
+        Outgoing {
+            payload: Cow::Owned(self.payload.into_owned()),
+            ..self
+        }
+    }
+}
+
+/// Publishes through the server that the call means: now, or at the commit.
 pub fn publish(message: Outgoing<'_>) -> Result<()> {
     let key = server::choose()?;
+    if settings::publishes_on_commit() {
+        with_session(|session| check_size(&message.headers, &message.payload, session.slot(key)?.link))?;
+        return on_commit::hold(key, message);
+    }
     with_session(|session| {
         let Slot { number, link } = *session.slot(key)?;
-        check_size(&message.headers, message.payload, link)?;
+        check_size(&message.headers, &message.payload, link)?;
         let wait_ms = if link.up { 0 } else { milliseconds(patience()) };
-        let Outgoing {
-            subject,
-            reply,
-            headers,
-            payload,
-        } = message;
-        session.client.push(
-            &Request::Publish {
-                slot: number,
-                subject,
-                reply,
-                headers,
-                wait_ms,
-            },
-            payload,
-        )?;
+        session.push(message, number, wait_ms)?;
         session.fence |= !link.up;
         if session.client.unsent() >= FLUSH_SIZE || !executor::called_by_running_query() {
             session.flush()
@@ -122,6 +121,29 @@ pub fn publish(message: Outgoing<'_>) -> Result<()> {
             BUSY.set(true);
             Ok(())
         }
+    })
+}
+
+/// Gives the runtime messages that it holds until a `Release`; returns when it has them all.
+pub fn hand_over(messages: Vec<(Key, Outgoing<'static>)>) -> Result<()> {
+    with_session(|session| {
+        let mut slots = HashMap::new();
+        for (key, _) in &messages {
+            if !slots.contains_key(key) {
+                slots.insert(*key, session.slot(*key)?.number);
+            }
+        }
+        session.fence_off()?;
+        session.client.push(&Request::Hold, b"")?;
+        for (key, message) in messages {
+            // The runtime takes them in any case once they are released: no error could be raised then.
+            session.push(message, slots.get(&key).copied().unwrap_or_default(), 0)?;
+            if session.client.unsent() >= FLUSH_SIZE {
+                session.flush()?;
+            }
+        }
+        session.call(&Request::Fence, b"", settings::connect_timeout())?;
+        Ok(())
     })
 }
 
@@ -206,12 +228,13 @@ pub fn tell(request: &Request, time: Duration) -> Result<Frame<Reply>> {
 }
 
 /// Sends without waiting for anything; for the end of a transaction, where no error may be raised.
-pub fn post(request: &Request) {
+/// `false` if that cannot have arrived.
+pub fn post(request: &Request) -> bool {
+    let mut posted = false;
     if_connected(|session| {
-        if session.client.push(request, b"").is_ok() {
-            let _ = session.client.try_flush();
-        }
+        posted = session.client.push(request, b"").is_ok() && session.client.try_flush().is_ok();
     });
+    posted
 }
 
 /// Whether something published waits to be written, or to be confirmed.
@@ -292,6 +315,24 @@ impl Session {
             .client
             .call(&hello, b"", deadline + GRACE, Duration::ZERO)?;
         Ok(session)
+    }
+
+    /// Has a message written with what else is.
+    fn push(&mut self, message: Outgoing<'_>, slot: u16, wait_ms: u32) -> Result<()> {
+        let Outgoing {
+            subject,
+            reply,
+            headers,
+            payload,
+        } = message;
+        let request = Request::Publish {
+            slot,
+            subject,
+            reply,
+            headers,
+            wait_ms,
+        };
+        self.client.push(&request, &payload)
     }
 
     /// Takes in news. `true` if the runtime is gone; fails if that concerns what this session has published.

@@ -65,6 +65,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             "Each user mapping has a connection of its own; share one, FOR PUBLIC or in the server.",
         ),
         Kind::TooManyHandlers => (ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, ""),
+        Kind::TransactionTooLarge => (
+            ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            "litmus_pgnats.on_commit_size sets how much may wait.",
+        ),
         Kind::TlsFailed => (
             ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
             "Check the options tls_ca_path, tls_cert_path and tls_key_path of the foreign server.",

@@ -20,6 +20,7 @@ mod jetstream;
 mod key_value;
 pub mod look;
 mod object_store;
+pub mod on_commit;
 mod publish;
 pub mod reload;
 mod request;

@@ -56,7 +56,7 @@ fn publish(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Value> {
         subject: subject.into_owned(),
         reply: reply.map(Cow::into_owned),
         headers,
-        payload: &payload,
+        payload,
     })?;
     Ok(Value::Void)
 }

@@ -27,6 +27,18 @@ static CALLBACK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PATRONI_FENCING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
+static PUBLISH: GucSetting<Publish> = GucSetting::<Publish>::new(Publish::Immediate);
+static ON_COMMIT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
+
+/// When `nats_publish_*` sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Publish {
+    #[name = c"immediate"]
+    Immediate,
+    #[name = c"on_commit"]
+    OnCommit,
+}
+
 /// Which records of the runtime worker reach the server log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum LogLevel {
@@ -79,6 +91,24 @@ pub fn define() {
         10_000,
         GucContext::Userset,
         GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"litmus_pgnats.publish",
+        c"Sets whether nats_publish_* sends at once or when the transaction commits.",
+        c"What a rolled back transaction or savepoint has published on_commit is never sent.",
+        &PUBLISH,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.on_commit_size",
+        c"Sets how much memory messages that wait for the commit of a transaction may take.",
+        c"",
+        &ON_COMMIT_SIZE,
+        64,
+        1024 * 1024,
+        GucContext::Suset,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_enum_guc(
         c"litmus_pgnats.log_level",
@@ -228,6 +258,18 @@ impl Bounds {
             self.sizes.changed.notify_one();
         }
     }
+}
+
+/// Whether `litmus_pgnats.publish` is `on_commit`.
+pub fn publishes_on_commit() -> bool {
+    PUBLISH.get() == Publish::OnCommit
+}
+
+/// `litmus_pgnats.on_commit_size`, in bytes.
+pub fn on_commit_size() -> usize {
+    usize::try_from(ON_COMMIT_SIZE.get())
+        .unwrap_or(0)
+        .saturating_mul(1024)
 }
 
 /// `litmus_pgnats.max_handlers`.

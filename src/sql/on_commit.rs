@@ -1,0 +1,105 @@
+//! Publishes that wait for the commit of their transaction, and are never sent if it, or the savepoint around them, rolls
+//! back (`litmus_pgnats.publish = on_commit`). Runs in backends and executors, on the main thread.
+//!
+//! Before the commit, while an error can still prevent it, they are handed to the runtime worker, which holds them; the
+//! commit itself only says that they may go.
+
+use std::cell::RefCell;
+
+use super::call::{self, Outgoing};
+use super::settings;
+use crate::channel::message::{Key, Request};
+use crate::error::{Error, Kind, Result};
+use crate::nats::headers;
+use crate::pg::report::{self, Level};
+
+/// What a held message takes beyond its subject, headers and payload, in bytes; about what it does.
+const OVERHEAD: usize = 100;
+
+#[derive(Default)]
+struct Held {
+    messages: Vec<(Key, Outgoing<'static>)>,
+    bytes: usize,
+    /// The runtime has them, or a part of them.
+    handed_over: bool,
+}
+
+thread_local! {
+    static HELD: RefCell<Held> = RefCell::default();
+}
+
+/// Has a message wait for the commit.
+pub fn hold(key: Key, message: Outgoing<'_>) -> Result<()> {
+    HELD.with_borrow_mut(|held| {
+        let size = size(&message);
+        let limit = settings::on_commit_size();
+        if held.bytes + size > limit {
+            return Err(Error::new(
+                Kind::TransactionTooLarge,
+                "the transaction publishes more than may wait for its commit",
+            )
+            .detail(format!("The limit is {} kB.", limit / 1024)));
+        }
+        held.bytes += size;
+        held.messages.push((key, message.into_owned()));
+        Ok(())
+    })
+}
+
+fn size(message: &Outgoing<'_>) -> usize {
+    let reply = message.reply.as_ref().map_or(0, String::len);
+    OVERHEAD + message.subject.len() + reply + headers::wire_len(&message.headers) + message.payload.len()
+}
+
+/// How many wait: what a savepoint remembers.
+pub fn mark() -> usize {
+    HELD.with_borrow(|held| held.messages.len())
+}
+
+/// Forgets what was published since the mark.
+pub fn roll_back_to(mark: usize) {
+    HELD.with_borrow_mut(|held| {
+        for (_, message) in held.messages.drain(mark.min(held.messages.len())..) {
+            held.bytes = held.bytes.saturating_sub(size(&message));
+        }
+    });
+}
+
+/// Hands over what waits; an error prevents the commit.
+pub fn before_commit() -> Result<()> {
+    let messages = HELD.with_borrow_mut(|held| {
+        held.handed_over = !held.messages.is_empty();
+        held.bytes = 0;
+        std::mem::take(&mut held.messages)
+    });
+    if messages.is_empty() {
+        return Ok(());
+    }
+    call::hand_over(messages)
+}
+
+/// A prepared transaction may be committed by another session, or after a restart.
+pub fn before_prepare() -> Result<()> {
+    if mark() == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        "cannot PREPARE a transaction that has published messages to be sent at its commit",
+    ))
+}
+
+/// They may go.
+pub fn committed() {
+    if HELD.take().handed_over && !call::post(&Request::Release) {
+        let text = "messages that the transaction has published are lost: the litmus_pgnats runtime worker has ended";
+        report::message(Level::Warning, text, "", "");
+    }
+}
+
+/// They are forgotten.
+pub fn aborted() {
+    if HELD.take().handed_over {
+        call::post(&Request::Discard);
+    }
+}
