@@ -119,3 +119,60 @@ async fn a_role_of_stuck_functions_holds_up_its_own_alone() {
     }
     assert_eq!(scene.sleeping().await.len(), 2);
 }
+
+/// The same when they were stuck before another role had handlers.
+#[tokio::test]
+async fn a_role_that_came_first() {
+    let pg = Postgres::builder().conf("litmus_pgnats.max_executors", "2");
+    let (scene, session) = Scene::keeping_with(pg).await;
+    run(&session, TWO_ROLES).await;
+    run(
+        &session,
+        "CREATE FUNCTION stuck(msg text) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)';
+         SET ROLE red; SELECT nats_subscribe('stuck.' || n, 'stuck') FROM generate_series(1, 5) n; RESET ROLE",
+    )
+    .await;
+    until_live(&session, "stuck.5").await;
+    let client = scene.nats.client().await;
+    for n in 1..=5 {
+        say(&client, &format!("stuck.{n}"), "x").await;
+    }
+    eventually_eq(SOON, 2, async || scene.sleeping().await.len()).await;
+    run(
+        &session,
+        "SET ROLE blue; SELECT nats_subscribe('blue', 'note'); RESET ROLE",
+    )
+    .await;
+    until_live(&session, "blue").await;
+    for n in 1..=20 {
+        say(&client, "blue", "x").await;
+        until_number(&session, n, "SELECT count(*) FROM runs WHERE who = 'blue'").await;
+    }
+    assert_eq!(scene.sleeping().await.len(), 2);
+}
+
+/// Roles whose requests come one after another, with room for one executor: each is answered, and soon.
+#[tokio::test]
+async fn requests_of_roles_in_turns() {
+    let (scene, session, client) = two_roles("1").await;
+    run(
+        &session,
+        "CREATE FUNCTION answer(q text) RETURNS text LANGUAGE sql AS 'SELECT current_user::text';
+         SET ROLE red; SELECT litmus_pgnats_register_responder('rpc.red', 'answer'); RESET ROLE;
+         SET ROLE blue; SELECT litmus_pgnats_register_responder('rpc.blue', 'answer'); RESET ROLE",
+    )
+    .await;
+    until_live(&session, "rpc.blue").await;
+    let mut longest = std::time::Duration::ZERO;
+    for _ in 0..100 {
+        for role in ["red", "blue"] {
+            let began = std::time::Instant::now();
+            let reply = ask(&client, &format!("rpc.{role}"), "who").await;
+            longest = longest.max(began.elapsed());
+            assert_eq!(reply_text(&reply), role);
+        }
+    }
+    println!("the longest of 200 requests took {longest:?}");
+    assert!(longest < 3 * PROMPT, "{longest:?}");
+    drop(scene);
+}

@@ -275,6 +275,36 @@ async fn the_second_of_two_roles() {
     );
 }
 
+/// Two sessions of one role register a responder each on one subject at once: the later one is it.
+#[tokio::test]
+async fn the_later_of_two_responders() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE FUNCTION first(q text) RETURNS text LANGUAGE sql AS $$ SELECT 'first' $$;
+         CREATE FUNCTION second(q text) RETURNS text LANGUAGE sql AS $$ SELECT 'second' $$",
+    )
+    .await;
+    run(
+        &session,
+        "BEGIN; SELECT litmus_pgnats_register_responder('rpc', 'first')",
+    )
+    .await;
+    let other = scene.pg.connect().await;
+    let second = tokio::spawn(async move {
+        run(&other, "SELECT litmus_pgnats_register_responder('rpc', 'second')").await;
+    });
+    let watcher = scene.pg.connect().await;
+    until_number(&watcher, 1, "SELECT count(*) FROM pg_locks WHERE NOT granted").await;
+    run(&session, "COMMIT").await;
+    second.await.expect("a registration");
+    until_live(&session, "rpc").await;
+    let functions = "SELECT function FROM litmus_pgnats.responders";
+    assert_eq!(texts(&session, functions).await, ["public.second(text)"]);
+    let reply = ask(&scene.nats.client().await, "rpc", "").await;
+    assert_eq!(reply_text(&reply), "second");
+}
+
 /// DDL of other functions, and rights on other objects, are no change of the handlers.
 #[tokio::test]
 async fn what_is_no_change() {
@@ -296,4 +326,51 @@ async fn what_is_no_change() {
     )
     .await;
     assert_eq!(report.code, "0A000");
+}
+
+/// A function that catches the cancel of its timeout does not keep its executor.
+#[tokio::test]
+async fn a_callback_that_does_not_give_up() {
+    let pg = Postgres::builder()
+        .conf("litmus_pgnats.callback_timeout", "200ms")
+        .conf("litmus_pgnats.max_executors", "1");
+    let (scene, session) = Scene::keeping_with(pg).await;
+    run(
+        &session,
+        "CREATE FUNCTION stubborn(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           LOOP BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+    )
+    .await;
+    subscribe(&session, "stubborn", "stubborn").await;
+    subscribe(&session, "news", "keep").await;
+    let client = scene.nats.client().await;
+    say(&client, "stubborn", "x").await;
+    scene.until_sleeping().await;
+    say(&client, "news", "1").await;
+    until_got(&session, &["1"]).await;
+    scene.pg.wait_log("goes on after its timeout", SOON).await;
+}
+
+/// Handlers whose NATS server is away take their time to begin; the executor that has found them works on.
+#[tokio::test]
+async fn a_server_that_is_away() {
+    let pg = Postgres::builder().conf("litmus_pgnats.max_executors", "1");
+    let (scene, session) = Scene::keeping_with(pg).await;
+    subscribe(&session, "news", "keep").await;
+    run(
+        &session,
+        "CREATE SERVER away FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '1');
+         SET litmus_pgnats.server = 'away'; SELECT nats_subscribe('far', 'keep')",
+    )
+    .await;
+    until_state(&session, "far", "waiting").await;
+    run(&session, "SELECT nats_subscribe('farther', 'keep')").await;
+    let client = scene.nats.client().await;
+    let began = Instant::now();
+    for n in 1..=20_usize {
+        say(&client, "news", n.to_string()).await;
+        eventually_eq(SOON, n, async || got(&session).await.len()).await;
+    }
+    println!("20 messages one after another took {:?}", began.elapsed());
+    assert!(began.elapsed() < 2 * PROMPT, "{:?}", began.elapsed());
 }

@@ -1,7 +1,7 @@
 //! Brings messages to executors and their outcome back. The actor around the [`Pool`]; in the actor thread.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -130,7 +130,8 @@ pub struct Dispatcher {
     registries: Option<Registries>,
     role: watch::Sender<Role>,
     fence: Option<String>,
-    timer: Option<SpawnHandle>,
+    /// The clock, and what it is set to.
+    timer: Option<(SpawnHandle, Instant)>,
     _vital: Vital,
 }
 
@@ -148,16 +149,22 @@ impl Dispatcher {
 
     /// Sets the clock for what the pool does when time has passed; none while all is at rest.
     fn wind(&mut self, ctx: &mut Context<Self>) {
-        if self.timer.is_some() {
+        let Some(time) = self.pool.next_change() else {
             return;
+        };
+        let time = time.max(GROW_AFTER);
+        let due = Instant::now() + time;
+        match self.timer {
+            Some((_, sooner)) if sooner <= due => return,
+            Some((later, _)) => drop(ctx.cancel_future(later)),
+            None => {}
         }
-        if let Some(time) = self.pool.next_change() {
-            self.timer = Some(ctx.run_later(time.max(GROW_AFTER), |actor, ctx| {
-                actor.timer = None;
-                actor.pool.shrink();
-                actor.wind(ctx);
-            }));
-        }
+        let timer = ctx.run_later(time, |actor, ctx| {
+            actor.timer = None;
+            actor.pool.shrink();
+            actor.wind(ctx);
+        });
+        self.timer = Some((timer, due));
     }
 
     /// Has requests that wait for too long answered, even if no executor has time.
@@ -166,7 +173,12 @@ impl Dispatcher {
             return;
         }
         let timeout = handler.responder_timeout();
-        ctx.run_later(timeout, move |actor, ctx| {
+        let oldest = handler
+            .lock()
+            .queue
+            .oldest()
+            .map_or(Duration::ZERO, |oldest| oldest.elapsed());
+        ctx.run_later(timeout.saturating_sub(oldest), move |actor, ctx| {
             let mut inner = handler.lock();
             inner.watched = false;
             let expired = inner.queue.expired(timeout);
@@ -188,7 +200,7 @@ impl Dispatcher {
         // The rest of a transaction whose replies are too many for one frame is done too.
         task.committing = task.committing.saturating_sub(worked.messages);
         let each = task.since.elapsed() / u32::try_from(count.max(1)).unwrap_or(1);
-        task.since = std::time::Instant::now();
+        task.since = Instant::now();
         let handler = task.handler.clone();
         {
             let mut inner = handler.lock();
@@ -257,7 +269,7 @@ impl Dispatcher {
         } else {
             GRACE
         };
-        ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database));
+        ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database, grace));
         let Some(registries) = &self.registries else {
             return;
         };
@@ -286,8 +298,8 @@ impl Dispatcher {
         let lookers = self.pool.take_lookers(database);
         let applied = async move { tokio::join!(subscriptions, responders) };
         ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
-            let waiting = actor.pool.applied(ticket, lookers);
-            actor.grow_soon(waiting, ctx);
+            actor.pool.applied(database, lookers);
+            actor.grow_soon(Some(database), ctx);
             actor.wind(ctx);
         }));
     }
@@ -416,7 +428,7 @@ impl Handler<Resized> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, _: Resized, ctx: &mut Self::Context) {
-        if let Some(timer) = self.timer.take() {
+        if let Some((timer, _)) = self.timer.take() {
             ctx.cancel_future(timer);
         }
         self.pool.shrink();

@@ -1,8 +1,8 @@
 //! A handler as the actors hold it: its definition, the messages that wait for it, and what is counted. Shared by the
 //! registry that subscribes for it and the dispatcher that has it executed. In the actor thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -58,6 +58,8 @@ pub struct Handler {
     /// The connection that its messages come from; none if it is disabled.
     pub connection: Option<supervisor::Handle>,
     pub state: watch::Sender<State>,
+    /// When it was taken away.
+    over: OnceLock<Instant>,
     inner: Mutex<Inner>,
 }
 
@@ -78,6 +80,7 @@ impl Handler {
             role: definition.role,
             connection,
             state: watch::Sender::new(state),
+            over: OnceLock::new(),
             inner: Mutex::new(Inner {
                 definition: Arc::new(definition),
                 queue: Queue::new(limits),
@@ -105,6 +108,18 @@ impl Handler {
             }
             changes
         });
+    }
+
+    /// Takes it away: nobody has its messages any more.
+    pub fn end(&self) {
+        self.set_state(State::Over);
+        let _ = self.over.set(Instant::now());
+        self.lock().queue.clear();
+    }
+
+    /// For how long it has been taken away, if it was.
+    pub fn over_for(&self) -> Option<Duration> {
+        self.over.get().map(Instant::elapsed)
     }
 
     pub fn is_responder(&self) -> bool {

@@ -26,6 +26,8 @@ pub enum Notice {
 pub struct Sizes {
     /// Most executors of a database.
     pub executors: AtomicUsize,
+    /// Milliseconds that a subscription's function may take for a message; 0 for no limit.
+    pub callback_ms: AtomicU64,
     /// Milliseconds after which an executor beyond the first leaves.
     pub idle_ms: AtomicU64,
     /// Notified of a change.

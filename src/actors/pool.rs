@@ -52,6 +52,9 @@ struct Database {
     is_shared: bool,
     /// Handlers that want an executor, and since when: the one that waits longest first.
     line: VecDeque<(Arc<Handler>, Instant)>,
+    /// A report of this database takes effect. Its executor works on meanwhile, as new handlers may have to wait for NATS;
+    /// no other looks, or the older of two reports might count.
+    applies: bool,
     /// Somebody wants to know what handlers there are, and who.
     look_wanted: bool,
     lookers: Vec<oneshot::Sender<()>>,
@@ -134,23 +137,17 @@ impl Pool {
     /// An executor's report is being applied, which names the roles of all handlers that can run: who asked before it
     /// began may wait for it, who asks later is not served by it.
     pub fn reported(&mut self, ticket: u32, name: String, roles: &HashSet<u32>) -> Option<u32> {
-        let executor = self.executors.get_mut(&ticket)?;
-        let database = executor.database;
-        if roles.is_empty() {
-            executor.since = Instant::now();
-        }
+        let database = self.free(ticket)?;
         let entry = self.databases.get_mut(&database)?;
+        entry.applies = true;
         entry.name = name;
         entry.has_handlers = !roles.is_empty();
         entry.is_shared = roles.len() > 1;
         Some(database)
     }
 
-    /// The report of this executor has taken effect. Gives the same as [`Pool::finished`].
-    pub fn applied(&mut self, ticket: u32, lookers: Vec<oneshot::Sender<()>>) -> Option<u32> {
-        for done in lookers {
-            let _ = done.send(());
-        }
+    /// An executor has looked. Gives its database.
+    fn free(&mut self, ticket: u32) -> Option<u32> {
         let executor = self.executors.get_mut(&ticket)?;
         if matches!(executor.doing, Doing::Looking) {
             executor.doing = Doing::Idle;
@@ -158,11 +155,21 @@ impl Pool {
         }
         let database = executor.database;
         // Where all were at work, one more was started to look.
-        if self.of(database).count() > self.most() {
+        if self.of(database).count() > self.limit(database) {
             self.dismiss(ticket);
         }
+        Some(database)
+    }
+
+    /// The report of a database has taken effect.
+    pub fn applied(&mut self, database: u32, lookers: Vec<oneshot::Sender<()>>) {
+        for done in lookers {
+            let _ = done.send(());
+        }
+        if let Some(entry) = self.databases.get_mut(&database) {
+            entry.applies = false;
+        }
         self.settle(database);
-        self.line_of_idle(ticket)
     }
 
     fn most(&self) -> usize {
@@ -171,9 +178,9 @@ impl Pool {
 
     /// This executor could not look at its database, which is given.
     pub fn blind(&mut self, ticket: u32) -> Option<u32> {
-        let database = self.executors.get(&ticket)?.database;
+        let database = self.free(ticket)?;
         let lookers = self.take_lookers(database);
-        self.applied(ticket, lookers);
+        self.applied(database, lookers);
         Some(database)
     }
 
@@ -229,14 +236,8 @@ impl Pool {
             self.return_task(task);
         }
         self.settle(database);
-        self.line_of_idle(ticket)
-    }
-
-    /// The executor's database, if it is idle and others than its role's wait there.
-    fn line_of_idle(&self, ticket: u32) -> Option<u32> {
-        let executor = self.executors.get(&ticket)?;
-        let waits = !self.databases.get(&executor.database)?.line.is_empty();
-        (waits && matches!(executor.doing, Doing::Idle)).then_some(executor.database)
+        let waits = !self.databases.get(&database)?.line.is_empty();
+        (waits && !self.idle(database).is_empty()).then_some(database)
     }
 
     fn return_task(&mut self, task: Task) {

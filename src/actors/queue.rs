@@ -158,6 +158,11 @@ impl Queue {
         expired
     }
 
+    /// When the message at the front arrived.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.waiting.front().map(|message| message.arrived)
+    }
+
     pub fn len(&self) -> usize {
         self.waiting.len()
     }

@@ -146,8 +146,7 @@ impl<I: Inlet> actix::Handler<Rows> for Registry<I> {
 impl Entry {
     /// Ends a handler; what is given ends when its subscription has.
     fn end(self) -> Option<JoinHandle<()>> {
-        self.handler.set_state(State::Over);
-        self.handler.lock().queue.clear();
+        self.handler.end();
         self.stop.send_replace(true);
         self.pump
     }

@@ -142,7 +142,6 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let table = Table::open()?;
     if kind == HandlerKind::Responder {
         for registered in &before {
-            table.delete(kind, &server, &subject, &registered.signature);
             if registered.signature != function.signature() {
                 let text = format!(
                     "the responder {} on subject \"{subject}\" is replaced",
@@ -156,11 +155,21 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         check_number(role)?;
     }
     let signature = function.signature();
+    // A subject has one responder, but any number of subscriptions.
+    let (conflict, replaced) = match kind {
+        HandlerKind::Subscription => ("(kind, server, subject, signature)", ""),
+        HandlerKind::Responder => (
+            "(server, subject) WHERE kind = 'responder'",
+            ", signature = excluded.signature, role = excluded.role, created = excluded.created",
+        ),
+    };
     let written = query(
-        "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (kind, server, subject, signature) DO UPDATE \
-         SET queue_group = excluded.queue_group \
-         WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE') RETURNING kind",
+        &format!(
+            "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT {conflict} DO UPDATE \
+             SET queue_group = excluded.queue_group{replaced} \
+             WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE') RETURNING kind"
+        ),
         &[
             Text(kind.name()),
             Text(&server),

@@ -228,6 +228,7 @@ impl Default for Bounds {
             sizes: Arc::new(Sizes {
                 executors: 0.into(),
                 idle_ms: 0.into(),
+                callback_ms: 0.into(),
                 changed: Notify::new(),
             }),
             fencing: Arc::default(),
@@ -250,6 +251,8 @@ impl Bounds {
             .total_bytes
             .store(size(&TOTAL_QUEUE_SIZE).saturating_mul(1024), Relaxed);
         self.fencing.0.store(PATRONI_FENCING.get(), Relaxed);
+        let callback_ms = u64::try_from(CALLBACK_TIMEOUT.get()).unwrap_or(0);
+        self.sizes.callback_ms.store(callback_ms, Relaxed);
         let before = (
             self.sizes.executors.swap(size(&MAX_EXECUTORS), Relaxed),
             self.sizes.idle_ms.swap(idle_ms, Relaxed),

@@ -53,6 +53,7 @@ impl Runtime {
             sizes: Arc::new(Sizes {
                 executors: 1.into(),
                 idle_ms: 1000.into(),
+                callback_ms: 0.into(),
                 changed: Default::default(),
             }),
             fencing: Arc::default(),

@@ -52,8 +52,15 @@ impl Pool {
 
     /// A look is wanted, and nobody will have time for it soon.
     fn looks_in_vain(&self, number: u32) -> bool {
-        let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Looking));
-        self.databases.get(&number).is_some_and(|entry| entry.look_wanted) && coming == 0
+        let coming = self.count(number, |doing| matches!(doing, Doing::Starting));
+        let is_wanted = self.databases.get(&number).is_some_and(|entry| entry.look_wanted);
+        is_wanted && coming == 0 && !self.looks(number)
+    }
+
+    /// A look is made, or what it has found takes effect.
+    fn looks(&self, number: u32) -> bool {
+        self.count(number, |doing| matches!(doing, Doing::Looking)) > 0
+            || self.databases.get(&number).is_some_and(|entry| entry.applies)
     }
 
     /// The idle executors: first those that have a role already, and of these the one that has worked last, as the
@@ -70,7 +77,7 @@ impl Pool {
     /// Gives an idle executor the next thing to do, if there is any.
     fn employ(&mut self, ticket: u32, number: u32) {
         // One at a time, or the older of two reports might count.
-        let looks = self.count(number, |doing| matches!(doing, Doing::Looking)) > 0;
+        let looks = self.looks(number);
         let Some(entry) = self.databases.get_mut(&number) else {
             return;
         };
@@ -117,6 +124,17 @@ impl Pool {
         !is_shared || most == 1 || self.of(number).filter(|(_, e)| e.role == Some(role)).count() < most - 1
     }
 
+    /// The most executors: one more where those of one role alone are as many as there may be, because they came before
+    /// others had handlers.
+    pub(super) fn limit(&self, number: u32) -> usize {
+        let most = self.most();
+        let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
+        let mut roles = self.of(number).filter_map(|(_, e)| e.role);
+        let first = roles.next();
+        let is_taken = first.is_some() && 1 + roles.filter(|role| Some(*role) == first).count() >= most;
+        most + usize::from(is_shared && most > 1 && is_taken)
+    }
+
     /// In a full pool, a handler of another role has waited for too long.
     fn makes_way(&self, ticket: u32, number: u32) -> bool {
         let Some(role) = self.executors.get(&ticket).and_then(|executor| executor.role) else {
@@ -128,7 +146,7 @@ impl Pool {
         });
         let comes = |doing: &Doing| matches!(doing, Doing::Starting | Doing::Leaving);
         longest.is_some_and(|(_, since)| since.elapsed() >= PATIENCE)
-            && self.of(number).count() >= self.most()
+            && self.of(number).count() >= self.limit(number)
             && self.count(number, comes) == 0
     }
 

@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Doing, Pool, RESTART_LIMIT};
-use crate::actors::handler::State;
+use super::{Doing, Executor, Pool, RESTART_LIMIT};
+
+/// Timers are not exact.
+const SLACK: Duration = Duration::from_millis(100);
+/// A function that was cancelled has so much time to end.
+const OVERDUE: Duration = Duration::from_secs(5);
 
 impl Pool {
     /// Starts other executors if handlers wait and the pool may grow, or has others' leave it that have nothing to do.
@@ -20,7 +24,7 @@ impl Pool {
                 .count()
         });
         let wanted = waiting.saturating_sub(coming);
-        let room = self.most().saturating_sub(self.of(number).count());
+        let room = self.limit(number).saturating_sub(self.of(number).count());
         for _ in 0..wanted.min(room) {
             self.start(number);
         }
@@ -57,6 +61,7 @@ impl Pool {
                     self.dismiss(ticket);
                 }
             }
+            self.evict_overdue(number);
             self.grow(number);
         }
     }
@@ -72,6 +77,9 @@ impl Pool {
             {
                 at(time.saturating_duration_since(Instant::now()));
             }
+            self.of(*number)
+                .filter_map(|(_, e)| self.time_left(e))
+                .for_each(&mut at);
             if self.of(*number).count() > 1 {
                 let idle = self.of(*number).filter(|(_, e)| matches!(e.doing, Doing::Idle));
                 idle.for_each(|(_, e)| at(limit.saturating_sub(e.since.elapsed())));
@@ -126,15 +134,48 @@ impl Pool {
         }
     }
 
-    /// Ends executors that still work for handlers which were taken away.
-    pub fn evict_workers(&mut self, database: u32) {
+    /// Ends executors that still work for handlers which were taken away so long ago.
+    pub fn evict_workers(&mut self, database: u32, grace: Duration) {
         for (ticket, executor) in self.of(database) {
             if let Doing::Working(task) = &executor.doing
-                && *task.handler.state.borrow() == State::Over
+                && task.handler.over_for().is_some_and(|time| time + SLACK >= grace)
             {
                 self.host.terminate(*ticket);
             }
         }
+    }
+
+    /// Ends executors whose function goes on after its timeout: one may catch the cancel that it gets.
+    fn evict_overdue(&mut self, database: u32) {
+        for (ticket, executor) in self.of(database) {
+            if let Some(left) = self.time_left(executor)
+                && left.is_zero()
+                && let Doing::Working(task) = &executor.doing
+            {
+                let definition = task.handler.definition();
+                log::warn!(
+                    "{} on subject \"{}\" goes on after its timeout; its executor is ended",
+                    definition.function,
+                    definition.subject
+                );
+                self.host.terminate(*ticket);
+            }
+        }
+    }
+
+    /// How long an executor may go on with what it does; `None` if nothing limits that.
+    fn time_left(&self, executor: &Executor) -> Option<Duration> {
+        let Doing::Working(task) = &executor.doing else {
+            return None;
+        };
+        let limit = if task.handler.is_responder() {
+            task.handler.responder_timeout()
+        } else {
+            Duration::from_millis(self.sizes.callback_ms.load(Ordering::Relaxed))
+        };
+        // Each message has the limit for itself, and several share a transaction.
+        let all = limit * u32::try_from(task.messages.len()).unwrap_or(u32::MAX) + OVERDUE;
+        (!limit.is_zero()).then(|| all.saturating_sub(task.since.elapsed()))
     }
 
     /// Whoever wanted the database to themselves is done.

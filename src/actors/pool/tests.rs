@@ -45,6 +45,7 @@ impl Scene {
         let sizes = Arc::new(Sizes {
             executors: executors.into(),
             idle_ms: 0.into(),
+            callback_ms: 0.into(),
             changed: Default::default(),
         });
         let host = Recorder::default();
@@ -59,7 +60,7 @@ impl Scene {
         let mut orders = self.join(1);
         assert_eq!(told(&mut orders), "look");
         self.pool.reported(1, "db".into(), &HashSet::from([RED]));
-        self.pool.applied(1, Vec::new());
+        self.pool.applied(DB, Vec::new());
         orders
     }
 
@@ -139,7 +140,7 @@ fn a_database_without_handlers_has_no_executor() {
     scene.pool.reported(1, "db".into(), &HashSet::new());
     let lookers = scene.pool.take_lookers(DB);
     assert!(waits.try_recv().is_err(), "told too early");
-    scene.pool.applied(1, lookers);
+    scene.pool.applied(DB, lookers);
     assert!(waits.try_recv().is_ok());
     assert_eq!(told(&mut orders), "leave");
     scene.pool.left(1);
@@ -353,11 +354,58 @@ fn who_works_for_what_was_taken_away_is_ended() {
     let one = handler(HandlerKind::Subscription, "one", 1);
     scene.pool.ready(&one);
     assert_eq!(told(&mut first), "one 1");
-    scene.pool.evict_workers(DB);
+    scene.pool.evict_workers(DB, Duration::ZERO);
     assert_eq!(scene.host.told(), [""; 0]);
-    one.set_state(State::Over);
-    scene.pool.evict_workers(DB);
+    one.end();
+    scene.pool.evict_workers(DB, Duration::from_secs(9));
+    assert_eq!(scene.host.told(), [""; 0], "it was taken away just now");
+    scene.pool.evict_workers(DB, Duration::ZERO);
     assert_eq!(scene.host.told(), ["terminate 1"]);
+}
+
+#[test]
+fn a_function_that_survives_its_timeout_is_ended_with_its_executor() {
+    let mut scene = Scene::new(1);
+    let mut first = scene.at_work();
+    scene.sizes.callback_ms.store(1000, Ordering::Relaxed);
+    scene.pool.ready(&handler(HandlerKind::Subscription, "one", 1));
+    assert_eq!(told(&mut first), "one 1");
+    let soon = scene.pool.next_change().expect("a time to look");
+    assert!(
+        soon > Duration::from_secs(5) && soon <= Duration::from_secs(6),
+        "{soon:?}"
+    );
+    scene.pool.shrink();
+    assert_eq!(scene.host.told(), [""; 0]);
+    scene.pool.task(1).expect("a task").since -= Duration::from_secs(6);
+    scene.pool.shrink();
+    assert_eq!(scene.host.told(), ["terminate 1"]);
+}
+
+#[test]
+fn a_role_that_has_all_executors_already_leaves_one_more_to_the_others() {
+    let mut scene = Scene::new(2);
+    let mut first = scene.at_work();
+    for subject in ["one", "two"] {
+        scene.pool.ready(&handler(HandlerKind::Subscription, subject, 1));
+    }
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    let mut second = scene.join(2);
+    assert_eq!(
+        (told(&mut first), told(&mut second)),
+        ("one 1".into(), "two 1".into())
+    );
+    share(&mut scene);
+    scene.pool.ready(&handler(HandlerKind::Subscription, "three", 1));
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), [""; 0]);
+    scene
+        .pool
+        .ready(&handler_of(BLUE, HandlerKind::Subscription, "blue", 1));
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 3"]);
+    assert_eq!(told(&mut scene.join(3)), "blue 1");
 }
 
 #[test]
@@ -373,6 +421,6 @@ fn an_executor_beyond_the_limit_only_looks() {
     assert_eq!(told(&mut second), "look");
     scene.pool.ready(&handler(HandlerKind::Subscription, "next", 1));
     scene.pool.reported(2, "db".into(), &HashSet::from([RED]));
-    scene.pool.applied(2, Vec::new());
+    scene.pool.applied(DB, Vec::new());
     assert_eq!(told(&mut second), "leave");
 }
