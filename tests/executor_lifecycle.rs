@@ -314,3 +314,31 @@ async fn sighup_changes_the_limits() {
     scene.pg.reload();
     eventually_eq(SOON, 1, async || scene.executors().await.len()).await;
 }
+
+/// All executors of a pool are ended at once while messages wait: others come at once, not when a timer that was set
+/// for something else is over.
+#[tokio::test]
+async fn terminating_all_executors() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE FUNCTION slow(msg text) RETURNS void LANGUAGE sql AS
+           $$ SELECT pg_sleep(0.05); INSERT INTO public.got (payload) VALUES (msg) $$",
+    )
+    .await;
+    for n in 1..=3 {
+        subscribe(&session, &format!("slow.{n}"), "slow").await;
+    }
+    let client = scene.nats.client().await;
+    for n in 1..=3 {
+        count_off(&client, &format!("slow.{n}"), 1..=40).await;
+    }
+    eventually(SOON, async || scene.executors().await.len() >= 3).await;
+    let began = Instant::now();
+    let sql = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = '{EXECUTOR}'"
+    );
+    assert!(number(&session, &sql).await >= 3);
+    eventually_eq(SOON, 120, async || got(&session).await.len()).await;
+    println!("120 messages were executed {:?} after that", began.elapsed());
+}

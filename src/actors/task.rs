@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use super::handler::Handler;
 use super::load::Call;
 use super::queue::Incoming;
-use crate::channel::work::{Delivered, HandlerKind, Told, Work};
+use super::responder_registry::answer_busy;
+use crate::channel::work::{Delivered, Told, Work};
 
 /// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
 const WORK_MESSAGES: usize = 256;
@@ -37,8 +38,13 @@ impl Task {
     /// Takes messages of a handler for an executor; `None` if there are none.
     pub fn take(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
         let timeout = handler.responder_timeout();
+        let is_responder = handler.is_responder();
+        if is_responder {
+            // Nobody waits for them any longer.
+            let expired = handler.lock().queue.expired(timeout);
+            answer_busy(handler, expired);
+        }
         let mut inner = handler.lock();
-        let is_responder = inner.definition.kind == HandlerKind::Responder;
         let share = if is_responder {
             RESPONDER_SHARE
         } else {

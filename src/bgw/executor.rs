@@ -13,6 +13,7 @@ use crate::channel::client::{Client, Interest, Wait, connect};
 use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
 use crate::channel::work::{Said, Told};
 use crate::error::{Error, Kind, Result};
+use crate::flood::Flood;
 use crate::pg::report::{self, Level};
 use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process, Start};
@@ -100,16 +101,18 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
 
 /// Carries out orders until told to leave.
 fn serve(mut client: Client<IdleWait>) -> Result<()> {
-    let mut worker = Worker::default();
+    let (mut worker, mut complaints) = (Worker::default(), Flood::default());
     loop {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
             Reply::Executor(Told::Look) => {
                 let said = look::look().map_or_else(Said::Blind, |mut report| {
                     let left_out = report.fit(MAX_REPORT);
-                    if left_out > 0 {
+                    if left_out > 0
+                        && let Some(suppressed) = complaints.pass()
+                    {
                         let text = format!(
-                            "{left_out} subscriptions and responders are too many for the runtime worker"
+                            "{left_out} subscriptions and responders are too many for the runtime worker{suppressed}"
                         );
                         report::message(Level::Warning, &text, "", "");
                     }
