@@ -121,7 +121,12 @@ impl Pool {
     pub(super) fn may_have_more(&self, number: u32, role: u32) -> bool {
         let most = self.most();
         let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
-        !is_shared || most == 1 || self.of(number).filter(|(_, e)| e.role == Some(role)).count() < most - 1
+        !is_shared || most == 1 || self.has(number, role) < most - 1
+    }
+
+    /// How many executors serve a role.
+    fn has(&self, number: u32, role: u32) -> usize {
+        self.of(number).filter(|(_, e)| e.role == Some(role)).count()
     }
 
     /// The most executors: one more where those of one role alone are as many as there may be, because they came before
@@ -130,9 +135,8 @@ impl Pool {
         let most = self.most();
         let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
         let mut roles = self.of(number).filter_map(|(_, e)| e.role);
-        let first = roles.next();
-        let is_taken = first.is_some() && 1 + roles.filter(|role| Some(*role) == first).count() >= most;
-        most + usize::from(is_shared && most > 1 && is_taken)
+        let is_taken = is_shared && most > 1 && roles.any(|role| self.has(number, role) >= most);
+        most + usize::from(is_taken)
     }
 
     /// In a full pool, a handler of another role has waited for too long.
