@@ -100,9 +100,9 @@ if [ -n "$uninstall" ]; then
     cat <<'EOF'
 
 If a server has used it:
-  - Take litmus_pgnats out of shared_preload_libraries, or the server will not start again.
-  - DROP EXTENSION litmus_pgnats CASCADE;   in each database that has it (works without the files).
-  - Restart the server.
+  - Take litmus_pgnats out of shared_preload_libraries, or the server will not start again, and restart it.
+  - A database that still has the extension needs the files for DROP EXTENSION, and for other statements that its event
+    triggers look at. Install once more, say DROP EXTENSION litmus_pgnats CASCADE there, and uninstall again.
 EOF
     exit
 fi

@@ -30,6 +30,7 @@ pub enum Kind {
     AuthenticationRefused,
     TooManyConnections,
     TooManyHandlers,
+    Standby,
     TransactionTooLarge,
     TlsFailed,
     FileUnreadable,

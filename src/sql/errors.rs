@@ -64,6 +64,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_TOO_MANY_CONNECTIONS,
             "Each user mapping has a connection of its own; share one, FOR PUBLIC or in the server.",
         ),
+        Kind::Standby => (
+            ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            "Do it on the primary; the standby gets it from there.",
+        ),
         Kind::TooManyHandlers => (ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, ""),
         Kind::TransactionTooLarge => (
             ERRCODE_PROGRAM_LIMIT_EXCEEDED,

@@ -131,6 +131,7 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     check_execute(&function)?;
     let key = server::choose()?;
     let server = server::target(key)?.server_name;
+    check_writable()?;
     // Now, when an error may still be raised; the commit will only tell it to look.
     call::ensure_runtime()?;
     let role = catalog::current_role();
@@ -194,6 +195,7 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
 /// `(subject, fn)` of a subscription, `(subject)` of a responder.
 fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let subject = subject_argument(call)?;
+    check_writable()?;
     let function = match kind {
         HandlerKind::Subscription => Some(function_argument(call)?),
         HandlerKind::Responder => None,
@@ -304,6 +306,16 @@ fn not_yours(kind: HandlerKind, subject: &str) -> Error {
     );
     Error::new(Kind::PermissionDenied, message)
         .hint("Only a role that has the privileges of the one that has registered it may change it.")
+}
+
+fn check_writable() -> Result<()> {
+    if catalog::is_in_recovery() {
+        return Err(Error::new(
+            Kind::Standby,
+            "cannot change subscriptions and responders on a standby",
+        ));
+    }
+    Ok(())
 }
 
 /// Others need memory and the runtime's time too.

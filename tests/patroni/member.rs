@@ -89,7 +89,7 @@ impl Member {
                 "PATRONI_POSTGRESQL_PGPASS" => work.join(name).join("pgpass").display().to_string(),
                 _ if value.ends_with(":8008") => here(member.api()),
                 _ if value.ends_with(":5432") => here(member.port()),
-                _ => value.replace("${dbpassword:-postgres}", PASSWORD),
+                _ => value.replace("${dbpassword:?}", PASSWORD),
             };
             member.environment.push((key.clone(), value));
         }
