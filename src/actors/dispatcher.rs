@@ -167,6 +167,13 @@ impl Dispatcher {
         self.timer = Some((timer, due));
     }
 
+    /// The same after what happens all the time, and makes nothing due sooner.
+    fn wind_if_stopped(&mut self, ctx: &mut Context<Self>) {
+        if self.timer.is_none() {
+            self.wind(ctx);
+        }
+    }
+
     /// Has requests that wait for too long answered, even if no executor has time.
     fn watch(&mut self, handler: Arc<MessageHandler>, ctx: &mut Context<Self>) {
         if !handler.is_responder() || std::mem::replace(&mut handler.lock().watched, true) {
@@ -225,7 +232,7 @@ impl Dispatcher {
         if let Some(database) = database {
             ctx.run_later(GROW_AFTER, move |actor, ctx| {
                 actor.pool.grow(database);
-                actor.wind(ctx);
+                actor.wind_if_stopped(ctx);
             });
         }
     }
@@ -375,7 +382,7 @@ impl Handler<Heard> for Dispatcher {
             }
             Said::Worked(worked) => {
                 self.worked(ticket, worked, body, ctx);
-                self.wind(ctx);
+                self.wind_if_stopped(ctx);
             }
             Said::Vanished => {
                 if let Some(task) = self.pool.task(ticket) {

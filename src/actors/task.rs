@@ -10,7 +10,7 @@ use super::handler::Handler;
 use super::load::Call;
 use super::queue::Incoming;
 use super::responder_registry::answer_busy;
-use crate::channel::work::{Delivered, Told, Work};
+use crate::channel::work::{Delivered, HandlerKind, Told, Work};
 
 /// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
 const WORK_MESSAGES: usize = 256;
@@ -38,13 +38,17 @@ impl Task {
     /// Takes messages of a handler for an executor; `None` if there are none.
     pub fn take(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
         let timeout = handler.responder_timeout();
-        let is_responder = handler.is_responder();
+        let mut inner = handler.lock();
+        let is_responder = inner.definition.kind == HandlerKind::Responder;
         if is_responder {
             // Nobody waits for them any longer.
-            let expired = handler.lock().queue.expired(timeout);
-            answer_busy(handler, expired);
+            let expired = inner.queue.expired(timeout);
+            if !expired.is_empty() {
+                drop(inner);
+                answer_busy(handler, expired);
+                inner = handler.lock();
+            }
         }
-        let mut inner = handler.lock();
         let share = if is_responder {
             RESPONDER_SHARE
         } else {
