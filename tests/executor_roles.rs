@@ -31,6 +31,29 @@ async fn two_roles(max_executors: &str) -> (Scene, Session, async_nats::Client) 
     (scene, session, client)
 }
 
+/// Role red has five callbacks that never end, each with a message.
+async fn stuck(session: &Session, client: &async_nats::Client) {
+    run(
+        session,
+        "CREATE FUNCTION stuck(msg text) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)';
+         SET ROLE red; SELECT nats_subscribe('stuck.' || n, 'stuck') FROM generate_series(1, 5) n; RESET ROLE",
+    )
+    .await;
+    until_live(session, "stuck.5").await;
+    for n in 1..=5 {
+        say(client, &format!("stuck.{n}"), "x").await;
+    }
+}
+
+/// Messages for role blue are executed, one after another, while two executors are stuck.
+async fn blue_goes_on(scene: &Scene, session: &Session, client: &async_nats::Client) {
+    for n in 1..=20 {
+        say(client, "blue", "x").await;
+        until_number(session, n, "SELECT count(*) FROM runs WHERE who = 'blue'").await;
+    }
+    assert_eq!(scene.sleeping().await.len(), 2);
+}
+
 async fn processes(session: &Session, role: &str) -> HashSet<String> {
     let sql = format!("SELECT DISTINCT pid FROM runs WHERE who = '{role}'");
     texts(session, &sql).await.into_iter().collect()
@@ -102,22 +125,9 @@ async fn a_busy_role_makes_way() {
 #[tokio::test]
 async fn a_role_of_stuck_functions_holds_up_its_own_alone() {
     let (scene, session, client) = two_roles("3").await;
-    run(
-        &session,
-        "CREATE FUNCTION stuck(msg text) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)';
-         SET ROLE red; SELECT nats_subscribe('stuck.' || n, 'stuck') FROM generate_series(1, 5) n; RESET ROLE",
-    )
-    .await;
-    until_live(&session, "stuck.5").await;
-    for n in 1..=5 {
-        say(&client, &format!("stuck.{n}"), "x").await;
-    }
+    stuck(&session, &client).await;
     eventually_eq(SOON, 2, async || scene.sleeping().await.len()).await;
-    for n in 1..=20 {
-        say(&client, "blue", "x").await;
-        until_number(&session, n, "SELECT count(*) FROM runs WHERE who = 'blue'").await;
-    }
-    assert_eq!(scene.sleeping().await.len(), 2);
+    blue_goes_on(&scene, &session, &client).await;
 }
 
 /// The same when they were stuck before another role had handlers.
@@ -126,17 +136,8 @@ async fn a_role_that_came_first() {
     let pg = Postgres::builder().conf("litmus_pgnats.max_executors", "2");
     let (scene, session) = Scene::keeping_with(pg).await;
     run(&session, TWO_ROLES).await;
-    run(
-        &session,
-        "CREATE FUNCTION stuck(msg text) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)';
-         SET ROLE red; SELECT nats_subscribe('stuck.' || n, 'stuck') FROM generate_series(1, 5) n; RESET ROLE",
-    )
-    .await;
-    until_live(&session, "stuck.5").await;
     let client = scene.nats.client().await;
-    for n in 1..=5 {
-        say(&client, &format!("stuck.{n}"), "x").await;
-    }
+    stuck(&session, &client).await;
     eventually_eq(SOON, 2, async || scene.sleeping().await.len()).await;
     run(
         &session,
@@ -144,11 +145,7 @@ async fn a_role_that_came_first() {
     )
     .await;
     until_live(&session, "blue").await;
-    for n in 1..=20 {
-        say(&client, "blue", "x").await;
-        until_number(&session, n, "SELECT count(*) FROM runs WHERE who = 'blue'").await;
-    }
-    assert_eq!(scene.sleeping().await.len(), 2);
+    blue_goes_on(&scene, &session, &client).await;
 }
 
 /// Roles whose requests come one after another, with room for one executor: each is answered, and soon.

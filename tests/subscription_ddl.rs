@@ -220,7 +220,7 @@ async fn renaming_in_quick_succession() {
     subscribe(&session, "s", "a.keep").await;
     let ended = std::sync::atomic::AtomicBool::new(false);
     let renaming = async {
-        for _ in 0..25 {
+        for _ in 0..100 {
             for sql in [
                 "ALTER FUNCTION a.keep RENAME TO kept",
                 "ALTER SCHEMA a RENAME TO b",

@@ -37,13 +37,14 @@ impl Limits {
         })
     }
 
+    /// Whether a queue of so many messages and bytes may have one of `more` bytes: within its own limits and those of
+    /// all. One message is let in whatever its size, by the one if the queue is empty and by the other if all are.
     fn allows(&self, messages: usize, bytes: usize, more: usize) -> bool {
         let get = |number: &AtomicUsize| number.load(Ordering::Relaxed);
-        let total = get(&self.total_bytes);
+        let (total, waiting) = (get(&self.total_bytes), get(&self.waiting));
         let share = total / get(&self.queues).max(1);
-        messages < get(&self.messages)
-            && bytes + more <= get(&self.bytes)
-            && (get(&self.waiting) + more <= total || bytes + more <= share)
+        let own = messages == 0 || (messages < get(&self.messages) && bytes + more <= get(&self.bytes));
+        own && (waiting == 0 || waiting + more <= total || bytes + more <= share)
     }
 }
 
@@ -107,9 +108,7 @@ impl Queue {
 
     pub fn push(&mut self, message: Incoming) -> Pushed {
         let size = message.size();
-        // One message is let in whatever its size, if nothing else waits anywhere.
-        let fits = self.limits.allows(self.waiting.len(), self.bytes, size);
-        if !fits && self.limits.waiting.load(Ordering::Relaxed) > 0 {
+        if !self.limits.allows(self.waiting.len(), self.bytes, size) {
             return Pushed::Refused(message);
         }
         self.grew(size);
@@ -234,6 +233,12 @@ mod tests {
         limits.bytes.store(99_000, Ordering::Relaxed);
         assert!(!is_refused(&mut queue, 1));
         assert!(is_refused(&mut queue, 1));
+        limits.bytes.store(1000, Ordering::Relaxed);
+        let mut other = Queue::new(limits);
+        assert!(
+            !is_refused(&mut other, 9000),
+            "what waits elsewhere does not matter"
+        );
         assert_eq!(queue.take(9, 100).len(), 1);
     }
 

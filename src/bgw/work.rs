@@ -1,13 +1,12 @@
 //! Executes messages: each has its effects or none, and waiting messages share a transaction. Runs in executors.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::channel::work::{Delivered, Failure, HandlerKind, Said, Work, Worked};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::nats::headers;
 use crate::pg::callback::{self, Arguments, Function};
@@ -37,9 +36,10 @@ const SHARE: Duration = Duration::from_millis(20);
 /// What an executor remembers from one work to the next.
 #[derive(Default)]
 pub struct Worker {
-    /// Settings of roles, and the version of all settings that they were read at.
-    settings: HashMap<u32, Vec<(String, String)>>,
-    version: u64,
+    /// Whom it serves, from its first message on: what functions leave in this process is no other role's.
+    role: Option<u32>,
+    /// The role's settings, and the version of all settings that they were read at.
+    settings: Option<(u64, Vec<(String, String)>)>,
     /// By function.
     complaints: HashMap<u32, Flood>,
 }
@@ -62,6 +62,9 @@ impl Worker {
         mut body: Bytes,
         mut say: impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> Result<()> {
+        if *self.role.get_or_insert(work.role) != work.role {
+            return Err(Error::new(Kind::Protocol, "messages for a second role"));
+        }
         let began = Instant::now();
         let messages: Vec<Message<'_>> = work
             .messages
@@ -145,17 +148,13 @@ impl Worker {
 
     fn settings(&mut self, role: u32) -> std::result::Result<&[(String, String)], Caught> {
         let version = transaction(catalog::settings_version)?;
-        if version != self.version {
-            self.settings.clear();
-            self.version = version;
-        }
-        match self.settings.entry(role) {
-            Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(unknown) => {
-                let read = transaction(|| with_snapshot(|| look::role_settings(role)))?;
-                Ok(unknown.insert(read))
-            }
-        }
+        let known = self.settings.take().filter(|(read_at, _)| *read_at == version);
+        let settings = match known {
+            Some((_, settings)) => settings,
+            None => transaction(|| with_snapshot(|| look::role_settings(role)))?,
+        };
+        let (_, settings) = self.settings.insert((version, settings));
+        Ok(settings)
     }
 
     /// Tells the runtime what became of a transaction's messages, with the replies; complains of failures in the server

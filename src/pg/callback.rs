@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use bytes::Bytes;
 use pgrx::pg_sys;
 
-use super::catalog::{current_role, utf8};
+use super::catalog::utf8;
 use super::fmgr::{to_server, varlena};
 use super::query::{NOT_NULL, NULL};
 
@@ -163,9 +163,9 @@ fn type_name(oid: u32) -> String {
 }
 
 thread_local! {
-    /// Saved plans, by role and function: PostgreSQL checks some rights when it plans. A function's name may change, its
-    /// types cannot.
-    static PLANS: RefCell<HashMap<(u32, u32), (Function, pg_sys::SPIPlanPtr)>> = RefCell::default();
+    /// Saved plans, by function, of the one role that this process serves: PostgreSQL checks some rights when it plans. A
+    /// function's name may change, its types cannot.
+    static PLANS: RefCell<HashMap<u32, (Function, pg_sys::SPIPlanPtr)>> = RefCell::default();
 }
 
 /// Calls a function with a message and returns its result as bytes, if that is a reply's. Raises the function's errors.
@@ -220,8 +220,7 @@ unsafe fn result() -> Option<Bytes> {
 /// # Safety
 /// SPI is connected.
 unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
-    let key = (current_role(), function.oid);
-    let known = PLANS.with_borrow(|plans| match plans.get(&key) {
+    let known = PLANS.with_borrow(|plans| match plans.get(&function.oid) {
         Some((known, plan)) if known == function => Some(*plan),
         _ => None,
     });
@@ -234,8 +233,8 @@ unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
     unsafe {
         let plan = pg_sys::SPI_prepare(sql.as_ptr(), 4, types.as_mut_ptr());
         pg_sys::SPI_keepplan(plan);
-        if let Some((_, former)) = PLANS.with_borrow_mut(|plans| plans.insert(key, (function.clone(), plan)))
-        {
+        let kept = (function.clone(), plan);
+        if let Some((_, former)) = PLANS.with_borrow_mut(|plans| plans.insert(function.oid, kept)) {
             pg_sys::SPI_freeplan(former);
         }
         plan

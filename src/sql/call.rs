@@ -127,17 +127,21 @@ pub fn publish(message: Outgoing<'_>) -> Result<()> {
 /// Gives the runtime messages that it holds until a `Release`; returns when it has them all.
 pub fn hand_over(messages: Vec<(Key, Outgoing<'static>)>) -> Result<()> {
     with_session(|session| {
-        let mut slots = HashMap::new();
         for (key, _) in &messages {
-            if !slots.contains_key(key) {
-                slots.insert(*key, session.slot(*key)?.number);
-            }
+            session.slot(*key)?;
         }
         session.fence_off()?;
         session.client.push(&Request::Hold, b"")?;
         for (key, message) in messages {
+            // One that was opened may have taken the place of another.
+            let slot = session.slots.get(&key).map(|slot| slot.number).ok_or_else(|| {
+                Error::new(
+                    Kind::Unsupported,
+                    "cannot publish at the commit by several servers whose options the transaction has changed",
+                )
+            })?;
             // The runtime takes them in any case once they are released: no error could be raised then.
-            session.push(message, slots.get(&key).copied().unwrap_or_default(), 0)?;
+            session.push(message, slot, 0)?;
             if session.client.unsent() >= FLUSH_SIZE {
                 session.flush()?;
             }

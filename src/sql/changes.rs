@@ -10,10 +10,9 @@ use super::call;
 use super::handlers::Table;
 use crate::channel::message::Request;
 use crate::error::{Error, Kind, Result};
-use crate::pg::callback::Function;
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::Argument::Int8;
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 
@@ -94,42 +93,30 @@ const BINDING: &str = "litmus_pgnats.handler_binding b";
 const OF: &str = "b.system_identifier = $1 \
     AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
 
-/// Gives handlers the names that their functions and servers have now.
+/// Gives handlers the names that their functions and servers have now. All of them come from the statement's own snapshot,
+/// in which another session's renaming and its handlers' are either both there or both not; the system caches may be behind
+/// it, and a session that merely grants a right would write the old names back.
 fn follow() {
-    let system = Int8(catalog::system_identifier());
-    let select = "SELECT DISTINCT b.function_oid, h.signature, b.server_oid, h.server";
-    let rows = query(
-        &format!("{select} FROM litmus_pgnats.handler h JOIN {BINDING} ON {OF}"),
-        &[system],
+    // A server of that name that was dropped has left handlers; they would be this server's now.
+    let left = format!(
+        "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler h, {BINDING}, pg_foreign_server s \
+         WHERE {OF} AND s.oid = b.server_oid AND h.server <> s.srvname AND o.server = s.srvname \
+         AND (o.kind, o.subject) = (h.kind, h.subject) AND (o.kind = 'responder' OR o.signature = h.signature)"
     );
-    let update = "UPDATE litmus_pgnats.handler h SET";
-    for row in rows {
-        let Ok([function, signature, server, server_name]) = <[Option<String>; 4]>::try_from(row) else {
-            continue;
-        };
-        let oid = |text: Option<String>| text.and_then(|text| text.parse().ok());
-        if let Some(function) = oid(function).and_then(Function::find)
-            && signature.is_some_and(|signature| signature != function.signature())
-        {
-            let sql = format!("{update} signature = $2 FROM {BINDING} WHERE {OF} AND b.function_oid = $3");
-            query(&sql, &[system, Text(&function.signature()), Oid(function.oid)]);
-        }
-        if let Some(server) = oid(server)
-            && let Some(name) = catalog::server_name(server)
-            && server_name.is_some_and(|server_name| server_name != name)
-        {
-            // A server of that name that was dropped has left handlers; they would be this server's now.
-            let left = format!(
-                "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler h, {BINDING} \
-                 WHERE {OF} AND b.server_oid = $3 AND h.server <> $2 AND o.server = $2 \
-                 AND (o.kind, o.subject) = (h.kind, h.subject) \
-                 AND (o.kind = 'responder' OR o.signature = h.signature)"
-            );
-            let sql = format!("{update} server = $2 FROM {BINDING} WHERE {OF} AND b.server_oid = $3");
-            for sql in [left, sql] {
-                query(&sql, &[system, Text(&name), Oid(server)]);
-            }
-        }
+    let servers = format!(
+        "UPDATE litmus_pgnats.handler h SET server = s.srvname FROM {BINDING}, pg_foreign_server s \
+         WHERE {OF} AND s.oid = b.server_oid AND h.server <> s.srvname"
+    );
+    let functions = format!(
+        "UPDATE litmus_pgnats.handler h SET signature = f.signature FROM {BINDING}, LATERAL ( \
+           SELECT format('%I.%I(%s)', n.nspname, p.proname, string_agg(t.typname, ',' ORDER BY a.place)) AS signature \
+           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, \
+           unnest(p.proargtypes) WITH ORDINALITY a(oid, place) JOIN pg_type t ON t.oid = a.oid \
+           WHERE p.oid = b.function_oid GROUP BY n.nspname, p.proname \
+         ) f WHERE {OF} AND h.signature <> f.signature"
+    );
+    for sql in [left, servers, functions] {
+        query(&sql, &[Int8(catalog::system_identifier())]);
     }
 }
 
