@@ -114,9 +114,12 @@ pub async fn message_arrives(session: &Session, nats: &NatsServer) {
     let mut inbox = client.subscribe("proof").await.expect("subscribe");
     round_trip(&client).await;
     run(session, "SELECT nats_publish_text('proof', 'through')").await;
-    let message = tokio::time::timeout(SOON, inbox.next()).await;
-    let message = message.expect("a message in time").expect("an open subscription");
-    assert_eq!(message.payload, "through");
+    let Ok(message) = tokio::time::timeout(SOON, inbox.next()).await else {
+        let info = session.query_one(INFO, &[]).await.map(|_| "a connection");
+        let connections = nats.monitor("/connz").await;
+        panic!("no message in time; the session has {info:?}, NATS has {connections}");
+    };
+    assert_eq!(message.expect("an open subscription").payload, "through");
 }
 
 /// Whatever is in the fields of a report, as one text.
