@@ -289,6 +289,66 @@ CREATE FUNCTION litmus_pgnats_unregister_responder(subject text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_unregister_responder';
 COMMENT ON FUNCTION litmus_pgnats_unregister_responder(text) IS 'no longer answer requests on a subject';
 
+-- A message with all that is known of it, for functions that take many at once.
+
+CREATE TYPE litmus_pgnats.message AS (
+    subject text,
+    payload bytea,
+    reply_to text,
+    headers jsonb,
+    stream_sequence bigint,
+    delivery_count integer,
+    "time" timestamptz
+);
+COMMENT ON TYPE litmus_pgnats.message IS 'a message: elements of the array that a batch callback takes';
+COMMENT ON COLUMN litmus_pgnats.message.subject IS 'subject that it was published to';
+COMMENT ON COLUMN litmus_pgnats.message.payload IS 'what it carries';
+COMMENT ON COLUMN litmus_pgnats.message.reply_to IS 'where its sender expects replies, if anywhere';
+COMMENT ON COLUMN litmus_pgnats.message.headers IS 'its headers as JSON, NULL if it has none';
+COMMENT ON COLUMN litmus_pgnats.message.stream_sequence IS 'its sequence in the stream, NULL if it comes from no stream';
+COMMENT ON COLUMN litmus_pgnats.message.delivery_count IS 'how often the stream has delivered it, this time included; NULL if it comes from no stream';
+COMMENT ON COLUMN litmus_pgnats.message."time" IS 'when the stream took it, or when it arrived here';
+
+-- Messages that could not be delivered, or not be executed, after all attempts.
+
+CREATE TABLE litmus_pgnats.dead_letter (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source text NOT NULL CHECK (source OPERATOR(pg_catalog.=) ANY ('{outbox,stream}'::pg_catalog.text[])),
+    server text NOT NULL,
+    role regrole NOT NULL,
+    stream text,
+    function text,
+    stream_sequence bigint,
+    delivery_count integer,
+    subject text NOT NULL,
+    payload bytea NOT NULL,
+    headers jsonb,
+    domain text,
+    message_id uuid,
+    error text NOT NULL,
+    sent timestamptz NOT NULL,
+    died timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.dead_letter', '');
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.dead_letter_id_seq', '');
+COMMENT ON TABLE litmus_pgnats.dead_letter IS 'messages that could not be delivered, or not be executed, after all attempts';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.id IS 'number, for redrive()';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.source IS 'outbox: it was to be published; stream: a durable subscription has received it';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.server IS 'foreign server';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.role IS 'role that has published it, or as which the function runs';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.stream IS 'stream that it comes from';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.function IS 'function that has failed';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.stream_sequence IS 'its sequence in the stream';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.delivery_count IS 'how often the stream has delivered it';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.subject IS 'its subject';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.payload IS 'what it carries';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.headers IS 'its headers';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.domain IS 'JetStream domain that it was to be published to';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.message_id IS 'its Nats-Msg-Id, of a message from the outbox';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.error IS 'why the last attempt has failed';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.sent IS 'when it was written to the outbox, or published to the stream';
+COMMENT ON COLUMN litmus_pgnats.dead_letter.died IS 'when it was given up';
+
 -- What the workers do.
 
 CREATE FUNCTION litmus_pgnats.stat_handlers(

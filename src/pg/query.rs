@@ -1,5 +1,7 @@
 //! Queries by SPI whose arguments and results are text. Runs where SQL runs, on the main thread, in a transaction.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
@@ -13,47 +15,57 @@ use crate::channel::message::Row;
 pub enum Argument<'a> {
     Text(&'a str),
     OptionalText(Option<&'a str>),
+    Bytes(&'a [u8]),
     Oid(u32),
     Int8(i64),
 }
 
+/// Arguments as SPI takes them: three arrays of the same length.
+#[derive(Default)]
+struct Bound {
+    types: Vec<pg_sys::Oid>,
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<std::ffi::c_char>,
+}
+
+impl Bound {
+    fn of(arguments: &[Argument<'_>]) -> Bound {
+        let mut bound = Bound::default();
+        for argument in arguments {
+            let text = |text: &str| (pg_sys::TEXTOID, Some(varlena(&to_server(text))));
+            let (oid, value) = match argument {
+                Argument::Text(value) => text(value),
+                Argument::OptionalText(value) => value.map_or((pg_sys::TEXTOID, None), text),
+                Argument::Bytes(bytes) => (pg_sys::BYTEAOID, Some(varlena(bytes))),
+                Argument::Oid(oid) => (pg_sys::OIDOID, Some(pg_sys::Datum::from(*oid as usize))),
+                Argument::Int8(number) => (pg_sys::INT8OID, Some(pg_sys::Datum::from(*number))),
+            };
+            bound.types.push(oid);
+            bound.nulls.push(if value.is_some() { NOT_NULL } else { NULL });
+            bound.values.push(value.unwrap_or(pg_sys::Datum::from(0)));
+        }
+        bound
+    }
+
+    fn count(&self) -> i32 {
+        i32::try_from(self.types.len()).unwrap_or(0)
+    }
+}
+
 /// Runs a query and returns its rows, each column in its type's text form. Raises PostgreSQL's own errors.
 pub fn query(sql: &str, arguments: &[Argument<'_>]) -> Vec<Row> {
-    let sql = CString::new(to_server(sql).into_owned()).unwrap_or_default();
-    let mut types = Vec::with_capacity(arguments.len());
-    let mut values = Vec::with_capacity(arguments.len());
-    let mut nulls = Vec::with_capacity(arguments.len());
-    for argument in arguments {
-        let text = match argument {
-            Argument::Text(text) => Some(*text),
-            Argument::OptionalText(text) => *text,
-            Argument::Oid(oid) => {
-                types.push(pg_sys::OIDOID);
-                values.push(pg_sys::Datum::from(*oid as usize));
-                nulls.push(NOT_NULL);
-                continue;
-            }
-            Argument::Int8(number) => {
-                types.push(pg_sys::INT8OID);
-                values.push(pg_sys::Datum::from(*number));
-                nulls.push(NOT_NULL);
-                continue;
-            }
-        };
-        types.push(pg_sys::TEXTOID);
-        values.push(text.map_or(pg_sys::Datum::from(0), |text| varlena(&to_server(text))));
-        nulls.push(if text.is_some() { NOT_NULL } else { NULL });
-    }
+    let sql = c_text(sql);
+    let mut bound = Bound::of(arguments);
     // SAFETY: the arrays have as many elements as the call is told, and live until it returns. What it raises ends the
     // (sub)transaction, and SPI's own stack with it. Its tuple table is valid until SPI_finish.
     unsafe {
         pg_sys::SPI_connect();
         pg_sys::SPI_execute_with_args(
             sql.as_ptr(),
-            i32::try_from(types.len()).unwrap_or(0),
-            types.as_mut_ptr(),
-            values.as_mut_ptr(),
-            nulls.as_ptr(),
+            bound.count(),
+            bound.types.as_mut_ptr(),
+            bound.values.as_mut_ptr(),
+            bound.nulls.as_ptr(),
             false,
             0,
         );
@@ -61,6 +73,36 @@ pub fn query(sql: &str, arguments: &[Argument<'_>]) -> Vec<Row> {
         pg_sys::SPI_finish();
         rows
     }
+}
+
+thread_local! {
+    /// Saved plans by their text.
+    static PLANS: RefCell<HashMap<&'static str, pg_sys::SPIPlanPtr>> = RefCell::default();
+}
+
+/// As [`query`], for what runs often: the plan is kept as long as the process. The arguments' types are always the same,
+/// and every name in the text is qualified, as the search path may differ from call to call.
+pub fn prepared(sql: &'static str, arguments: &[Argument<'_>]) -> Vec<Row> {
+    let mut bound = Bound::of(arguments);
+    // SAFETY: as in `query`; a kept plan lives until it is freed, which these never are.
+    unsafe {
+        pg_sys::SPI_connect();
+        let known = PLANS.with_borrow(|plans| plans.get(sql).copied());
+        let plan = known.unwrap_or_else(|| {
+            let plan = pg_sys::SPI_prepare(c_text(sql).as_ptr(), bound.count(), bound.types.as_mut_ptr());
+            pg_sys::SPI_keepplan(plan);
+            PLANS.with_borrow_mut(|plans| plans.insert(sql, plan));
+            plan
+        });
+        pg_sys::SPI_execute_plan(plan, bound.values.as_mut_ptr(), bound.nulls.as_ptr(), false, 0);
+        let rows = tuples();
+        pg_sys::SPI_finish();
+        rows
+    }
+}
+
+fn c_text(sql: &str) -> CString {
+    CString::new(to_server(sql).into_owned()).unwrap_or_default()
 }
 
 /// How SPI is told which arguments are null.
