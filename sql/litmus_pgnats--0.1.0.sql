@@ -207,25 +207,27 @@ COMMENT ON FUNCTION nats_get_file_list(text, text) IS 'files in an object store'
 -- Subscriptions and responders: functions that messages call.
 
 CREATE TABLE litmus_pgnats.handler (
-    kind text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{subscription,responder}'::pg_catalog.text[])),
+    kind text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY ('{subscription,stream,responder}'::pg_catalog.text[])),
     server text NOT NULL,
     subject text NOT NULL,
     queue_group text,
-    signature text NOT NULL CHECK (signature OPERATOR(pg_catalog.~) '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\((bytea|text|json|jsonb)(,(text|jsonb))*\)$'),
+    signature text NOT NULL CHECK (signature OPERATOR(pg_catalog.~) '^("([^"]|"")+"|[a-z_0-9]+)\.("([^"]|"")+"|[a-z_0-9]+)\(((bytea|text|json|jsonb)(,(text|jsonb))*|litmus_pgnats\.message\[\])\)$'),
     role regrole NOT NULL,
     created timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    batch_size integer,
     PRIMARY KEY (kind, server, subject, signature)
 );
 CREATE UNIQUE INDEX handler_responder ON litmus_pgnats.handler (server, subject) WHERE kind OPERATOR(pg_catalog.=) 'responder';
 SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler', '');
 COMMENT ON TABLE litmus_pgnats.handler IS 'registered subscriptions and responders';
-COMMENT ON COLUMN litmus_pgnats.handler.kind IS 'subscription or responder';
+COMMENT ON COLUMN litmus_pgnats.handler.kind IS 'subscription, stream (a durable subscription) or responder';
 COMMENT ON COLUMN litmus_pgnats.handler.server IS 'foreign server whose NATS connection the messages come from';
-COMMENT ON COLUMN litmus_pgnats.handler.subject IS 'subject, with wildcards';
+COMMENT ON COLUMN litmus_pgnats.handler.subject IS 'subject, with wildcards; of a durable subscription the stream';
 COMMENT ON COLUMN litmus_pgnats.handler.queue_group IS 'queue group that shares the messages, if any';
 COMMENT ON COLUMN litmus_pgnats.handler.signature IS 'function that is called, with its argument types';
 COMMENT ON COLUMN litmus_pgnats.handler.role IS 'role that registered it, as which the function runs';
 COMMENT ON COLUMN litmus_pgnats.handler.created IS 'time of the registration';
+COMMENT ON COLUMN litmus_pgnats.handler.batch_size IS 'most messages for one call of a function that takes many';
 
 -- Not dumped: object ids mean something where they were written alone.
 CREATE TABLE litmus_pgnats.handler_binding (
@@ -256,6 +258,56 @@ CREATE TRIGGER handler_changed AFTER INSERT OR UPDATE OR DELETE ON litmus_pgnats
 CREATE TRIGGER handler_truncated AFTER TRUNCATE ON litmus_pgnats.handler
   FOR EACH STATEMENT EXECUTE FUNCTION litmus_pgnats.handler_changed();
 
+-- What durable subscriptions have besides. How far they are is written in the transaction of the effects.
+CREATE TABLE litmus_pgnats.handler_stream (
+    kind text NOT NULL DEFAULT 'stream' CHECK (kind OPERATOR(pg_catalog.=) 'stream'),
+    server text NOT NULL,
+    subject text NOT NULL,
+    signature text NOT NULL,
+    id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid() UNIQUE,
+    durable text,
+    domain text,
+    filter_subjects text[] NOT NULL,
+    deliver text NOT NULL CHECK (deliver OPERATOR(pg_catalog.=) ANY ('{all,new,sequence,time}'::pg_catalog.text[])),
+    start_sequence bigint,
+    start_time timestamptz,
+    batch_size integer NOT NULL,
+    ack_wait interval NOT NULL,
+    max_deliveries integer NOT NULL,
+    backoff interval[] NOT NULL,
+    stop_on_failure boolean NOT NULL,
+    stopped text,
+    stream_created text,
+    applied int8multirange NOT NULL DEFAULT '{}',
+    PRIMARY KEY (kind, server, subject, signature),
+    FOREIGN KEY (kind, server, subject, signature) REFERENCES litmus_pgnats.handler ON UPDATE CASCADE ON DELETE CASCADE
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler_stream', '');
+COMMENT ON TABLE litmus_pgnats.handler_stream IS 'durable subscriptions: what they ask of JetStream, and how far they are';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.kind IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.server IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.subject IS 'key of the handler: the stream';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.signature IS 'key of the handler';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.id IS 'key of its own';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.durable IS 'name of its consumer, if it was given one';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.domain IS 'JetStream domain, if not that of the server';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.filter_subjects IS 'subjects of the stream that it wants; none: all';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.deliver IS 'where it begins';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.start_sequence IS 'the sequence to begin with';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.start_time IS 'the time to begin with';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.batch_size IS 'most messages for one pull, and one call of a function that takes many';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.ack_wait IS 'time after which JetStream delivers again what it has not heard of';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.max_deliveries IS 'deliveries after which a message that fails is given up; 0: never';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.backoff IS 'times before the second, third and further deliveries of a message that fails';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.stop_on_failure IS 'whether messages behind one that fails wait for it';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.stopped IS 'why it has stopped, if it has';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.stream_created IS 'creation of the stream that "applied" holds for';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.applied IS 'sequences of the stream that are done with';
+CREATE TRIGGER handler_stream_changed
+  AFTER UPDATE OF durable, domain, filter_subjects, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, stopped
+  ON litmus_pgnats.handler_stream
+  FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.handler_changed();
+
 CREATE FUNCTION litmus_pgnats.ddl() RETURNS event_trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_ddl';
 COMMENT ON FUNCTION litmus_pgnats.ddl() IS 'has handlers follow their functions and servers when these are renamed or dropped';
@@ -273,13 +325,25 @@ CREATE EVENT TRIGGER litmus_pgnats_drop ON sql_drop
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_drop IS 'removes the handlers of dropped functions';
 
-CREATE FUNCTION nats_subscribe(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
+CREATE FUNCTION nats_subscribe(subject text, fn regproc, queue_group text DEFAULT NULL, batch_size integer DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe';
-COMMENT ON FUNCTION nats_subscribe(text, regproc, text) IS 'have a function called for each message on a subject, from the commit on';
+COMMENT ON FUNCTION nats_subscribe(text, regproc, text, integer) IS 'have a function called for each message on a subject, from the commit on';
 
 CREATE FUNCTION nats_unsubscribe(subject text, fn regproc) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe';
 COMMENT ON FUNCTION nats_unsubscribe(text, regproc) IS 'no longer have a function called for messages on a subject';
+
+CREATE FUNCTION nats_subscribe_stream(stream text, fn regproc, filter_subjects text[] DEFAULT NULL, deliver text DEFAULT 'all',
+    start_sequence bigint DEFAULT NULL, start_time timestamptz DEFAULT NULL, batch_size integer DEFAULT 500,
+    ack_wait interval DEFAULT '30 s', max_deliveries integer DEFAULT 5, backoff interval[] DEFAULT '{1 s,5 s,30 s}',
+    stop_on_failure boolean DEFAULT false, durable text DEFAULT NULL, domain text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe_stream';
+COMMENT ON FUNCTION nats_subscribe_stream(text, regproc, text[], text, bigint, timestamptz, integer, interval, integer, interval[], boolean, text, text)
+  IS 'have a function called for each message of a JetStream stream, from the commit on, with effects exactly once';
+
+CREATE FUNCTION nats_unsubscribe_stream(stream text, fn regproc) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe_stream';
+COMMENT ON FUNCTION nats_unsubscribe_stream(text, regproc) IS 'no longer have a function called for messages of a JetStream stream';
 
 CREATE FUNCTION litmus_pgnats_register_responder(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_register_responder';
@@ -384,6 +448,16 @@ CREATE VIEW litmus_pgnats.subscriptions AS
   FROM litmus_pgnats.handlers WHERE kind OPERATOR(pg_catalog.=) 'subscription';
 COMMENT ON VIEW litmus_pgnats.subscriptions IS 'the subscriptions among litmus_pgnats.handlers';
 
+CREATE VIEW litmus_pgnats.stream_subscriptions AS
+  SELECT h.server, h.subject AS stream, d.filter_subjects, h.function, h.role, h.state, h.problem,
+         coalesce((SELECT pg_catalog.upper(a) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a LIMIT 1), 0) AS applied_to,
+         (SELECT pg_catalog.max(pg_catalog.upper(a)) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a) AS latest,
+         h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at
+  FROM litmus_pgnats.handlers h JOIN litmus_pgnats.handler_stream d
+    ON d.kind OPERATOR(pg_catalog.=) h.kind AND d.server OPERATOR(pg_catalog.=) h.server
+    AND d.subject OPERATOR(pg_catalog.=) h.subject AND d.signature OPERATOR(pg_catalog.=) h.function;
+COMMENT ON VIEW litmus_pgnats.stream_subscriptions IS 'the durable subscriptions among litmus_pgnats.handlers, and how far they are';
+
 CREATE VIEW litmus_pgnats.responders AS
   SELECT server, subject, queue_group, function, role, state, problem, messages, errors, dropped, queued, queued_bytes,
          last_error, last_error_at
@@ -398,7 +472,8 @@ COMMENT ON VIEW litmus_pgnats.executors IS 'executors of all databases, and thos
 
 REVOKE ALL ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() FROM PUBLIC;
 GRANT USAGE ON SCHEMA litmus_pgnats TO pg_monitor;
-GRANT SELECT ON litmus_pgnats.handlers, litmus_pgnats.subscriptions, litmus_pgnats.responders, litmus_pgnats.executors
+GRANT SELECT ON litmus_pgnats.handlers, litmus_pgnats.subscriptions, litmus_pgnats.stream_subscriptions,
+  litmus_pgnats.responders, litmus_pgnats.executors
   TO pg_monitor;
 GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() TO pg_monitor;
 

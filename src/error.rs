@@ -64,6 +64,8 @@ pub enum Kind {
     UnknownOption,
     MalformedOption,
     ContradictoryOptions,
+    /// A durable subscription has stopped at a message that fails.
+    Stopped,
     /// Patroni does not take this node for the primary.
     Fenced,
     /// The statement was cancelled; PostgreSQL knows why.

@@ -7,6 +7,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::acks;
 use super::handler::Handler as MessageHandler;
 use super::host::Notice;
 use super::notifier::{Notifier, Notify};
@@ -220,6 +221,14 @@ impl Dispatcher {
         let goes_on = worked.goes_on;
         if handler.is_responder() {
             reply(&handler, done, worked, body);
+        } else if let Some(again) = acks::settle(&handler, done, &worked.failures) {
+            task.messages.push_front(again.message);
+            handler.lock().held_until = Some(Instant::now() + again.after);
+            ctx.run_later(again.after, move |actor, ctx| {
+                handler.lock().held_until = None;
+                actor.pool.ready(&handler);
+                actor.wind_if_stopped(ctx);
+            });
         }
         if !goes_on {
             let waiting = self.pool.finished(ticket);
@@ -293,7 +302,7 @@ impl Dispatcher {
         });
         let (subscriptions, responders) = handlers
             .into_iter()
-            .partition(|definition| definition.kind == HandlerKind::Subscription);
+            .partition(|definition| definition.kind != HandlerKind::Responder);
         let subscriptions = registries.subscriptions.send(Apply {
             database,
             definitions: subscriptions,

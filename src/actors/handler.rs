@@ -6,9 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::in_hand::InHand;
 use super::queue::{Incoming, Limits, Pushed, Queue};
 use super::supervisor;
 use crate::channel::work::{Definition, HandlerKind};
+use crate::error::Error;
 use crate::flood::Flood;
 
 /// Whether a handler gets messages.
@@ -47,6 +49,10 @@ pub struct Inner {
     pub mean: Option<Duration>,
     /// Somebody will look after requests that have waited for too long.
     pub watched: bool,
+    /// Its messages wait until then: the first one has failed and is tried again.
+    pub held_until: Option<Instant>,
+    /// Why a durable subscription gets no messages.
+    pub trouble: Option<Error>,
     dropping: Flood,
 }
 
@@ -58,6 +64,8 @@ pub struct Handler {
     /// The connection that its messages come from; none if it is disabled.
     pub connection: Option<supervisor::Handle>,
     pub state: watch::Sender<State>,
+    /// What a durable subscription has not acknowledged yet.
+    pub in_hand: InHand,
     /// When it was taken away.
     over: OnceLock<Instant>,
     inner: Mutex<Inner>,
@@ -80,6 +88,7 @@ impl Handler {
             role: definition.role,
             connection,
             state: watch::Sender::new(state),
+            in_hand: InHand::default(),
             over: OnceLock::new(),
             inner: Mutex::new(Inner {
                 definition: Arc::new(definition),
@@ -89,6 +98,8 @@ impl Handler {
                 executors: 0,
                 mean: None,
                 watched: false,
+                held_until: None,
+                trouble: None,
                 dropping: Flood::default(),
             }),
         })

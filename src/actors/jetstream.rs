@@ -22,7 +22,8 @@ use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 
 /// JetStream's error codes that are told apart.
-mod code {
+pub mod code {
+    pub const CONSUMER_NOT_FOUND: u64 = 10014;
     pub const NOT_ENABLED: [u64; 3] = [10035, 10039, 10076];
     pub const STREAM_NOT_FOUND: u64 = 10059;
     pub const NO_MESSAGE_FOUND: u64 = 10037;
@@ -80,6 +81,24 @@ impl Api {
 
     /// A request to the API; null is an empty body, which some requests insist on.
     pub async fn request(&self, name: &str, body: &Value) -> Result<Value> {
+        let answer = self.ask(name, body).await?;
+        match answer.get("error") {
+            Some(error) => Err(self.refused(error)),
+            None => Ok(answer),
+        }
+    }
+
+    /// The same; `None` if JetStream answers with this error code.
+    pub async fn request_unless(&self, code: u64, name: &str, body: &Value) -> Result<Option<Value>> {
+        let answer = self.ask(name, body).await?;
+        match answer.get("error") {
+            Some(error) if error.get("err_code").and_then(Value::as_u64) == Some(code) => Ok(None),
+            Some(error) => Err(self.refused(error)),
+            None => Ok(Some(answer)),
+        }
+    }
+
+    async fn ask(&self, name: &str, body: &Value) -> Result<Value> {
         self.check_server()?;
         let body = if body.is_null() {
             Bytes::new()
@@ -95,12 +114,8 @@ impl Api {
             }
             Err(_) => return Err(lost()),
         };
-        let answer: Value = serde_json::from_slice(&answer.payload)
-            .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))?;
-        match answer.get("error") {
-            Some(error) => Err(self.refused(error)),
-            None => Ok(answer),
-        }
+        serde_json::from_slice(&answer.payload)
+            .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))
     }
 
     /// Whether a stream exists.

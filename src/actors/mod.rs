@@ -11,6 +11,8 @@
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
+//! - a durable subscription has a `stream_pump.rs` in its place, which pulls from a `consumer.rs`; `in_hand.rs` is what it
+//!   has got and not acknowledged, `acks.rs` acknowledges;
 //! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
 //!   `executor_session.rs` talks to one, `host.rs` is who starts them;
 //! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
@@ -18,15 +20,18 @@
 
 #![forbid(unsafe_code)]
 
+mod acks;
 mod calls;
 pub mod connect;
 pub mod connection;
+mod consumer;
 mod delivery;
 pub mod dispatcher;
 mod executor_session;
 pub mod gateway;
 pub mod handler;
 pub mod host;
+pub mod in_hand;
 pub mod jetstream;
 pub mod key_value;
 mod load;
@@ -45,6 +50,7 @@ pub mod role;
 mod session;
 pub mod status;
 pub mod steadiness;
+mod stream_pump;
 pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;

@@ -204,8 +204,9 @@ impl Pool {
     /// Puts a handler into the line, if it has messages that nobody takes yet.
     fn line_up(&mut self, handler: &Arc<Handler>) -> bool {
         let mut inner = handler.lock();
-        let in_order = inner.definition.kind == HandlerKind::Subscription;
-        if inner.lined_up || inner.queue.is_empty() || (in_order && inner.executors > 0) {
+        let in_order = inner.definition.kind != HandlerKind::Responder;
+        let is_held = inner.held_until.is_some_and(|time| Instant::now() < time);
+        if inner.lined_up || inner.queue.is_empty() || is_held || (in_order && inner.executors > 0) {
             return false;
         }
         inner.lined_up = true;

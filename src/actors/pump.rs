@@ -2,7 +2,7 @@
 //! thread.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::handler::{Handler, State};
 use super::queue::{Incoming, Pushed};
 use super::requester::Requester;
+use super::status::Status;
 use super::supervisor;
 
 /// Longest time for the NATS server to confirm a subscription.
@@ -35,15 +36,8 @@ pub async fn pump(
 ) {
     let mut status = connection.status.clone();
     loop {
-        let (client, generation) = tokio::select! {
-            up = status.wait_for(|status| status.client.is_some()) => match up {
-                Ok(up) => match up.client.clone() {
-                    Some(client) => (client, up.generation),
-                    None => continue,
-                },
-                Err(_) => return,
-            },
-            _ = stop.wait_for(|stop| *stop) => return,
+        let Some((client, generation)) = client(&mut status, &mut stop).await else {
+            return;
         };
         let Ok(mut messages) = subscribe(&handler, &client).await else {
             // The client is lost; the status will say so.
@@ -99,24 +93,49 @@ async fn subscribe(handler: &Arc<Handler>, client: &Requester) -> Result<Subscri
 }
 
 fn take(handler: &Arc<Handler>, message: async_nats::Message, inlet: &impl Inlet) {
+    match handler.push(incoming(message)) {
+        Pushed::First => inlet.ready(handler),
+        Pushed::Behind => {}
+        Pushed::Refused(message) => inlet.refused(handler, message),
+    }
+}
+
+/// A message of the client as it waits for an executor.
+pub fn incoming(message: async_nats::Message) -> Incoming {
     let headers = message.headers.iter().flat_map(|headers| headers.iter());
     let headers = headers.flat_map(|(name, values)| {
         values
             .iter()
             .map(move |value| (name.to_string(), value.as_str().to_string()))
     });
-    let message = Incoming {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Incoming {
         subject: message.subject.to_string(),
         reply: message.reply.map(|reply| reply.to_string()),
         headers: headers.collect(),
         // Copied, because it is a slice of all that was read from the socket with it.
         payload: Bytes::copy_from_slice(&message.payload),
         arrived: Instant::now(),
+        time_us: since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0)),
+        place: None,
         deaths: 0,
-    };
-    match handler.push(message) {
-        Pushed::First => inlet.ready(handler),
-        Pushed::Behind => {}
-        Pushed::Refused(message) => inlet.refused(handler, message),
+    }
+}
+
+/// Waits until the connection is up: its client, and which one it is. `None` if the handler is taken away.
+pub async fn client(
+    status: &mut watch::Receiver<Status>,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<(Requester, u64)> {
+    loop {
+        tokio::select! {
+            up = status.wait_for(|status| status.client.is_some()) => {
+                let up = up.ok()?;
+                if let Some(client) = up.client.clone() {
+                    return Some((client, up.generation));
+                }
+            }
+            _ = stop.wait_for(|stop| *stop) => return None,
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::channel::work::Place;
 use crate::nats::headers::Headers;
 
 /// What a waiting message takes beyond its subject, headers and payload; about what it does.
@@ -56,6 +57,10 @@ pub struct Incoming {
     pub headers: Headers,
     pub payload: Bytes,
     pub arrived: Instant,
+    /// When the stream took it, or it arrived: microseconds since 1970.
+    pub time_us: i64,
+    /// Of a durable subscription's, whose `reply` is where it is acknowledged.
+    pub place: Option<Place>,
     /// Executors that have died with it.
     pub deaths: u32,
 }
@@ -199,6 +204,8 @@ mod tests {
             headers: Headers::new(),
             payload: vec![0; size].into(),
             arrived: Instant::now(),
+            time_us: 0,
+            place: None,
             deaths: 0,
         }
     }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::handler::{Handler, State};
 use super::pump::{Inlet, pump};
 use super::queue::Limits;
+use super::stream_pump::stream_pump;
 use super::supervisor::{Left, Open, Supervisor};
 use super::system::Vital;
 use crate::channel::message::Row;
@@ -179,7 +180,11 @@ async fn start(
         actix::spawn(async move {
             // Its turns end when nothing is left to take, not after tokio's 128 messages: in the turns of the client's own
             // task, so much more may come that all would wait there, where nothing bounds it.
-            tokio::task::unconstrained(pump(handler, handle, inlet, stopped)).await;
+            if handler.definition().consumer.is_some() {
+                tokio::task::unconstrained(stream_pump(handler, handle, inlet, stopped)).await;
+            } else {
+                tokio::task::unconstrained(pump(handler, handle, inlet, stopped)).await;
+            }
             supervisor.do_send(Left(key));
         })
     });
@@ -198,7 +203,12 @@ fn row(handler: &Handler) -> Row {
     };
     let problem = match (&definition.source, &handler.connection) {
         (Err(error), _) => Some(error.to_string()),
-        (Ok(_), Some(connection)) => connection.status.borrow().error.as_ref().map(ToString::to_string),
+        (Ok(_), Some(connection)) => {
+            let error = connection.status.borrow().error.clone();
+            error
+                .or_else(|| inner.trouble.clone())
+                .map(|error| error.to_string())
+        }
         (Ok(_), None) => None,
     };
     let last = inner.counts.last_error.as_ref();

@@ -10,7 +10,7 @@ use super::handler::Handler;
 use super::load::Call;
 use super::queue::Incoming;
 use super::responder_registry::answer_busy;
-use crate::channel::work::{Delivered, HandlerKind, Told, Work};
+use crate::channel::work::{Delivered, HandlerKind, StreamWork, Told, Work};
 
 /// Most messages, and bytes but for a first message that is larger, that go to an executor at once.
 const WORK_MESSAGES: usize = 256;
@@ -49,6 +49,7 @@ impl Task {
                 inner = handler.lock();
             }
         }
+        let batch_size = inner.definition.batch_size;
         let share = if is_responder {
             RESPONDER_SHARE
         } else {
@@ -61,6 +62,8 @@ impl Task {
         let most = usize::try_from(most)
             .unwrap_or(WORK_MESSAGES)
             .clamp(1, WORK_MESSAGES);
+        // What is called once with many gets all that there is.
+        let most = batch_size.map_or(most, |size| size as usize);
         let messages = inner.queue.take(most, WORK_BYTES);
         let first = messages.first()?.arrived;
         let mut body = BytesMut::with_capacity(messages.iter().map(|m| m.payload.len()).sum());
@@ -68,11 +71,14 @@ impl Task {
             body.extend_from_slice(&message.payload);
             Delivered {
                 subject: message.subject.clone(),
-                reply: message.reply.clone(),
+                reply: message.reply.clone().filter(|_| message.place.is_none()),
                 headers: message.headers.clone(),
                 size: u32::try_from(message.payload.len()).unwrap_or(u32::MAX),
                 after_ms: u32::try_from(message.arrived.duration_since(first).as_millis())
                     .unwrap_or(u32::MAX),
+                time_us: message.time_us,
+                place: message.place,
+                is_deadly: message.deaths >= MAX_DEATHS,
             }
         });
         let work = Work {
@@ -90,6 +96,13 @@ impl Task {
             } else {
                 0
             },
+            is_batch: batch_size.is_some(),
+            stream: inner.definition.consumer.as_ref().map(|consumer| StreamWork {
+                id: consumer.id.clone(),
+                stream_created: handler.in_hand.stream_created(),
+                max_deliveries: consumer.max_deliveries,
+                stop_on_failure: consumer.stop_on_failure,
+            }),
             messages: delivered.collect(),
         };
         inner.executors += 1;
@@ -106,6 +119,13 @@ impl Task {
 
     /// The executor has ended in the middle of it: counts that, and gives up what must not or should not be repeated.
     pub fn executor_died(&mut self) {
+        if self.handler.definition().consumer.is_some() {
+            // The subscription's own table tells what was committed; what kills executors is given up by the next.
+            for message in &mut self.messages {
+                message.deaths += 1;
+            }
+            return;
+        }
         // Their transaction was about to commit, or has; once is promised, so they are not repeated.
         let unsure = (self.committing as usize).min(self.messages.len());
         if unsure > 0 {

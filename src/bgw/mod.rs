@@ -13,6 +13,8 @@ mod herald;
 pub mod hooks;
 mod logging;
 pub mod runtime;
+mod stream_work;
 mod threads;
+
 mod work;
 mod workers;

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::channel::work::{Delivered, Failure, HandlerKind, Said, Work, Worked};
+use super::stream_work::{self, Applied};
+use crate::channel::work::{Delivered, Failure, HandlerKind, Place, Said, Work, Worked};
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::nats::headers;
+use crate::pg::batch::{self, Element};
 use crate::pg::callback::{self, Arguments, Function};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
@@ -72,25 +74,35 @@ impl Worker {
             .map(|message| (message, body.split_to((message.size as usize).min(body.len()))))
             .collect();
         let mut rest = messages.as_slice();
-        // So many go alone, because the end of their common transaction has failed.
-        let mut alone = 0;
+        // Sizes of the next groups, the last one first: what has failed together is tried in smaller ones.
+        let mut sizes: Vec<usize> = Vec::new();
         while !rest.is_empty() {
-            let size = if alone > 0 { 1 } else { group_size(rest) };
+            let size = sizes
+                .pop()
+                .unwrap_or_else(|| group_size(work, rest))
+                .min(rest.len());
             let (group, others) = rest.split_at(size);
             let outcomes = match self.execute(work, group, &mut say) {
                 Ok(Ok(outcomes)) => outcomes,
                 Ok(Err(error)) if size == 1 => vec![Err(error)],
                 Ok(Err(_)) => {
-                    alone = size;
+                    if work.is_batch {
+                        sizes.extend([size - size / 2, size / 2]);
+                    } else {
+                        sizes.extend(std::iter::repeat_n(1, size));
+                    }
                     // It has not committed after all.
                     say(Said::Committing { messages: 0 }, b"")?;
                     continue;
                 }
                 Err(Vanished) => return say(Said::Vanished, b""),
             };
-            alone = alone.saturating_sub(1);
+            let stops = outcomes.len() < group.len()
+                || (work.stops() && outcomes.iter().any(|outcome| outcome.is_err()));
             rest = others;
-            let goes_on = !rest.is_empty() && began.elapsed() < SHARE;
+            // What has failed is tried to its end, or the next executor would begin anew.
+            let has_time = began.elapsed() < SHARE || !sizes.is_empty();
+            let goes_on = !rest.is_empty() && has_time && !stops;
             self.report(work, group, outcomes, goes_on, &mut say)?;
             if !goes_on {
                 break;
@@ -115,21 +127,21 @@ impl Worker {
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
             if let Some(what) = denied(work, &function) {
                 let denied = || Err(Caught::denied(format!("permission denied for {what}")));
-                return Some(group.iter().map(|_| denied()).collect());
+                // A durable subscription's messages wait until the right is given again.
+                return (work.stream.is_none()).then(|| group.iter().map(|_| denied()).collect());
             }
             let _parameters = Parameters::of(settings);
             let outcomes = with_snapshot(|| {
                 // PostgreSQL defers nothing in a security-restricted operation: it could end as somebody else's.
                 query("SET CONSTRAINTS ALL IMMEDIATE", &[]);
-                let _identity = Identity::restricted(work.role);
-                match group {
-                    [message] => vec![Ok(call(work, &function, message))],
-                    _ => group
-                        .iter()
-                        .map(|message| subtransaction(|| call(work, &function, message)))
-                        .collect(),
-                }
-            });
+                let Some(stream) = &work.stream else {
+                    return Some(call_all(work, &function, group, |_| false));
+                };
+                let applied = Applied::lock(stream)?;
+                let outcomes = call_all(work, &function, group, |message| applied.has(message));
+                applied.add(stream, done(group, &outcomes));
+                Some(outcomes)
+            })?;
             // Should the runtime be gone, the commit is all the better.
             let _ = say(
                 Said::Committing {
@@ -168,7 +180,7 @@ impl Worker {
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (mut worked, mut replies) = (Worked::default(), Vec::new());
-        for ((message, _), outcome) in group.iter().zip(outcomes) {
+        for ((message, payload), outcome) in group.iter().zip(outcomes) {
             let reply = outcome.and_then(|reply| {
                 let reply = reply.unwrap_or_default();
                 if reply.len() > MAX_REPLY {
@@ -188,10 +200,15 @@ impl Worker {
             }
             let reply = reply.unwrap_or_else(|error| {
                 self.complain(work, message, &error);
+                let error = Caught {
+                    message: error.message.chars().take(LONGEST_ERROR).collect(),
+                    ..error
+                };
                 worked.failures.push(Failure {
                     index: worked.messages,
+                    is_final: is_final(work, message, payload, &error),
                     sqlstate: error.sqlstate,
-                    message: error.message.chars().take(LONGEST_ERROR).collect(),
+                    message: error.message,
                 });
                 Bytes::new()
             });
@@ -213,7 +230,7 @@ impl Worker {
         let function = transaction(|| Function::find(work.function)).ok().flatten();
         let name = function.map_or_else(|| work.function.to_string(), |function| function.name);
         let what = match work.kind {
-            HandlerKind::Subscription => "callback",
+            HandlerKind::Subscription | HandlerKind::Stream => "callback",
             HandlerKind::Responder => "responder",
         };
         let text = format!(
@@ -238,30 +255,120 @@ fn denied(work: &Work, function: &Function) -> Option<String> {
     })
 }
 
-fn group_size(messages: &[Message<'_>]) -> usize {
+/// Calls the function with all messages but those that are to be skipped: each with effects of its own, or all at once.
+/// Fewer outcomes than messages: the others have to wait for one that has failed.
+fn call_all(
+    work: &Work,
+    function: &Function,
+    group: &[Message<'_>],
+    is_skipped: impl Fn(&Delivered) -> bool,
+) -> Vec<Outcome> {
+    let _identity = Identity::restricted(work.role);
+    if work.is_batch {
+        let called: Vec<&Message<'_>> = group.iter().filter(|(message, _)| !is_skipped(message)).collect();
+        if let [(message, _)] = called.as_slice()
+            && message.is_deadly
+        {
+            return group.iter().map(|_| Err(Caught::deadly())).collect();
+        }
+        if !called.is_empty() {
+            call_with_many(work, function, &called);
+        }
+        return group.iter().map(|_| Ok(None)).collect();
+    }
+    let one = |message: &Message<'_>| match message {
+        (message, _) if is_skipped(message) => Ok(None),
+        (message, _) if message.is_deadly => Err(Caught::deadly()),
+        _ if group.len() == 1 => Ok(call(work, function, message)),
+        _ => subtransaction(|| call(work, function, message)),
+    };
+    let mut outcomes = Vec::with_capacity(group.len());
+    for message in group {
+        outcomes.push(one(message));
+        if work.stops() && outcomes.last().is_some_and(|outcome| outcome.is_err()) {
+            break;
+        }
+    }
+    outcomes
+}
+
+/// Where the messages stand that are done with.
+fn done(group: &[Message<'_>], outcomes: &[Outcome]) -> impl Iterator<Item = Place> {
+    let done = group.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
+    done.filter_map(|((message, _), _)| message.place)
+}
+
+/// Whether a message that has failed is given up now, and written down as that.
+fn is_final(work: &Work, message: &Delivered, payload: &Bytes, error: &Caught) -> bool {
+    let (Some(stream), Some(place)) = (&work.stream, message.place) else {
+        return false;
+    };
+    let is_last = stream.max_deliveries > 0 && place.deliveries >= stream.max_deliveries;
+    (is_last || message.is_deadly) && stream_work::give_up(work, stream, message, payload, error)
+}
+
+fn group_size(work: &Work, messages: &[Message<'_>]) -> usize {
+    if work.is_batch {
+        return messages.len();
+    }
     let first = messages.first().map_or(0, |(message, _)| message.after_ms);
     let together = |(message, _): &&Message<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
     messages.iter().take(GROUP).take_while(together).count().max(1)
 }
 
 fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> Option<Bytes> {
-    begin_statement();
-    // What a function sets is not for the next message.
-    let _parameters = Parameters::of(&[]);
-    let limit = match work.timeout_ms {
-        0 => statement_timeout()
-            .into_iter()
-            .chain(settings::callback_timeout())
-            .min(),
-        limit => Some(Duration::from_millis(limit.into())),
-    };
-    let _timeout = limit.map(Timeout::after);
-    let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
+    let _statement = Statement::begin(work);
     let arguments = Arguments {
         payload,
         subject: &message.subject,
         reply: message.reply.as_deref(),
-        headers,
+        headers: headers_of(message),
     };
     callback::call(function, &arguments)
+}
+
+fn call_with_many(work: &Work, function: &Function, messages: &[&Message<'_>]) {
+    let _statement = Statement::begin(work);
+    let elements: Vec<Element<'_>> = messages
+        .iter()
+        .map(|(message, payload)| Element {
+            subject: &message.subject,
+            payload,
+            reply: message.reply.as_deref(),
+            headers: headers_of(message),
+            place: message.place.map(|place| (place.sequence, place.deliveries)),
+            time_us: message.time_us,
+        })
+        .collect();
+    batch::call(function, &elements);
+}
+
+/// The headers as JSON; none if there are none.
+fn headers_of(message: &Delivered) -> Option<String> {
+    (!message.headers.is_empty()).then(|| headers::to_json(&message.headers))
+}
+
+/// A call as a statement of its own: in order of being dropped, its timeout, and what the function sets, which is not
+/// for the next one.
+struct Statement {
+    _timeout: Option<Timeout>,
+    _parameters: Parameters,
+}
+
+impl Statement {
+    fn begin(work: &Work) -> Statement {
+        begin_statement();
+        let parameters = Parameters::of(&[]);
+        let limit = match work.timeout_ms {
+            0 => statement_timeout()
+                .into_iter()
+                .chain(settings::callback_timeout())
+                .min(),
+            limit => Some(Duration::from_millis(limit.into())),
+        };
+        Statement {
+            _timeout: limit.map(Timeout::after),
+            _parameters: parameters,
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What an executor and the runtime say to each other: which handlers a database has, and messages for them. Pure.
 //!
-//! A handler is a function that messages call: a subscription's callback or a responder.
+//! A handler is a function that messages call: a subscription's callback, a durable one's, or a responder.
 
 #![forbid(unsafe_code)]
 
@@ -55,6 +55,8 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum HandlerKind {
     Subscription,
+    /// A durable subscription of a JetStream stream.
+    Stream,
     Responder,
 }
 
@@ -63,6 +65,7 @@ impl HandlerKind {
     pub fn name(self) -> &'static str {
         match self {
             HandlerKind::Subscription => "subscription",
+            HandlerKind::Stream => "stream",
             HandlerKind::Responder => "responder",
         }
     }
@@ -73,15 +76,63 @@ impl HandlerKind {
 pub struct Definition {
     pub kind: HandlerKind,
     pub server: String,
+    /// Of a durable subscription: the stream.
     pub subject: String,
     pub queue_group: Option<String>,
+    /// Most messages for one call of a function that takes many; none for another function.
+    pub batch_size: Option<u32>,
+    /// Of a durable subscription.
+    pub consumer: Option<Consumer>,
     /// Qualified name and argument types, for people.
     pub function: String,
     pub function_oid: u32,
     pub role: u32,
     pub role_name: String,
+    /// How far a durable subscription was when this was read.
+    pub progress: Progress,
     /// Where its messages come from, or why it cannot run.
     pub source: Result<Source>,
+}
+
+/// What a durable subscription asks of JetStream, and of its executors.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Consumer {
+    /// The subscription's key in `litmus_pgnats.handler_stream`.
+    pub id: String,
+    /// Name of the durable consumer.
+    pub durable: String,
+    pub domain: Option<String>,
+    /// None: all subjects of the stream.
+    pub filter_subjects: Vec<String>,
+    pub start: Start,
+    /// Most messages for one pull, and one call of a function that takes many.
+    pub batch_size: u32,
+    pub ack_wait_ms: u64,
+    /// After so many deliveries a message that fails is given up; 0: never.
+    pub max_deliveries: u32,
+    /// Milliseconds before the second, third, ... delivery; the last one for all further.
+    pub backoff_ms: Vec<u64>,
+    /// Whether messages behind one that fails wait for it, and the subscription stops rather than give it up.
+    pub stop_on_failure: bool,
+}
+
+/// Where a new consumer begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Start {
+    All,
+    New,
+    Sequence(u64),
+    /// As RFC 3339.
+    Time(String),
+}
+
+/// How far a durable subscription is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// All messages up to this sequence are done with; 0: none.
+    pub floor: u64,
+    /// When the stream was created that this holds for, as JetStream says it.
+    pub stream_created: Option<String>,
 }
 
 /// The NATS connection of a handler.
@@ -99,6 +150,8 @@ pub struct Identity {
     role: u32,
     subject: String,
     queue_group: Option<String>,
+    batch_size: Option<u32>,
+    consumer: Option<Consumer>,
     key: Option<Key>,
 }
 
@@ -110,6 +163,8 @@ impl Definition {
             role: self.role,
             subject: self.subject.clone(),
             queue_group: self.queue_group.clone(),
+            batch_size: self.batch_size,
+            consumer: self.consumer.clone(),
             key: self.source.as_ref().map(|source| source.target.key).ok(),
         }
     }
@@ -166,7 +221,39 @@ pub struct Work {
     pub subject: String,
     /// Statement timeout in milliseconds; 0: the role's own.
     pub timeout_ms: u32,
+    /// Whether the function takes many messages at once.
+    pub is_batch: bool,
+    /// Of a durable subscription.
+    pub stream: Option<StreamWork>,
     pub messages: Vec<Delivered>,
+}
+
+impl Work {
+    /// Whether messages behind one that fails have to wait for it.
+    pub fn stops(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.stop_on_failure)
+    }
+}
+
+/// What the executor of a durable subscription's messages has to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamWork {
+    /// The subscription's key in `litmus_pgnats.handler_stream`.
+    pub id: String,
+    pub stream_created: String,
+    /// 0: a message is never given up.
+    pub max_deliveries: u32,
+    pub stop_on_failure: bool,
+}
+
+/// Where a message of a stream stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub sequence: u64,
+    /// The consumer has no message between this sequence and the message's own.
+    pub after: u64,
+    /// This time included.
+    pub deliveries: u32,
 }
 
 /// A message; its payload is in the frame's body.
@@ -179,6 +266,12 @@ pub struct Delivered {
     pub size: u32,
     /// Milliseconds after the first message of the work.
     pub after_ms: u32,
+    /// When the stream took it, or it arrived: microseconds since 1970.
+    pub time_us: i64,
+    /// Of a durable subscription's.
+    pub place: Option<Place>,
+    /// Executors have died with it: it is given up, and not executed.
+    pub is_deadly: bool,
 }
 
 /// The outcome of a transaction.
@@ -200,6 +293,8 @@ pub struct Failure {
     pub index: u32,
     pub sqlstate: String,
     pub message: String,
+    /// A durable subscription's: it is given up, and need not be delivered again.
+    pub is_final: bool,
 }
 
 #[cfg(test)]
@@ -214,6 +309,9 @@ mod tests {
             server: "nats".into(),
             subject: format!("subject.{n}"),
             queue_group: None,
+            batch_size: None,
+            consumer: None,
+            progress: Progress::default(),
             function: "public.f(bytea)".into(),
             function_oid: 1,
             role: 10,

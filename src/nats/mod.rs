@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ack;
 pub mod headers;
 pub mod names;
 pub mod subject;

@@ -21,6 +21,28 @@ pub fn check_domain(name: &str) -> Result<()> {
     check_name("domain", name)
 }
 
+/// Checks the name of a stream.
+pub fn check_stream(name: &str) -> Result<()> {
+    check_token("stream name", name)
+}
+
+/// Checks the name of a durable consumer.
+pub fn check_durable(name: &str) -> Result<()> {
+    check_token("durable name", name)
+}
+
+/// JetStream itself allows more in names than what its official clients use for buckets.
+fn check_token(what: &str, name: &str) -> Result<()> {
+    let is_bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
+    if !name.is_empty() && name.len() <= MAX_NAME && !name.contains(is_bad) {
+        return Ok(());
+    }
+    let message = format!("invalid {what} \"{name}\"");
+    Err(Error::new(Kind::InvalidName, message).detail(format!(
+        "It has 1 to {MAX_NAME} bytes, without white space, \".\", \"*\", \">\", \"/\" and \"\\\"."
+    )))
+}
+
 fn check_name(what: &str, name: &str) -> Result<()> {
     if is_name(name) {
         Ok(())

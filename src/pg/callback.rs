@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use bytes::Bytes;
 use pgrx::pg_sys;
 
-use super::catalog::utf8;
+use super::catalog::{self, MessageType, utf8};
 use super::fmgr::{to_server, varlena};
 use super::query::{NOT_NULL, NULL};
 
@@ -108,6 +108,14 @@ impl Function {
                 .all(|(oid, (wanted, _))| *oid == wanted.to_u32())
     }
 
+    /// Whether it takes many messages at once.
+    pub fn takes_batches(&self) -> bool {
+        let Some(MessageType { array, .. }) = catalog::message_type() else {
+            return false;
+        };
+        self.is_plain && self.arguments == [array]
+    }
+
     /// Whether its result can be a reply's payload.
     pub fn returns_replies(&self) -> bool {
         !self.returns_set && PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == self.result)
@@ -126,6 +134,9 @@ impl Function {
     }
 
     fn call(&self) -> String {
+        if self.takes_batches() {
+            return format!("SELECT {}($1)", self.name);
+        }
         let payload = PAYLOAD
             .iter()
             .find(|(oid, _)| Some(&oid.to_u32()) == self.arguments.first())
@@ -157,6 +168,9 @@ fn type_name(oid: u32) -> String {
     ];
     match own.into_iter().find(|(known, _)| *known == oid) {
         Some((_, name)) => name.into(),
+        None if catalog::message_type().is_some_and(|message| oid == message.array.into()) => {
+            "litmus_pgnats.message[]".into()
+        }
         // SAFETY: returns a palloc'd string; the type exists as long as the function.
         None => unsafe { utf8(CStr::from_ptr(pg_sys::format_type_be(oid))) },
     }
@@ -185,7 +199,8 @@ pub fn call(function: &Function, arguments: &Arguments<'_>) -> Option<Bytes> {
             bytes(headers),
         ];
         let nulls = [NOT_NULL, NOT_NULL, null(reply.is_none()), null(headers.is_none())];
-        pg_sys::SPI_execute_plan(plan(function), values.as_mut_ptr(), nulls.as_ptr(), false, 0);
+        let plan = plan(function, &mut [pg_sys::BYTEAOID; 4]);
+        pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), false, 0);
         let result = if function.returns_replies() {
             result()
         } else {
@@ -219,7 +234,7 @@ unsafe fn result() -> Option<Bytes> {
 
 /// # Safety
 /// SPI is connected.
-unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
+pub(super) unsafe fn plan(function: &Function, types: &mut [pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
     let known = PLANS.with_borrow(|plans| match plans.get(&function.oid) {
         Some((known, plan)) if known == function => Some(*plan),
         _ => None,
@@ -228,10 +243,10 @@ unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
         return plan;
     }
     let sql = CString::new(to_server(&function.call()).into_owned()).unwrap_or_default();
-    let mut types = [pg_sys::BYTEAOID; 4];
-    // SAFETY: as the caller promises; four types are given. A kept plan lives until it is freed.
+    let count = i32::try_from(types.len()).unwrap_or(0);
+    // SAFETY: as the caller promises; as many types are given. A kept plan lives until it is freed.
     unsafe {
-        let plan = pg_sys::SPI_prepare(sql.as_ptr(), 4, types.as_mut_ptr());
+        let plan = pg_sys::SPI_prepare(sql.as_ptr(), count, types.as_mut_ptr());
         pg_sys::SPI_keepplan(plan);
         let kept = (function.clone(), plan);
         if let Some((_, former)) = PLANS.with_borrow_mut(|plans| plans.insert(function.oid, kept)) {

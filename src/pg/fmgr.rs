@@ -153,6 +153,28 @@ impl<'a> Call<'a> {
         self.datum(index).map(|datum| datum.value() as u32)
     }
 
+    /// Argument `index` of type boolean; `None` if it is NULL.
+    pub fn boolean(&self, index: usize) -> Option<bool> {
+        self.datum(index).map(|datum| datum.value() != 0)
+    }
+
+    /// Argument `index` of any type in its text form; `None` if it is NULL.
+    pub fn any_as_text(&self, index: usize) -> Result<Option<String>> {
+        let Some(datum) = self.datum(index) else {
+            return Ok(None);
+        };
+        // SAFETY: fcinfo is valid (see `new`), and the datum is of the type that the call was parsed with, whose output
+        // function returns a palloc'd string.
+        let text = unsafe {
+            let number = i32::try_from(index).unwrap_or(0);
+            let oid = pg_sys::get_fn_expr_argtype((*self.fcinfo).flinfo, number);
+            let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(oid, &raw mut output, &raw mut is_varlena);
+            CStr::from_ptr(pg_sys::OidOutputFunctionCall(output, datum)).to_bytes()
+        };
+        from_server(text).map(|text| Some(text.into_owned()))
+    }
+
     /// The event that an event trigger's function is called for; `None` for another function.
     pub fn event(&self) -> Option<String> {
         // SAFETY: fcinfo is valid (see `new`); the context of a call by an event trigger is of the type its tag says.
@@ -366,7 +388,8 @@ pub fn varlena(bytes: &[u8]) -> pg_sys::Datum {
     builder.datum
 }
 
-fn jsonb(text: &[u8]) -> Option<pg_sys::Datum> {
+/// A value of type jsonb; raises PostgreSQL's own error if the text is not JSON.
+pub fn jsonb(text: &[u8]) -> Option<pg_sys::Datum> {
     let text = CString::new(text).ok()?;
     // SAFETY: jsonb_in takes a cstring and raises an error if it is not JSON.
     unsafe {

@@ -14,6 +14,7 @@
 //! - `executor.rs`: what happens at the end of a statement and of a transaction;
 //! - `worker.rs`: what a background worker does on its main thread.
 
+pub mod batch;
 pub mod callback;
 pub mod catalog;
 pub mod executor;

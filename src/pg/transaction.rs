@@ -38,6 +38,12 @@ impl Caught {
         Caught::of(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, message)
     }
 
+    /// What executors have died with.
+    pub fn deadly() -> Caught {
+        let message = "executors have died with this message";
+        Caught::of(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, message.into())
+    }
+
     fn of(code: PgSqlErrorCode, message: String) -> Caught {
         Caught {
             sqlstate: sqlstate(code as i32),

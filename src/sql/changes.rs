@@ -109,9 +109,9 @@ fn follow() {
     );
     let functions = format!(
         "UPDATE litmus_pgnats.handler h SET signature = f.signature FROM {BINDING}, LATERAL ( \
-           SELECT format('%I.%I(%s)', n.nspname, p.proname, string_agg(t.typname, ',' ORDER BY a.place)) AS signature \
+           SELECT format('%I.%I(%s)', n.nspname, p.proname, string_agg(format_type(a.oid, NULL), ',' ORDER BY a.place)) AS signature \
            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, \
-           unnest(p.proargtypes) WITH ORDINALITY a(oid, place) JOIN pg_type t ON t.oid = a.oid \
+           unnest(p.proargtypes) WITH ORDINALITY a(oid, place) \
            WHERE p.oid = b.function_oid GROUP BY n.nspname, p.proname \
          ) f WHERE {OF} AND h.signature <> f.signature"
     );

@@ -160,6 +160,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_FDW_INCONSISTENT_DESCRIPTOR_INFORMATION,
             "Drop the one option or add the other.",
         ),
+        Kind::Stopped => (
+            ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "Calling nats_subscribe_stream again has it go on.",
+        ),
         Kind::Fenced => (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, ""),
         Kind::Rival => (
             ERRCODE_DUPLICATE_FUNCTION,

@@ -30,6 +30,9 @@ sql_function!(litmus_pgnats_unregister_responder, |call: &Call<'_>| unregister(
     HandlerKind::Responder
 ));
 
+/// Most messages for one call.
+const MAX_BATCH: i32 = 10_000;
+
 /// A row of the table, as far as registering needs it.
 struct Registered {
     signature: String,
@@ -119,7 +122,7 @@ impl Table {
     }
 }
 
-/// `(subject, fn, queue_group)`.
+/// `(subject, fn, queue_group, batch_size)`; a responder has no batches.
 fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let subject = subject_argument(call)?;
     let queue_group = call.text(2)?;
@@ -127,18 +130,44 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         subject::check_queue_group(group)?;
     }
     let function = function_argument(call)?;
-    check_signature(&function, kind)?;
-    check_execute(&function)?;
+    let batch_size = batch_size(call.int4(3))?;
+    if batch_size.is_some() && !function.takes_batches() {
+        let message = format!("function {} takes one message at a time", function.signature());
+        return Err(Error::new(Kind::InvalidFunction, message)
+            .hint("batch_size is for a function that takes litmus_pgnats.message[]."));
+    }
+    write(kind, &subject, queue_group.as_deref(), batch_size, &function)?;
+    Ok(Value::Void)
+}
+
+/// A handler's row, as it was written.
+pub struct Written {
+    pub server: String,
+    pub signature: String,
+    /// Until it is dropped, names and rights are those for writing more of it.
+    pub table: Table,
+}
+
+/// Checks and writes a handler.
+pub fn write(
+    kind: HandlerKind,
+    subject: &str,
+    queue_group: Option<&str>,
+    batch_size: Option<i64>,
+    function: &Function,
+) -> Result<Written> {
+    check_signature(function, kind)?;
+    check_execute(function)?;
     let key = server::choose()?;
     let server = server::target(key)?.server_name;
     check_writable()?;
     // Now, when an error may still be raised; the commit will only tell it to look.
     call::ensure_runtime()?;
     let role = catalog::current_role();
-    let only = (kind == HandlerKind::Subscription).then_some(&function);
-    let before = Table::open()?.registered(kind, &server, &subject, only);
+    let only = (kind != HandlerKind::Responder).then_some(function);
+    let before = Table::open()?.registered(kind, &server, subject, only);
     for registered in &before {
-        check_privileges(registered, kind, &subject)?;
+        check_privileges(registered, kind, subject)?;
     }
     let table = Table::open()?;
     if kind == HandlerKind::Responder {
@@ -158,7 +187,7 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let signature = function.signature();
     // A subject has one responder, but any number of subscriptions.
     let (conflict, replaced) = match kind {
-        HandlerKind::Subscription => ("(kind, server, subject, signature)", ""),
+        HandlerKind::Subscription | HandlerKind::Stream => ("(kind, server, subject, signature)", ""),
         HandlerKind::Responder => (
             "(server, subject) WHERE kind = 'responder'",
             ", signature = excluded.signature, role = excluded.role, created = excluded.created",
@@ -166,40 +195,50 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     };
     let written = query(
         &format!(
-            "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT {conflict} DO UPDATE \
-             SET queue_group = excluded.queue_group{replaced} \
+            "INSERT INTO litmus_pgnats.handler (kind, server, subject, queue_group, signature, role, batch_size) \
+             VALUES ($1, $2, $3, $4, $5, $6, nullif($7, 0)) ON CONFLICT {conflict} DO UPDATE \
+             SET queue_group = excluded.queue_group, batch_size = excluded.batch_size{replaced} \
              WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE') RETURNING kind"
         ),
         &[
             Text(kind.name()),
             Text(&server),
-            Text(&subject),
-            OptionalText(queue_group.as_deref()),
+            Text(subject),
+            OptionalText(queue_group),
             Text(&signature),
             Oid(role),
+            Int8(batch_size.unwrap_or(0)),
         ],
     );
     if written.is_empty() {
         // Another session was faster.
-        return Err(not_yours(kind, &subject));
+        return Err(not_yours(kind, subject));
     }
     table.bind(
-        [kind.name(), &server, &subject, &signature],
+        [kind.name(), &server, subject, &signature],
         function.oid,
         key.server,
     );
-    Ok(Value::Void)
+    Ok(Written {
+        server,
+        signature,
+        table,
+    })
 }
 
 /// `(subject, fn)` of a subscription, `(subject)` of a responder.
 fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let subject = subject_argument(call)?;
-    check_writable()?;
     let function = match kind {
-        HandlerKind::Subscription => Some(function_argument(call)?),
         HandlerKind::Responder => None,
+        _ => Some(function_argument(call)?),
     };
+    remove(kind, &subject, function.as_ref())
+}
+
+/// Removes the handlers of a kind on a subject: of one function, or of any.
+pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> Result<Value> {
+    check_writable()?;
     let server = match server::choose().and_then(server::target) {
         Ok(target) => target.server_name,
         // Of a server that was dropped, whose handlers stay.
@@ -210,20 +249,20 @@ fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         Err(error) => return Err(error),
     };
     call::ensure_runtime()?;
-    let found = Table::open()?.registered(kind, &server, &subject, function.as_ref());
+    let found = Table::open()?.registered(kind, &server, subject, function);
     for registered in &found {
-        check_privileges(registered, kind, &subject)?;
+        check_privileges(registered, kind, subject)?;
     }
     let table = Table::open()?;
     for registered in &found {
-        table.delete(kind, &server, &subject, &registered.signature);
+        table.delete(kind, &server, subject, &registered.signature);
     }
     drop(table);
     if found.is_empty() {
         let of = function.map_or_else(String::new, |function| {
             format!(" that calls {}", function.signature())
         });
-        let text = format!("there is no {} on subject \"{subject}\"{of}", kind.name());
+        let text = format!("there is no {}{of}", named(kind, subject));
         report::message(Level::Notice, &text, "", "");
     }
     Ok(Value::Void)
@@ -235,7 +274,24 @@ fn subject_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
     Ok(subject)
 }
 
-fn function_argument(call: &Call<'_>) -> Result<Function> {
+/// A handler in messages to people.
+fn named(kind: HandlerKind, subject: &str) -> String {
+    match kind {
+        HandlerKind::Stream => format!("durable subscription of stream \"{subject}\""),
+        _ => format!("{} on subject \"{subject}\"", kind.name()),
+    }
+}
+
+/// Checks how many messages a call may have.
+pub fn batch_size(size: Option<i32>) -> Result<Option<i64>> {
+    if size.is_some_and(|size| !(1..=MAX_BATCH).contains(&size)) {
+        return Err(Error::new(Kind::InvalidArgument, "batch_size is out of range")
+            .detail(format!("It is between 1 and {MAX_BATCH}.")));
+    }
+    Ok(size.map(i64::from))
+}
+
+pub fn function_argument(call: &Call<'_>) -> Result<Function> {
     let oid = call.oid(1).ok_or_else(|| null("function"))?;
     Function::find(oid).ok_or_else(|| {
         Error::new(
@@ -247,7 +303,7 @@ fn function_argument(call: &Call<'_>) -> Result<Function> {
 }
 
 fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
-    let returns = kind == HandlerKind::Subscription || function.returns_replies();
+    let returns = kind != HandlerKind::Responder || function.returns_replies();
     if function.is_temporary() {
         let message = format!(
             "temporary function {} cannot be a {}",
@@ -257,15 +313,16 @@ fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
         return Err(Error::new(Kind::InvalidFunction, message)
             .hint("It is there for this session alone; executors call functions in sessions of their own."));
     }
-    if function.takes_messages() && returns {
+    let takes_many = kind != HandlerKind::Responder && function.takes_batches();
+    if takes_many || (function.takes_messages() && returns) {
         return Ok(());
     }
     let what = kind.name();
     let message = format!("function {} cannot be a {what}", function.signature());
     let detail = match kind {
-        HandlerKind::Subscription => {
+        HandlerKind::Subscription | HandlerKind::Stream => {
             "Allowed is f(payload [, subject text [, reply_to text [, headers jsonb]]]), \
-             where payload is bytea, text, json or jsonb."
+             where payload is bytea, text, json or jsonb, or f(litmus_pgnats.message[])."
         }
         HandlerKind::Responder => {
             "Allowed is f(payload [, subject text [, reply_to text [, headers jsonb]]]), \
@@ -300,10 +357,7 @@ fn check_privileges(registered: &Registered, kind: HandlerKind, subject: &str) -
 }
 
 fn not_yours(kind: HandlerKind, subject: &str) -> Error {
-    let message = format!(
-        "permission denied for the {} on subject \"{subject}\"",
-        kind.name()
-    );
+    let message = format!("permission denied for the {}", named(kind, subject));
     Error::new(Kind::PermissionDenied, message)
         .hint("Only a role that has the privileges of the one that has registered it may change it.")
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::durable::{self, Durable};
 use super::handlers::Table;
 use super::{changes, server};
 use crate::channel::message::{Key, Row, Target};
@@ -33,6 +34,8 @@ pub fn look() -> std::result::Result<Report, String> {
     }
 }
 
+/// Messages for one call of a function that takes many, if nothing else is said.
+const BATCH: u32 = 1000;
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Milliseconds that a look waits for a lock: any role may hold one of what it has registered itself.
@@ -123,12 +126,26 @@ struct Registered {
     server_oid: Option<u32>,
     /// Whether the object ids in the table are those that the names mean.
     is_bound: bool,
+    batch_size: Option<u32>,
+    /// Of a durable subscription.
+    stream: Option<Durable>,
 }
 
 fn rows() -> Vec<Registered> {
     let rows = query(
         "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, f.oid, s.oid, \
-         b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid \
+         b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid, \
+         h.batch_size, ( \
+           SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
+             'durable', coalesce(d.durable, 'litmus_' || md5(format('%s %s %s', d.id, $1, current_database()))), \
+             'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
+             to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
+             'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
+             'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
+             'stop_on_failure', d.stop_on_failure, 'stopped', d.stopped, 'stream_created', d.stream_created, \
+             'floor', coalesce((SELECT upper(a) - 1 FROM unnest(d.applied) a LIMIT 1), 0)) \
+           FROM litmus_pgnats.handler_stream d \
+           WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
          FROM litmus_pgnats.handler h \
          CROSS JOIN LATERAL (SELECT to_regprocedure(h.signature)::oid AS oid) f \
          LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 \
@@ -155,11 +172,14 @@ fn registered(row: Row) -> Option<Registered> {
         server_oid,
         bound,
         is_bound,
-    ] = <[Option<String>; 11]>::try_from(row).ok()?;
+        batch_size,
+        stream,
+    ] = <[Option<String>; 13]>::try_from(row).ok()?;
     let kind_name = kind?;
     Some(Registered {
         kind: match kind_name.as_str() {
             "responder" => HandlerKind::Responder,
+            "stream" => HandlerKind::Stream,
             _ => HandlerKind::Subscription,
         },
         kind_name,
@@ -177,6 +197,8 @@ fn registered(row: Row) -> Option<Registered> {
         }),
         server_oid: server_oid.and_then(|oid| oid.parse().ok()),
         is_bound: is_bound? == "t",
+        batch_size: batch_size.and_then(|size| size.parse().ok()),
+        stream: stream.and_then(|stream| durable::read(&stream)),
     })
 }
 
@@ -216,11 +238,19 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
         let key = [row.kind_name.as_str(), &row.server, &row.subject, &row.signature];
         mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
     }
+    let takes_many = Function::find(function).is_some_and(|function| function.takes_batches());
     Some(Definition {
         kind: row.kind,
         server: row.server.clone(),
         subject: row.subject.clone(),
         queue_group: row.queue_group.clone(),
+        batch_size: takes_many.then(|| row.batch_size.unwrap_or(BATCH)),
+        consumer: row.stream.as_ref().map(|stream| stream.consumer.clone()),
+        progress: row
+            .stream
+            .as_ref()
+            .map(|stream| stream.progress.clone())
+            .unwrap_or_default(),
         function: row.signature.clone(),
         function_oid: function,
         role: row.role,
@@ -248,12 +278,17 @@ fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
             ),
         ));
     }
-    let fits = Function::find(function).is_some_and(|f| {
-        f.takes_messages() && (row.kind == HandlerKind::Subscription || f.returns_replies())
+    let fits = Function::find(function).is_some_and(|f| match row.kind {
+        HandlerKind::Responder => f.takes_messages() && f.returns_replies(),
+        HandlerKind::Subscription => f.takes_messages() || f.takes_batches(),
+        HandlerKind::Stream => (f.takes_messages() || f.takes_batches()) && row.stream.is_some(),
     });
     if !fits {
         let message = format!("function {} cannot be a {}", row.signature, row.kind_name);
         return Err(Error::new(Kind::InvalidFunction, message));
+    }
+    if let Some(why) = row.stream.as_ref().and_then(|stream| stream.stopped.clone()) {
+        return Err(Error::new(Kind::Stopped, why));
     }
     source_of(server, server_name, row.role)
 }

@@ -11,6 +11,7 @@
 
 pub mod call;
 pub mod changes;
+mod durable;
 pub mod errors;
 #[cfg(debug_assertions)]
 mod faults;
@@ -28,4 +29,5 @@ pub mod server;
 mod server_info;
 pub mod settings;
 mod statistics;
+mod stream_handlers;
 mod version;

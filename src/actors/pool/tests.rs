@@ -103,6 +103,9 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
         server: "nats".into(),
         subject: subject.into(),
         queue_group: None,
+        batch_size: None,
+        consumer: None,
+        progress: Default::default(),
         function: "public.f(bytea)".into(),
         function_oid: 1,
         role,
@@ -118,6 +121,8 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
             headers: Vec::new(),
             payload: Bytes::new(),
             arrived: Instant::now(),
+            time_us: 0,
+            place: None,
             deaths: 0,
         });
     }

@@ -1,0 +1,159 @@
+//! The durable pull consumer of a subscription, as JetStream keeps it (ADR-13): made if it is not there, made anew where
+//! it knows of more than the database does. In the actor thread.
+
+use async_nats::Client;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::jetstream::{Api, code};
+use crate::channel::work::{Consumer, Progress, Start};
+use crate::error::{Error, Kind, Result};
+
+/// Messages that JetStream lets wait for their acknowledgement: those in hand, and those that wait to be tried again.
+const MAX_ACK_PENDING: u64 = 65_536;
+/// A pull ends after so many seconds; JetStream says that it is there every so many.
+const EXPIRES: u64 = 30;
+pub const HEARTBEAT: u64 = 5;
+const NANO: u64 = 1_000_000_000;
+
+/// What is known of the consumer when pulling begins.
+pub struct Found {
+    /// When the stream was created.
+    pub stream_created: String,
+    /// The last delivery's number, and its message's sequence in the stream.
+    pub consumer_sequence: u64,
+    pub stream_sequence: u64,
+}
+
+/// Finds the subscription's consumer, or makes it. `is_first`: the progress was read just now, so that a consumer which
+/// is further has acknowledgements of what the database has lost, in a failover say.
+pub async fn find(
+    api: &Api,
+    stream: &str,
+    consumer: &Consumer,
+    progress: &Progress,
+    is_first: bool,
+) -> Result<Found> {
+    let info = api
+        .request_unless(
+            code::STREAM_NOT_FOUND,
+            &format!("STREAM.INFO.{stream}"),
+            &Value::Null,
+        )
+        .await?
+        .ok_or_else(|| Error::new(Kind::NoStream, format!("stream \"{stream}\" does not exist")))?;
+    let stream_created = text(&info, "created");
+    // Another stream of that name begins anew, and all of it is new.
+    let is_other = progress
+        .stream_created
+        .as_ref()
+        .is_some_and(|created| *created != stream_created);
+    let floor = if is_other { 0 } else { progress.floor };
+    let durable = &consumer.durable;
+    let existing = api
+        .request_unless(
+            code::CONSUMER_NOT_FOUND,
+            &format!("CONSUMER.INFO.{stream}.{durable}"),
+            &Value::Null,
+        )
+        .await?;
+    let acknowledged = number(existing.as_ref(), "ack_floor", "stream_seq");
+    let has_lost = is_first && floor > 0 && acknowledged > floor;
+    let begins_anew = existing.is_some() && (consumer.stop_on_failure || has_lost);
+    if has_lost {
+        log::warn!(
+            "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
+             database has those up to {floor} only; it goes on from there"
+        );
+    }
+    if begins_anew {
+        let name = format!("CONSUMER.DELETE.{stream}.{durable}");
+        api.request_unless(code::CONSUMER_NOT_FOUND, &name, &Value::Null)
+            .await?;
+    }
+    let former = existing.as_ref().filter(|_| !begins_anew);
+    let mut config = configuration(consumer);
+    config.extend(begin(consumer, floor, is_other, former));
+    let body = json!({"stream_name": stream, "config": config});
+    let made = api
+        .request(&format!("CONSUMER.CREATE.{stream}.{durable}"), &body)
+        .await?;
+    Ok(Found {
+        stream_created,
+        consumer_sequence: number(Some(&made), "delivered", "consumer_seq"),
+        stream_sequence: number(Some(&made), "delivered", "stream_seq"),
+    })
+}
+
+fn configuration(consumer: &Consumer) -> Map<String, Value> {
+    let filter = match consumer.filter_subjects.as_slice() {
+        [] => None,
+        [one] => Some(("filter_subject", json!(one))),
+        many => Some(("filter_subjects", json!(many))),
+    };
+    let settings = [
+        ("name", json!(consumer.durable)),
+        ("durable_name", json!(consumer.durable)),
+        ("ack_policy", json!("explicit")),
+        ("ack_wait", json!(consumer.ack_wait_ms * 1_000_000)),
+        // Who gives up is the subscription, which keeps what it gives up.
+        ("max_deliver", json!(-1)),
+        ("max_ack_pending", json!(MAX_ACK_PENDING)),
+        ("replay_policy", json!("instant")),
+    ];
+    let settings = settings.into_iter().chain(filter);
+    settings.map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+/// Where the consumer begins; one that exists cannot be told otherwise.
+fn begin(consumer: &Consumer, floor: u64, is_other: bool, former: Option<&Value>) -> Vec<(String, Value)> {
+    if let Some(former) = former.and_then(|former| former.get("config")) {
+        let names = ["deliver_policy", "opt_start_seq", "opt_start_time"];
+        let former = names.into_iter().map(|name| (name, former.get(name)));
+        return former
+            .filter_map(|(name, value)| Some((name.to_string(), value?.clone())))
+            .collect();
+    }
+    let (policy, from) = match &consumer.start {
+        _ if floor > 0 => ("by_start_sequence", Some(("opt_start_seq", json!(floor + 1)))),
+        _ if is_other => ("all", None),
+        Start::All => ("all", None),
+        Start::New => ("new", None),
+        Start::Sequence(sequence) => ("by_start_sequence", Some(("opt_start_seq", json!(sequence)))),
+        Start::Time(time) => ("by_start_time", Some(("opt_start_time", json!(time)))),
+    };
+    let settings = [("deliver_policy", json!(policy))].into_iter().chain(from);
+    settings.map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+/// Asks the consumer for messages, which go to `inbox`.
+pub async fn pull(
+    api: &Api,
+    stream: &str,
+    consumer: &Consumer,
+    inbox: &str,
+    count: usize,
+) -> std::result::Result<(), async_nats::PublishError> {
+    let client: &Client = api.client.client();
+    let subject = format!("{}.CONSUMER.MSG.NEXT.{stream}.{}", api.prefix, consumer.durable);
+    let body = json!({"batch": count, "expires": EXPIRES * NANO, "idle_heartbeat": HEARTBEAT * NANO});
+    client
+        .publish_with_reply(subject, inbox.to_string(), Bytes::from(body.to_string()))
+        .await
+}
+
+fn text(value: &Value, name: &str) -> String {
+    value
+        .get(name)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_string()
+}
+
+fn number(value: Option<&Value>, object: &str, name: &str) -> u64 {
+    value
+        .and_then(|value| value.get(object))
+        .and_then(|object| object.get(name))
+        .and_then(Value::as_u64)
+        .unwrap_or(0)
+}

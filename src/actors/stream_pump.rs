@@ -1,0 +1,312 @@
+//! Keeps one durable subscription supplied: pulls from its consumer as much as its executors have room for, finds or
+//! makes the consumer again whenever it is lost, until the subscription is taken away. A task of the actor thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::StatusCode;
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
+
+use super::acks;
+use super::consumer::{self, Found, HEARTBEAT};
+use super::handler::{Handler, State};
+use super::jetstream::Api;
+use super::pump::{Inlet, client, incoming};
+use super::queue::Pushed;
+use super::supervisor;
+use crate::channel::work::{Consumer, Place};
+use crate::error::{Error, Kind};
+use crate::flood::Flood;
+use crate::nats::ack::{self, Delivery};
+
+/// For each answer of JetStream's API.
+const API_LIMIT: Duration = Duration::from_secs(5);
+/// A pull that is silent for so long is lost: JetStream would have said that it is there.
+const SILENCE: Duration = Duration::from_millis(HEARTBEAT * 2500);
+/// Before the consumer is looked for again; doubled each time, up to the limit.
+const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+/// Fewest messages to pull ahead.
+const LEAST_AHEAD: usize = 16;
+/// JetStream is told no more often than this that messages are worked on.
+const LEAST_PROGRESS: Duration = Duration::from_millis(300);
+
+/// Why pulling has ended.
+enum End {
+    /// The connection has ended, or the subscription.
+    Over,
+    /// Something is wrong with the consumer, which was there.
+    Lost,
+    /// It could not be found or made.
+    Failed(Error),
+}
+
+/// Runs until `stop` is true.
+pub async fn stream_pump(
+    handler: Arc<Handler>,
+    connection: supervisor::Handle,
+    inlet: impl Inlet,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut status = connection.status.clone();
+    let mut supply = Supply::new(&handler);
+    let mut pause = PAUSE;
+    while let Some((_, generation)) = client(&mut status, &mut stop).await {
+        let mut replaced = status.clone();
+        let mut stopped = stop.clone();
+        let end = tokio::select! {
+            end = supply.consume(&handler, &connection, &inlet) => end,
+            _ = replaced.wait_for(|s| s.client.is_none() || s.generation != generation) => End::Over,
+            _ = stopped.wait_for(|stop| *stop) => break,
+        };
+        handler.set_state(State::Waiting);
+        match end {
+            End::Over => {
+                pause = PAUSE;
+                continue;
+            }
+            End::Lost => pause = PAUSE,
+            End::Failed(error) => {
+                supply.complain(&handler, &error);
+                handler.lock().trouble = Some(error);
+            }
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
+        pause = (pause * 2).min(PAUSE_LIMIT);
+    }
+    acks::give_back(&handler);
+}
+
+/// What is remembered from one consumer to the next.
+struct Supply {
+    is_first: bool,
+    /// Most messages that are in hand or asked for.
+    ahead: usize,
+    complaints: Flood,
+}
+
+impl Supply {
+    fn new(handler: &Handler) -> Supply {
+        let definition = handler.definition();
+        let batch = definition
+            .consumer
+            .as_ref()
+            .map_or(1, |consumer| consumer.batch_size);
+        Supply {
+            is_first: true,
+            ahead: (batch as usize * 2).max(LEAST_AHEAD),
+            complaints: Flood::default(),
+        }
+    }
+
+    /// Pulls until that ends.
+    async fn consume(
+        &mut self,
+        handler: &Arc<Handler>,
+        connection: &supervisor::Handle,
+        inlet: &impl Inlet,
+    ) -> End {
+        let definition = handler.definition();
+        let (stream, Some(consumer)) = (&definition.subject, &definition.consumer) else {
+            return End::Over;
+        };
+        let Some(api) = Api::of(&connection.status, consumer.domain.clone(), API_LIMIT) else {
+            return End::Over;
+        };
+        let found = match consumer::find(&api, stream, consumer, &definition.progress, self.is_first).await {
+            Ok(found) => found,
+            Err(error) if error.kind == Kind::ConnectionLost => return End::Over,
+            Err(error) => return End::Failed(error),
+        };
+        self.is_first = false;
+        if handler.in_hand.is_of_other(&found.stream_created) {
+            handler.lock().queue.clear();
+            handler.in_hand.take_all();
+        }
+        handler.in_hand.set_stream_created(&found.stream_created);
+        let inbox = api.client.client().new_inbox();
+        let Ok(mut messages) = api.client.client().subscribe(inbox.clone()).await else {
+            return End::Over;
+        };
+        handler.lock().trouble = None;
+        handler.set_state(State::Live);
+        let mut count = Count::from(&found);
+        let progress = (Duration::from_millis(consumer.ack_wait_ms) / 3).max(LEAST_PROGRESS);
+        let mut clock = interval_at(Instant::now() + progress, progress);
+        let mut heard = Instant::now();
+        loop {
+            let room = self.ahead.saturating_sub(handler.in_hand.count() + count.pending);
+            if room > 0 && room >= self.ahead / 4 {
+                if consumer::pull(&api, stream, consumer, &inbox, room)
+                    .await
+                    .is_err()
+                {
+                    return End::Over;
+                }
+                if count.pending == 0 {
+                    heard = Instant::now();
+                }
+                count.pending += room;
+            }
+            tokio::select! {
+                message = messages.next() => {
+                    let Some(message) = message else { return End::Over };
+                    heard = Instant::now();
+                    let taken = match message.status {
+                        None => self.take(handler, consumer, message, &mut count, inlet),
+                        Some(status) => count.told(status, &message),
+                    };
+                    if !taken {
+                        return End::Lost;
+                    }
+                }
+                () = handler.in_hand.fewer.notified() => {}
+                _ = clock.tick() => acks::tell_progress(handler, progress),
+                () = sleep_until(heard + SILENCE), if count.pending > 0 => return End::Lost,
+            }
+        }
+    }
+
+    /// `false` if the consumer has to begin anew.
+    fn take(
+        &mut self,
+        handler: &Arc<Handler>,
+        consumer: &Consumer,
+        message: async_nats::Message,
+        count: &mut Count,
+        inlet: &impl Inlet,
+    ) -> bool {
+        let mut message = incoming(message);
+        let delivery = message.reply.as_deref().and_then(ack::parse);
+        let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
+            return true;
+        };
+        let place = count.place(delivery);
+        message.place = Some(place);
+        message.time_us = delivery.time_us;
+        if !handler.in_hand.add(place.sequence, &reply) {
+            return true;
+        }
+        match handler.push(message) {
+            Pushed::First => inlet.ready(handler),
+            Pushed::Behind => {}
+            // Large messages: fewer of them at a time.
+            Pushed::Refused(_) => {
+                self.ahead = (self.ahead / 2).max(1);
+                acks::postpone(handler, place.sequence, PAUSE);
+                return !consumer.stop_on_failure;
+            }
+        }
+        true
+    }
+
+    fn complain(&mut self, handler: &Handler, error: &Error) {
+        if let Some(suppressed) = self.complaints.pass() {
+            let definition = handler.definition();
+            log::warn!(
+                "durable subscription of stream \"{}\" for {} waits: {error}{suppressed}",
+                definition.subject,
+                definition.function
+            );
+        }
+    }
+}
+
+/// Follows the consumer's deliveries.
+struct Count {
+    /// Messages that were asked for and have not come.
+    pending: usize,
+    /// Number of the last delivery.
+    consumer_sequence: u64,
+    /// Of the last message that was delivered for the first time.
+    stream_sequence: u64,
+}
+
+impl Count {
+    fn from(found: &Found) -> Count {
+        Count {
+            pending: 0,
+            consumer_sequence: found.consumer_sequence,
+            stream_sequence: found.stream_sequence,
+        }
+    }
+
+    /// Where a message stands. Between it and the one before there is nothing for this consumer, unless a delivery is
+    /// missing: then what is missing will come again, and is not to be taken for done.
+    fn place(&mut self, delivery: Delivery) -> Place {
+        self.pending = self.pending.saturating_sub(1);
+        let follows = delivery.consumer_sequence == self.consumer_sequence + 1;
+        self.consumer_sequence = self.consumer_sequence.max(delivery.consumer_sequence);
+        let sequence = delivery.sequence;
+        let mut after = sequence.saturating_sub(1);
+        if delivery.deliveries == 1 {
+            if follows {
+                after = after.min(self.stream_sequence);
+            }
+            self.stream_sequence = self.stream_sequence.max(sequence);
+        }
+        Place {
+            sequence,
+            after,
+            deliveries: delivery.deliveries,
+        }
+    }
+
+    /// What the consumer says besides messages; `false` if it is of no more use.
+    fn told(&mut self, status: StatusCode, message: &async_nats::Message) -> bool {
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return true;
+        }
+        // A pull has ended.
+        let left = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Pending-Messages"))
+            .and_then(|left| left.as_str().parse().ok());
+        self.pending = self.pending.saturating_sub(left.unwrap_or(self.pending));
+        let is_harmless = status == StatusCode::NOT_FOUND || status == StatusCode::TIMEOUT;
+        is_harmless
+            || message
+                .description
+                .as_deref()
+                .is_some_and(|text| text.contains("Batch Completed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(sequence: u64, consumer_sequence: u64, deliveries: u32) -> Delivery {
+        Delivery {
+            sequence,
+            consumer_sequence,
+            deliveries,
+            time_us: 0,
+        }
+    }
+
+    #[test]
+    fn what_lies_between_two_deliveries_is_known_unless_one_is_missing() {
+        let mut count = Count {
+            pending: 9,
+            consumer_sequence: 4,
+            stream_sequence: 10,
+        };
+        // Eleven to fourteen are of other subjects.
+        assert_eq!(count.place(delivery(15, 5, 1)).after, 10);
+        // Again, and then the next.
+        assert_eq!(count.place(delivery(8, 6, 2)).after, 7);
+        assert_eq!(count.place(delivery(20, 7, 1)).after, 15);
+        // The delivery before is missing.
+        assert_eq!(count.place(delivery(30, 9, 1)).after, 29);
+        assert_eq!(count.place(delivery(33, 10, 1)).after, 30);
+        assert_eq!(count.place(delivery(25, 11, 2)).after, 24);
+        assert_eq!(count.pending, 3);
+    }
+}

@@ -1,0 +1,164 @@
+//! What a durable subscription has applied: kept in its own table, changed in the transaction of the effects themselves,
+//! so that a message which comes again is skipped. Runs in executors.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+
+use crate::channel::work::{Delivered, Place, StreamWork, Work};
+use crate::nats::headers;
+use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
+use crate::pg::query::prepared;
+use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
+
+/// The subscription's row, locked until the transaction ends.
+pub struct Applied {
+    /// Sequences that are done with: from the first of each pair to before the second.
+    ranges: Vec<(u64, u64)>,
+    /// Of an earlier stream of the same name.
+    is_of_other: bool,
+}
+
+/// Names and operators are PostgreSQL's own, whatever the search path of the handler's role is.
+fn own_names() -> Parameters {
+    Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())])
+}
+
+impl Applied {
+    /// Locks the row; `None` if the subscription is gone or has stopped, or these messages are of a stream that is.
+    pub fn lock(stream: &StreamWork) -> Option<Applied> {
+        let _names = own_names();
+        let rows = prepared(
+            "SELECT applied::text, stopped IS NULL, stream_created IS NOT NULL AND stream_created <> $2, \
+             stream_created::timestamptz > $2::timestamptz FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
+            &[Text(&stream.id), Text(&stream.stream_created)],
+        );
+        let row = rows.into_iter().next()?;
+        let [ranges, goes_on, is_of_other, is_stale] = <[Option<String>; 4]>::try_from(row).ok()?;
+        let is = |flag: Option<String>| flag.as_deref() == Some("t");
+        let is_of_other = is(is_of_other);
+        (is(goes_on) && !is(is_stale)).then(|| Applied {
+            ranges: if is_of_other {
+                Vec::new()
+            } else {
+                ranges_of(&ranges.unwrap_or_default())
+            },
+            is_of_other,
+        })
+    }
+
+    /// Whether the message was applied before.
+    pub fn has(&self, message: &Delivered) -> bool {
+        let sequence = message.place.map_or(0, |place| place.sequence);
+        let next = self.ranges.partition_point(|(_, end)| *end <= sequence);
+        self.ranges.get(next).is_some_and(|(start, _)| *start <= sequence)
+    }
+
+    /// Writes down what is applied now.
+    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = Place>) {
+        let _names = own_names();
+        let mut ranges = String::from("{");
+        for place in messages {
+            let comma = if ranges.len() > 1 { "," } else { "" };
+            let _ = write!(ranges, "{comma}({},{}]", place.after, place.sequence);
+        }
+        ranges.push('}');
+        let before = if self.is_of_other { "{}" } else { "{(,)}" };
+        prepared(
+            "UPDATE litmus_pgnats.handler_stream SET applied = applied * $4::int8multirange + $3::int8multirange, \
+             stream_created = $2 WHERE id = $1::uuid",
+            &[
+                Text(&stream.id),
+                Text(&stream.stream_created),
+                Text(&ranges),
+                Text(before),
+            ],
+        );
+    }
+}
+
+/// Reads what PostgreSQL writes: `{[1,5),[7,9)}`.
+fn ranges_of(text: &str) -> Vec<(u64, u64)> {
+    let numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|n| !n.is_empty());
+    let numbers: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+    numbers
+        .chunks_exact(2)
+        .filter_map(|pair| Some((*pair.first()?, *pair.get(1)?)))
+        .collect()
+}
+
+/// Gives a message up, in a transaction of its own: it goes to the dead letters and is done with, or the subscription
+/// stops at it. `false` if that was not possible, or the subscription is gone.
+pub fn give_up(
+    work: &Work,
+    stream: &StreamWork,
+    message: &Delivered,
+    payload: &Bytes,
+    error: &Caught,
+) -> bool {
+    let Some(place) = message.place else {
+        return false;
+    };
+    let why = format!("{}: {}", error.sqlstate, error.message);
+    let done = transaction(|| {
+        with_snapshot(|| {
+            let Some(applied) = Applied::lock(stream) else {
+                return false;
+            };
+            if applied.has(message) {
+                return true;
+            }
+            if stream.stop_on_failure {
+                stop(stream, place, &why);
+            } else {
+                bury(work, stream, message, payload, &why);
+                applied.add(stream, std::iter::once(place));
+            }
+            true
+        })
+    });
+    done.unwrap_or(false)
+}
+
+fn stop(stream: &StreamWork, place: Place, why: &str) {
+    let _names = own_names();
+    prepared(
+        "UPDATE litmus_pgnats.handler_stream SET stopped = format('message %s of the stream has failed %s times: %s', \
+         $2, $3, $4) WHERE id = $1::uuid",
+        &[
+            Text(&stream.id),
+            Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
+            Int8(place.deliveries.into()),
+            Text(why),
+        ],
+    );
+}
+
+fn bury(work: &Work, stream: &StreamWork, message: &Delivered, payload: &Bytes, why: &str) {
+    let _names = own_names();
+    let place = message.place.unwrap_or(Place {
+        sequence: 0,
+        after: 0,
+        deliveries: 0,
+    });
+    let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
+    prepared(
+        "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
+         subject, payload, headers, domain, error, sent) \
+         SELECT 'stream', s.server, $2::regrole, s.subject, s.signature, $3, $4::integer, $5, $6, $7::jsonb, s.domain, $8, \
+         to_timestamp($9 / 1000000.0) FROM litmus_pgnats.handler_stream s WHERE s.id = $1::uuid",
+        &[
+            Text(&stream.id),
+            Oid(work.role),
+            Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
+            Int8(place.deliveries.into()),
+            Text(&message.subject),
+            Bytea(payload),
+            OptionalText(headers.as_deref()),
+            Text(why),
+            Int8(message.time_us),
+        ],
+    );
+}

@@ -1,0 +1,62 @@
+//! What a JetStream message's reply subject tells of it (ADR-15). Pure.
+
+#![forbid(unsafe_code)]
+
+/// Where a message stands in its stream and for its consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// In the stream.
+    pub sequence: u64,
+    /// Counts all that the consumer has delivered, repetitions among them.
+    pub consumer_sequence: u64,
+    /// How often this message was delivered, this time included.
+    pub deliveries: u32,
+    /// When the stream took it: microseconds since 1970.
+    pub time_us: i64,
+}
+
+/// Reads the subject that a message is acknowledged on; `None` if it is no such subject.
+pub fn parse(reply: &str) -> Option<Delivery> {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    // $JS.ACK.stream.consumer.deliveries.sequence.consumer_sequence.time.pending, or with domain and account hash
+    // before the stream, and perhaps more at the end.
+    let rest = match tokens.as_slice() {
+        ["$JS", "ACK", rest @ ..] if rest.len() == 7 => rest,
+        ["$JS", "ACK", _, _, rest @ ..] if rest.len() >= 7 => rest,
+        _ => return None,
+    };
+    let [_, _, deliveries, sequence, consumer_sequence, nanoseconds, ..] = rest else {
+        return None;
+    };
+    let nanoseconds: i64 = nanoseconds.parse().ok()?;
+    Some(Delivery {
+        sequence: sequence.parse().ok()?,
+        consumer_sequence: consumer_sequence.parse().ok()?,
+        deliveries: deliveries.parse().ok()?,
+        time_us: nanoseconds / 1000,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_are_read() {
+        let expected = Some(Delivery {
+            sequence: 10,
+            consumer_sequence: 7,
+            deliveries: 2,
+            time_us: 1_600_000_000_000_000,
+        });
+        assert_eq!(parse("$JS.ACK.s.c.2.10.7.1600000000000000000.3"), expected);
+        assert_eq!(parse("$JS.ACK._.hash.s.c.2.10.7.1600000000000000000.3"), expected);
+        assert_eq!(
+            parse("$JS.ACK.hub.hash.s.c.2.10.7.1600000000000000000.3.random"),
+            expected
+        );
+        for other in ["_INBOX.a.b", "$JS.ACK.s.c.2.10", "$JS.ACK.s.c.2.ten.7.16.3"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+}

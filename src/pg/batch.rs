@@ -1,0 +1,79 @@
+//! Calls users' functions with many messages at once. Runs in executors, on the main thread, in a transaction.
+
+use pgrx::pg_sys;
+
+use super::callback::{self, Function};
+use super::catalog;
+use super::fmgr::{jsonb, to_server, varlena};
+use super::query::NOT_NULL;
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
+const EPOCH_US: i64 = 946_684_800_000_000;
+
+/// A row of type `litmus_pgnats.message`; text is UTF-8.
+pub struct Element<'a> {
+    pub subject: &'a str,
+    pub payload: &'a [u8],
+    pub reply: Option<&'a str>,
+    /// A JSON object; none if the message has no headers.
+    pub headers: Option<String>,
+    /// Sequence in the stream, and count of deliveries.
+    pub place: Option<(u64, u32)>,
+    /// Microseconds since 1970.
+    pub time_us: i64,
+}
+
+/// Calls a function with messages. Raises the function's errors.
+pub fn call(function: &Function, messages: &[Element<'_>]) {
+    let Some(message) = catalog::message_type() else {
+        return;
+    };
+    let array: pg_sys::Oid = message.array.into();
+    // SAFETY: the rows are made by the type's own descriptor and the array of them; the plan takes one argument of the
+    // array's type. What is raised ends the (sub)transaction and SPI's level with it.
+    unsafe {
+        pg_sys::SPI_connect();
+        let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(message.row.into(), -1);
+        let mut rows: Vec<pg_sys::Datum> = messages.iter().map(|message| row(descriptor, message)).collect();
+        let count = i32::try_from(rows.len()).unwrap_or(0);
+        let elements = pg_sys::construct_array(
+            rows.as_mut_ptr(),
+            count,
+            message.row.into(),
+            -1,
+            false,
+            pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char,
+        );
+        let plan = callback::plan(function, &mut [array]);
+        let mut values = [pg_sys::Datum::from(elements)];
+        pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), [NOT_NULL].as_ptr(), false, 0);
+        pg_sys::SPI_finish();
+    }
+}
+
+/// # Safety
+/// `descriptor` is that of `litmus_pgnats.message`.
+unsafe fn row(descriptor: pg_sys::TupleDesc, message: &Element<'_>) -> pg_sys::Datum {
+    let text = |text: &str| varlena(&to_server(text));
+    let headers = message.headers.as_ref();
+    let mut values = [
+        Some(text(message.subject)),
+        Some(varlena(message.payload)),
+        message.reply.map(text),
+        headers.and_then(|headers| jsonb(&to_server(headers))),
+        message.place.map(|(sequence, _)| pg_sys::Datum::from(sequence)),
+        message
+            .place
+            .map(|(_, deliveries)| pg_sys::Datum::from(deliveries)),
+        Some(pg_sys::Datum::from(message.time_us - EPOCH_US)),
+    ];
+    let mut nulls = values.map(|value| value.is_none());
+    let mut values = values
+        .each_mut()
+        .map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
+    // SAFETY: as the caller promises; the type has as many columns as the arrays have elements, of these types.
+    unsafe {
+        let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+    }
+}
