@@ -283,8 +283,9 @@ async fn a_consumer_or_a_stream_that_vanishes_is_made_again_or_reported() {
     // The stream goes, which is said, and another one of its name counts anew.
     events.0.delete_stream("events").await.expect("delete a stream");
     until(&session, "waiting").await;
-    let problem = text(&session, &format!("SELECT problem FROM {ALL}")).await;
-    assert_eq!(problem, "stream \"events\" does not exist");
+    let problem = format!("SELECT problem FROM {ALL} WHERE problem IS NOT NULL");
+    let missing = vec!["stream \"events\" does not exist".to_owned()];
+    eventually_eq(SOON, missing, async || texts(&session, &problem).await).await;
     events.create().await;
     events.count_off(6..=7).await;
     eventually_eq(LONG, numbers(1..=7), async || got(&session).await).await;
@@ -370,7 +371,7 @@ async fn what_is_refused() {
         ),
         (
             "'events', 'keep', filter_subjects => '{a..b}'",
-            "invalid subject \"a..b\"",
+            "invalid subject",
         ),
         ("'events', 'now'", "function pg_catalog.now() cannot be a stream"),
     ] {
