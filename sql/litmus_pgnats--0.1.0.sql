@@ -413,6 +413,127 @@ COMMENT ON COLUMN litmus_pgnats.dead_letter.error IS 'why the last attempt has f
 COMMENT ON COLUMN litmus_pgnats.dead_letter.sent IS 'when it was written to the outbox, or published to the stream';
 COMMENT ON COLUMN litmus_pgnats.dead_letter.died IS 'when it was given up';
 
+CREATE FUNCTION litmus_pgnats.redrive(id bigint) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_redrive';
+COMMENT ON FUNCTION litmus_pgnats.redrive(bigint) IS 'put a dead letter into the outbox again, or execute it, in this transaction';
+
+CREATE FUNCTION litmus_pgnats.redrive_all(server text DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_redrive_all';
+COMMENT ON FUNCTION litmus_pgnats.redrive_all(text) IS 'put all dead letters of the outbox into it again, and return their number';
+
+CREATE FUNCTION litmus_pgnats.purge_dead_letters(older_than interval DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_purge_dead_letters';
+COMMENT ON FUNCTION litmus_pgnats.purge_dead_letters(interval) IS 'remove dead letters, and return their number';
+
+-- The outbox: messages that are delivered to JetStream after the commit of the transaction that has written them.
+
+CREATE SEQUENCE litmus_pgnats.outbox_id;
+COMMENT ON SEQUENCE litmus_pgnats.outbox_id IS 'numbers messages in the outbox';
+CREATE SEQUENCE litmus_pgnats.outbox_number;
+COMMENT ON SEQUENCE litmus_pgnats.outbox_number IS 'numbers commits that have written to the outbox';
+
+CREATE TABLE litmus_pgnats.outbox (
+    batch bigint NOT NULL,
+    id bigint NOT NULL DEFAULT pg_catalog.nextval('litmus_pgnats.outbox_id'),
+    subject text NOT NULL,
+    payload bytea NOT NULL,
+    headers jsonb,
+    domain text,
+    message_id uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    created timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (batch, id)
+);
+COMMENT ON TABLE litmus_pgnats.outbox IS 'messages that wait for their delivery to JetStream';
+COMMENT ON COLUMN litmus_pgnats.outbox.batch IS 'the same for all that a transaction has written for a server';
+COMMENT ON COLUMN litmus_pgnats.outbox.id IS 'number of the message';
+COMMENT ON COLUMN litmus_pgnats.outbox.subject IS 'its subject';
+COMMENT ON COLUMN litmus_pgnats.outbox.payload IS 'what it carries';
+COMMENT ON COLUMN litmus_pgnats.outbox.headers IS 'its headers';
+COMMENT ON COLUMN litmus_pgnats.outbox.domain IS 'JetStream domain, if not that of the server';
+COMMENT ON COLUMN litmus_pgnats.outbox.message_id IS 'its Nats-Msg-Id, by which JetStream knows repetitions';
+COMMENT ON COLUMN litmus_pgnats.outbox.created IS 'beginning of the transaction that has written it';
+
+CREATE TABLE litmus_pgnats.outbox_batch (
+    number bigint PRIMARY KEY DEFAULT pg_catalog.nextval('litmus_pgnats.outbox_number'),
+    batch bigint NOT NULL,
+    server text NOT NULL,
+    role regrole NOT NULL
+);
+COMMENT ON TABLE litmus_pgnats.outbox_batch IS 'commits that have written to the outbox, in their order';
+COMMENT ON COLUMN litmus_pgnats.outbox_batch.number IS 'taken just before the commit';
+COMMENT ON COLUMN litmus_pgnats.outbox_batch.batch IS 'its messages in litmus_pgnats.outbox';
+COMMENT ON COLUMN litmus_pgnats.outbox_batch.server IS 'foreign server';
+COMMENT ON COLUMN litmus_pgnats.outbox_batch.role IS 'role that has written them, as which they are published';
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.outbox', '');
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.outbox_batch', '');
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.outbox_id', '');
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.outbox_number', '');
+
+CREATE FUNCTION nats_publish_text_outbox(subject text, payload text, headers jsonb DEFAULT NULL, domain text DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_publish_text_outbox';
+COMMENT ON FUNCTION nats_publish_text_outbox(text, text, jsonb, text) IS 'write a message to the outbox, from which it is delivered to JetStream after the commit, and return its number there';
+
+CREATE FUNCTION nats_publish_json_outbox(subject text, payload json, headers jsonb DEFAULT NULL, domain text DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_publish_text_outbox';
+COMMENT ON FUNCTION nats_publish_json_outbox(text, json, jsonb, text) IS 'write a message to the outbox, from which it is delivered to JetStream after the commit, and return its number there';
+
+CREATE FUNCTION nats_publish_jsonb_outbox(subject text, payload jsonb, headers jsonb DEFAULT NULL, domain text DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_publish_jsonb_outbox';
+COMMENT ON FUNCTION nats_publish_jsonb_outbox(text, jsonb, jsonb, text) IS 'write a message to the outbox, from which it is delivered to JetStream after the commit, and return its number there';
+
+CREATE FUNCTION nats_publish_binary_outbox(subject text, payload bytea, headers jsonb DEFAULT NULL, domain text DEFAULT NULL) RETURNS bigint
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_publish_binary_outbox';
+COMMENT ON FUNCTION nats_publish_binary_outbox(text, bytea, jsonb, text) IS 'write a message to the outbox, from which it is delivered to JetStream after the commit, and return its number there';
+
+CREATE FUNCTION litmus_pgnats.publish_change() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    subject text := TG_ARGV[0];
+    image jsonb := CASE TG_OP WHEN 'DELETE' THEN to_jsonb(OLD) ELSE to_jsonb(NEW) END;
+    name text;
+    value text;
+BEGIN
+    IF TG_NARGS <> 1 OR TG_LEVEL <> 'ROW' OR TG_WHEN <> 'AFTER' THEN
+        RAISE EXCEPTION 'trigger "%" on table "%" cannot publish changes', TG_NAME, TG_TABLE_NAME
+          USING ERRCODE = 'trigger_protocol_violated',
+          HINT = 'litmus_pgnats.publish_change(''subject'') is for AFTER INSERT OR UPDATE OR DELETE ... FOR EACH ROW.';
+    END IF;
+    FOR name IN SELECT DISTINCT m[1] FROM regexp_matches(TG_ARGV[0], '\{([^{}]+)\}', 'g') m LOOP
+        value := CASE name WHEN 'op' THEN lower(TG_OP) WHEN 'table' THEN TG_TABLE_NAME WHEN 'schema' THEN TG_TABLE_SCHEMA
+                 ELSE image ->> name END;
+        IF value IS NULL AND NOT image ? name THEN
+            RAISE EXCEPTION 'column "%" in the subject of trigger "%" does not exist', name, TG_NAME
+              USING ERRCODE = 'undefined_column';
+        END IF;
+        -- What a token of a subject cannot have.
+        value := regexp_replace(coalesce(nullif(value, ''), '_'), '[[:space:].*>]', '_', 'g');
+        subject := replace(subject, '{' || name || '}', value);
+    END LOOP;
+    PERFORM @extschema@.nats_publish_jsonb_outbox(subject, jsonb_build_object(
+        'operation', lower(TG_OP), 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
+        'before', CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
+        'after', CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
+        'transaction', pg_current_xact_id()::text, 'lsn', pg_current_wal_insert_lsn()::text, 'time', clock_timestamp()));
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION litmus_pgnats.publish_change() IS 'row-level trigger that writes changes of a table to the outbox';
+
+CREATE VIEW litmus_pgnats.dead_letters AS
+  SELECT id, source, server, role, stream, function, stream_sequence, delivery_count, subject,
+         pg_catalog.octet_length(payload) AS size, error, sent, died
+  FROM litmus_pgnats.dead_letter;
+COMMENT ON VIEW litmus_pgnats.dead_letters IS 'messages that could not be delivered, or not be executed, without their content';
+
+CREATE VIEW litmus_pgnats.outbox_waiting AS
+  SELECT b.server, b.role, pg_catalog.count(*) AS messages, pg_catalog.min(o.created) AS oldest
+  FROM litmus_pgnats.outbox_batch b JOIN litmus_pgnats.outbox o ON o.batch OPERATOR(pg_catalog.=) b.batch
+  GROUP BY b.server, b.role;
+COMMENT ON VIEW litmus_pgnats.outbox_waiting IS 'messages in the outbox that wait for their delivery, by server and role';
+
+GRANT SELECT ON litmus_pgnats.dead_letters, litmus_pgnats.outbox_waiting TO pg_monitor;
+-- Users name these in their own tables and statements.
+GRANT USAGE ON SCHEMA litmus_pgnats TO PUBLIC;
+
 -- What the workers do.
 
 CREATE FUNCTION litmus_pgnats.stat_handlers(

@@ -53,10 +53,12 @@ pub extern "C-unwind" fn _PG_init() {
         roll_back_to: sql::on_commit::roll_back_to,
         before_commit: || {
             sql::reload::before_commit()?;
+            sql::outbox::before_commit()?;
             sql::on_commit::before_commit()
         },
         before_prepare: || {
             sql::on_commit::before_prepare()?;
+            sql::outbox::before_prepare()?;
             sql::reload::before_prepare()?;
             sql::changes::before_prepare()
         },
@@ -65,10 +67,12 @@ pub extern "C-unwind" fn _PG_init() {
             sql::changes::committed();
             // Behind the others: what the transaction has subscribed gets what it has published.
             sql::on_commit::committed();
+            sql::outbox::committed();
         },
         aborted: || {
             sql::call::give_up();
             sql::on_commit::aborted();
+            sql::outbox::aborted();
             sql::reload::aborted();
             sql::changes::aborted();
         },

@@ -369,10 +369,7 @@ async fn what_is_refused() {
             "'events', 'keep', durable => 'a b'",
             "invalid durable name \"a b\"",
         ),
-        (
-            "'events', 'keep', filter_subjects => '{a..b}'",
-            "invalid subject",
-        ),
+        ("'events', 'keep', filter_subjects => '{a..b}'", "invalid subject"),
         ("'events', 'now'", "function pg_catalog.now() cannot be a stream"),
     ] {
         let sql = format!("SELECT nats_subscribe_stream({arguments})");

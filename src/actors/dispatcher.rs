@@ -11,6 +11,7 @@ use super::acks;
 use super::handler::Handler as MessageHandler;
 use super::host::Notice;
 use super::notifier::{Notifier, Notify};
+use super::outbox::{self, Enable, Outbox, Wake};
 use super::patroni_watcher::{Follow, PatroniWatcher};
 use super::pool::Pool;
 use super::queue::Incoming;
@@ -123,6 +124,7 @@ pub struct Registries {
     pub responders: Addr<ResponderRegistry>,
     pub notifier: Addr<Notifier>,
     pub patroni: Addr<PatroniWatcher>,
+    pub outbox: Addr<Outbox>,
 }
 
 /// The actor.
@@ -199,6 +201,14 @@ impl Dispatcher {
         });
     }
 
+    /// The outbox is the primary's to deliver, unless Patroni takes another for it.
+    fn enable_outbox(&self) {
+        if let Some(registries) = &self.registries {
+            let is_enabled = self.role.borrow().is_primary && self.fence.is_none();
+            registries.outbox.do_send(Enable(is_enabled));
+        }
+    }
+
     fn worked(&mut self, ticket: u32, worked: Worked, body: Bytes, ctx: &mut Context<Self>) {
         let Some(task) = self.pool.task(ticket) else {
             return;
@@ -264,6 +274,7 @@ impl Dispatcher {
             has_extension,
             mut handlers,
             servers,
+            has_outbox,
         } = report;
         let is_primary = self.role.borrow().is_primary;
         if !is_primary {
@@ -289,6 +300,9 @@ impl Dispatcher {
         let Some(registries) = &self.registries else {
             return;
         };
+        if has_outbox {
+            registries.outbox.do_send(Wake(database));
+        }
         registries.patroni.do_send(Follow {
             database,
             urls: servers
@@ -352,6 +366,7 @@ impl Handler<Registries> for Dispatcher {
 
     fn handle(&mut self, registries: Registries, _: &mut Self::Context) {
         self.registries = Some(registries);
+        self.enable_outbox();
     }
 }
 
@@ -393,6 +408,7 @@ impl Handler<Heard> for Dispatcher {
                 self.worked(ticket, worked, body, ctx);
                 self.wind_if_stopped(ctx);
             }
+            Said::Fetched(_) => {}
             Said::Vanished => {
                 if let Some(task) = self.pool.task(ticket) {
                     let database = task.handler.database;
@@ -501,6 +517,7 @@ impl Handler<Promoted> for Dispatcher {
         });
         if promoted {
             log::info!("the server was promoted, its timeline is {timeline}");
+            self.enable_outbox();
             ctx.notify(Scan(databases));
         }
     }
@@ -511,6 +528,7 @@ impl Handler<Fence> for Dispatcher {
 
     fn handle(&mut self, Fence(fence): Fence, ctx: &mut Self::Context) {
         self.fence = fence;
+        self.enable_outbox();
         ctx.notify(Scan(self.pool.databases()));
     }
 }
@@ -522,7 +540,14 @@ impl Handler<Vacate> for Dispatcher {
         let (done, wait) = oneshot::channel();
         self.pool.vacate(database, done);
         ctx.run_later(GRACE, move |actor, _| actor.pool.evict(database));
-        Box::pin(async move { drop(wait.await) })
+        let registries = self.registries.as_ref();
+        let courier = registries.map(|registries| registries.outbox.send(outbox::Vacate(database)));
+        Box::pin(async move {
+            drop(wait.await);
+            if let Some(courier) = courier {
+                let _ = courier.await;
+            }
+        })
     }
 }
 
@@ -531,6 +556,9 @@ impl Handler<Release> for Dispatcher {
 
     fn handle(&mut self, Release(database): Release, ctx: &mut Self::Context) {
         self.pool.release(database);
+        if let Some(registries) = &self.registries {
+            registries.outbox.do_send(outbox::Release(database));
+        }
         self.pool.look(database, oneshot::channel().0);
         self.wind(ctx);
     }

@@ -1,10 +1,12 @@
-//! An executor's end of the control channel: orders out, outcomes in. A task of the actor thread.
+//! A worker's end of the control channel, an executor's or a courier's: orders out, outcomes in. A task of the actor
+//! thread.
 
-use actix::Addr;
+use actix::dev::ToEnvelope;
+use actix::{Actor, Addr, Handler};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::dispatcher::{Dispatcher, Gone, Heard, Joined};
+use super::dispatcher::{Gone, Heard, Joined};
 use super::task::Order;
 use crate::channel::message::{Reply, Request};
 use crate::channel::server::{FrameReader, FrameWriter};
@@ -12,15 +14,19 @@ use crate::channel::server::{FrameReader, FrameWriter};
 /// Orders that may wait: one for work, one to leave.
 const ORDERS: usize = 4;
 
-/// Serves an executor that has greeted, until its end or the runtime's.
-pub async fn serve(
+/// Serves a worker that has greeted, until its end or the runtime's, for the actor that has started it.
+pub async fn serve<A>(
     ticket: u32,
     pid: u32,
     mut reader: FrameReader,
     mut writer: FrameWriter,
-    dispatcher: Addr<Dispatcher>,
+    dispatcher: Addr<A>,
     mut finish: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+) -> std::io::Result<()>
+where
+    A: Actor + Handler<Joined> + Handler<Heard> + Handler<Gone>,
+    A::Context: ToEnvelope<A, Joined> + ToEnvelope<A, Heard> + ToEnvelope<A, Gone>,
+{
     let (orders, mut incoming) = mpsc::channel::<Order>(ORDERS);
     if !matches!(dispatcher.send(Joined { ticket, pid, orders }).await, Ok(true)) {
         return Ok(());

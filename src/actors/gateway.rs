@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::dispatcher::Dispatcher;
 use super::load::Load;
+use super::outbox::Outbox;
 use super::pace::Pace;
 use super::responder_registry::ResponderRegistry;
 use super::session::Session;
@@ -31,6 +32,7 @@ pub struct Actors {
     pub dispatcher: Addr<Dispatcher>,
     pub subscriptions: Addr<SubscriptionRegistry>,
     pub responders: Addr<ResponderRegistry>,
+    pub outbox: Addr<Outbox>,
 }
 
 /// The actor.

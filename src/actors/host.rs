@@ -1,11 +1,11 @@
 //! What the actors need of whoever starts the executors' processes, which is not theirs to do. In the actor thread.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 
 use tokio::sync::Notify;
 
 /// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
-pub trait Host: Send {
+pub trait Host: Send + Sync {
     fn start(&self, ticket: u32, database: u32);
     fn terminate(&self, ticket: u32);
 }
@@ -28,6 +28,8 @@ pub struct Sizes {
     pub executors: AtomicUsize,
     /// Milliseconds that a subscription's function may take for a message; 0 for no limit.
     pub callback_ms: AtomicU64,
+    /// Milliseconds for which a message of the outbox that JetStream refuses is tried again; -1 for ever.
+    pub outbox_retry_ms: AtomicI64,
     /// Milliseconds after which an executor beyond the first leaves.
     pub idle_ms: AtomicU64,
     /// Notified of a change.

@@ -24,6 +24,7 @@ use crate::nats::headers::Headers;
 /// JetStream's error codes that are told apart.
 pub mod code {
     pub const CONSUMER_NOT_FOUND: u64 = 10014;
+    pub const TOO_LARGE: u64 = 10054;
     pub const NOT_ENABLED: [u64; 3] = [10035, 10039, 10076];
     pub const STREAM_NOT_FOUND: u64 = 10059;
     pub const NO_MESSAGE_FOUND: u64 = 10037;
@@ -210,7 +211,7 @@ impl Api {
     }
 
     /// Sequence and domain of an acknowledgement.
-    fn acknowledged(&self, answer: &[u8]) -> Result<(u64, Option<String>)> {
+    pub fn acknowledged(&self, answer: &[u8]) -> Result<(u64, Option<String>)> {
         let not_an_ack = || {
             Error::new(
                 Kind::JetStreamRefused,
@@ -229,7 +230,7 @@ impl Api {
     }
 
     /// Nobody took a message: is there no stream for it, or no JetStream at all?
-    async fn no_stream(&self, subject: &str) -> Error {
+    pub async fn no_stream(&self, subject: &str) -> Error {
         match self.request("INFO", &Value::Null).await {
             Ok(_) => Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\"")),
             Err(error) => error,
@@ -257,6 +258,7 @@ impl Api {
                 return self.unavailable(&format!("JetStream error {number}: {description}."));
             }
             code::STREAM_NOT_FOUND => (Kind::BucketNotFound, "bucket or stream does not exist"),
+            code::TOO_LARGE => (Kind::PayloadTooLarge, "message is larger than the stream allows"),
             code::NO_MESSAGE_FOUND => (Kind::ObjectNotFound, "no message found"),
             _ if code::EXPECTATIONS.contains(&number) => {
                 (Kind::ExpectationFailed, "the stream is not in the expected state")

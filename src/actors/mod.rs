@@ -15,6 +15,7 @@
 //!   has got and not acknowledged, `acks.rs` acknowledges;
 //! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
 //!   `executor_session.rs` talks to one, `host.rs` is who starts them;
+//! - `outbox.rs` has each database's outbox delivered, by `outbox_delivery.rs`;
 //! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
 //! - `system.rs` starts, watches and stops them.
 
@@ -34,10 +35,13 @@ pub mod host;
 pub mod in_hand;
 pub mod jetstream;
 pub mod key_value;
+mod lane;
 mod load;
 pub mod notifier;
 mod object_read;
 pub mod object_store;
+pub mod outbox;
+mod outbox_delivery;
 mod pace;
 pub mod patroni_watcher;
 pub mod pool;

@@ -70,7 +70,7 @@ struct Database {
 
 /// The executors of all databases.
 pub struct Pool {
-    host: Box<dyn Host>,
+    host: Arc<dyn Host>,
     sizes: Arc<Sizes>,
     load: Load,
     databases: HashMap<u32, Database>,
@@ -80,7 +80,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(host: Box<dyn Host>, sizes: Arc<Sizes>, load: Load) -> Self {
+    pub fn new(host: Arc<dyn Host>, sizes: Arc<Sizes>, load: Load) -> Self {
         Pool {
             host,
             sizes,

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -54,15 +54,36 @@ impl Waiting {
     }
 }
 
-/// Forgets a request, whether it was answered or given up.
-struct Request<'a> {
-    waiting: &'a Waiting,
+/// A request that was published.
+pub struct Begun {
+    reply: oneshot::Receiver<Message>,
+    request: Number,
+}
+
+/// Forgets a request when it is dropped.
+struct Number {
+    waiting: Arc<Waiting>,
     number: u64,
 }
 
-impl Drop for Request<'_> {
+impl Drop for Number {
     fn drop(&mut self) {
         self.waiting.lock().remove(&self.number);
+    }
+}
+
+impl Begun {
+    /// Waits for the first reply.
+    pub async fn reply(self, limit: Duration) -> Result<Message, Failure> {
+        let Begun { reply, request } = self;
+        let outcome = timeout(limit, reply).await;
+        drop(request);
+        match outcome {
+            Err(_) => Err(Failure::TimedOut),
+            Ok(Err(_)) => Err(Failure::Lost),
+            Ok(Ok(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(Failure::NoResponders),
+            Ok(Ok(reply)) => Ok(reply),
+        }
     }
 }
 
@@ -96,17 +117,32 @@ impl Requester {
     /// Returns when the NATS server has taken in all that this client has said before: what it sends to itself comes
     /// back behind that. Unlike a request that nobody answers, it needs nothing but publish and subscribe of a server.
     pub async fn round_trip(&self) -> Result<(), Failure> {
-        let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, reply) = oneshot::channel();
-        self.inbox.waiting.lock().insert(number, sender);
-        let _request = Request {
-            waiting: &self.inbox.waiting,
-            number,
-        };
-        let inbox = format!("{}{number}", self.inbox.prefix);
+        let (begun, inbox) = self.expect();
         let sent = self.client.publish(inbox, Bytes::new()).await;
         sent.map_err(|error| unsent(&error))?;
-        reply.await.map(drop).map_err(|_| Failure::Lost)
+        begun.reply.await.map(drop).map_err(|_| Failure::Lost)
+    }
+
+    /// Somebody will wait for what comes to this inbox.
+    fn expect(&self) -> (Begun, String) {
+        let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        let waiting = self.inbox.waiting.clone();
+        waiting.lock().insert(number, sender);
+        let request = Number { waiting, number };
+        let inbox = format!("{}{number}", self.inbox.prefix);
+        (Begun { reply, request }, inbox)
+    }
+
+    /// Publishes a request; the reply is waited for later. What is begun in an order is published in that order.
+    pub async fn begin(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<Begun, Failure> {
+        let (begun, inbox) = self.expect();
+        let sent = self
+            .client
+            .publish_with_reply_and_headers(subject, inbox, headers, payload)
+            .await;
+        sent.map_err(|error| unsent(&error))?;
+        Ok(begun)
     }
 
     /// Publishes a request and waits for the first reply.
@@ -117,14 +153,7 @@ impl Requester {
         payload: Bytes,
         limit: Duration,
     ) -> Result<Message, Failure> {
-        let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, reply) = oneshot::channel();
-        self.inbox.waiting.lock().insert(number, sender);
-        let _request = Request {
-            waiting: &self.inbox.waiting,
-            number,
-        };
-        let inbox = format!("{}{number}", self.inbox.prefix);
+        let (begun, inbox) = self.expect();
         let ask = async {
             match headers {
                 Some(headers) => {
@@ -134,15 +163,11 @@ impl Requester {
                 }
                 None => self.client.publish_with_reply(subject, inbox, payload).await,
             }
-            .map_err(|error| unsent(&error))?;
-            reply.await.map_err(|_| Failure::Lost)
+            .map_err(|error| unsent(&error))
         };
-        let reply = timeout(limit, ask).await.map_err(|_| Failure::TimedOut)??;
-        if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            Err(Failure::NoResponders)
-        } else {
-            Ok(reply)
-        }
+        let began = Instant::now();
+        timeout(limit, ask).await.map_err(|_| Failure::TimedOut)??;
+        begun.reply(limit.saturating_sub(began.elapsed())).await
     }
 }
 

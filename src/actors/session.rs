@@ -21,6 +21,7 @@ use super::executor_session;
 use super::gateway::Actors;
 use super::load::Load;
 use super::object_store::Parts;
+use super::outbox::{Wake, is_courier};
 use super::pace::Pace;
 use super::status::Status;
 use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, stopped};
@@ -113,9 +114,15 @@ impl Session {
             self.actors.dispatcher.do_send(Release(database));
         }
         if let Some((ticket, pid)) = self.executor {
-            let dispatcher = self.actors.dispatcher.clone();
-            let served = executor_session::serve(ticket, pid, reader, self.writer, dispatcher, finish);
-            if let Err(error) = served.await {
+            let Actors {
+                dispatcher, outbox, ..
+            } = self.actors;
+            let served = if is_courier(ticket) {
+                executor_session::serve(ticket, pid, reader, self.writer, outbox, finish).await
+            } else {
+                executor_session::serve(ticket, pid, reader, self.writer, dispatcher, finish).await
+            };
+            if let Err(error) = served {
                 log::debug!("session of an executor ended: {error}");
             }
         }
@@ -291,6 +298,10 @@ impl Session {
             }
             Request::Discard => {
                 self.held = None;
+                Ok(())
+            }
+            Request::Outbox { database } => {
+                self.actors.outbox.do_send(Wake(database));
                 Ok(())
             }
             Request::Leave { slot } => {

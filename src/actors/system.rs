@@ -12,6 +12,7 @@ use super::gateway::{self, Actors, Gateway};
 use super::host::{Host, Notice, Sizes};
 use super::load::Load;
 use super::notifier::Notifier;
+use super::outbox::{Outbox, is_courier};
 use super::pace::Pace;
 use super::patroni_watcher::PatroniWatcher;
 use super::pool::Pool;
@@ -33,7 +34,7 @@ pub struct Config {
     /// What tells this cluster from others in NATS's monitoring.
     pub cluster: String,
     /// Starts executors, and what it says of them.
-    pub host: Box<dyn Host>,
+    pub host: Arc<dyn Host>,
     pub notices: mpsc::UnboundedReceiver<(u32, Notice)>,
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,
@@ -102,6 +103,8 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
     let vital = Vital { dead };
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
     let (role, roles) = watch::channel(config.role);
+    let (to, host) = (supervisor.clone(), config.host.clone());
+    let outbox = Outbox::new(host, config.sizes.clone(), to, vital.clone()).start();
     let pool = Pool::new(config.host, config.sizes.clone(), load.clone());
     let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
     let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
@@ -121,9 +124,10 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         responders: responders.clone(),
         notifier,
         patroni,
+        outbox: outbox.clone(),
     });
     dispatcher.do_send(Scan(config.databases));
-    let (mut notices, noticed) = (config.notices, dispatcher.clone());
+    let (mut notices, noticed, couriers) = (config.notices, dispatcher.clone(), outbox.clone());
     let (sizes, resized) = (config.sizes.clone(), dispatcher.clone());
     actix::spawn(async move {
         loop {
@@ -133,7 +137,11 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
     });
     actix::spawn(async move {
         while let Some((ticket, notice)) = notices.recv().await {
-            noticed.do_send(Noticed(ticket, notice));
+            if is_courier(ticket) {
+                couriers.do_send(Noticed(ticket, notice));
+            } else {
+                noticed.do_send(Noticed(ticket, notice));
+            }
         }
     });
     let actors = Actors {
@@ -141,6 +149,7 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         dispatcher,
         subscriptions,
         responders,
+        outbox,
     };
     let gateway = Gateway::new(listener, actors, load, pace, vital).start();
     tokio::select! {

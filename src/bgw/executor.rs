@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use pgrx::{pg_guard, pg_sys};
 
+use super::courier::Courier;
 use super::work::Worker;
+use crate::actors::outbox::is_courier;
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::{Client, Interest, Wait, connect};
 use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
@@ -20,6 +22,7 @@ use crate::pg::worker::{self, Process, Start};
 use crate::sql::look;
 
 const NAME: &str = "litmus_pgnats executor";
+const COURIER: &str = "litmus_pgnats courier";
 const MAIN: &str = "litmus_pgnats_executor_main";
 /// Most bytes that the runtime is told of a database's handlers: an ordinary role that fills it costs no more memory.
 const MAX_REPORT: usize = 16 * 1024 * 1024;
@@ -33,8 +36,9 @@ const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Starts an executor; `None` when there is no free slot for a worker.
 pub fn start(ticket: u32, database: u32) -> Option<Process> {
     // On a standby too, where it only looks at what the database defines.
+    let name = if is_courier(ticket) { COURIER } else { NAME };
     Process::start(
-        NAME,
+        name,
         MAIN,
         u64::from(ticket) << 32 | u64::from(database),
         Start::Now,
@@ -83,7 +87,12 @@ pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
 #[pg_guard]
 pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
     let (ticket, database) = ((arg.value() >> 32) as u32, arg.value() as u32);
-    worker::attach_as_session(Some(database), c"litmus_pgnats executor");
+    let name = if is_courier(ticket) {
+        c"litmus_pgnats courier"
+    } else {
+        c"litmus_pgnats executor"
+    };
+    worker::attach_as_session(Some(database), name);
     // Whatever ends the conversation ends the executor; the runtime's end is no news.
     if let Err(error) = join(Peer::Executor { ticket }).and_then(serve)
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
@@ -101,7 +110,7 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
 
 /// Carries out orders until told to leave.
 fn serve(mut client: Client<IdleWait>) -> Result<()> {
-    let (mut worker, mut complaints) = (Worker::default(), Flood::default());
+    let (mut worker, mut courier, mut complaints) = (Worker::default(), Courier::default(), Flood::default());
     loop {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
@@ -122,6 +131,12 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
             }
             Reply::Executor(Told::Work(work)) => {
                 worker.run(&work, frame.body, |said, body| say(&mut client, said, body))?;
+            }
+            Reply::Executor(Told::Fetch(order)) => {
+                let (batch, body) = courier
+                    .fetch(&order)
+                    .map_err(|error| Error::new(Kind::Protocol, error.message))?;
+                say(&mut client, Said::Fetched(batch.map(Box::new)), &body)?;
             }
             Reply::Executor(Told::Leave) => return Ok(()),
             _ => return Err(Error::new(Kind::Protocol, "unexpected order")),

@@ -3,15 +3,19 @@
 //! - `runtime.rs`: the runtime worker, PostgreSQL's shell around the actor system;
 //! - `workers.rs` starts the others for the actors;
 //! - `executor.rs`: executors, which run users' functions in a database, with `work.rs`;
+//!   `stream_work.rs` keeps what durable subscriptions have applied;
+//! - `courier.rs`: couriers, which read a database's outbox, with `outbox_read.rs`;
 //! - `herald.rs`: tells the runtime when the server takes writes;
 //! - `hooks.rs`: executors give way to DROP DATABASE and its kin;
 //! - `threads.rs`: a thread that PostgreSQL's signals do not reach;
 //! - `logging.rs`: log records of that thread on their way to the server log.
 
+mod courier;
 mod executor;
 mod herald;
 pub mod hooks;
 mod logging;
+mod outbox_read;
 pub mod runtime;
 mod stream_work;
 mod threads;

@@ -115,7 +115,7 @@ fn run() -> std::io::Result<()> {
     let config = Config {
         socket: PathBuf::from(SOCKET_PATH),
         cluster: worker::cluster_label(),
-        host: Box::new(remote),
+        host: std::sync::Arc::new(remote),
         notices: noticed,
         limits: bounds.limits.clone(),
         sizes: bounds.sizes.clone(),

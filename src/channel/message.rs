@@ -93,6 +93,10 @@ pub enum Request {
     Look {
         database: u32,
     },
+    /// A commit has put messages into the outbox of this database.
+    Outbox {
+        database: u32,
+    },
     /// Has the executors of a database leave it, answered when they are gone; it is theirs again after a `Look` or
     /// the session's end.
     Vacate {

@@ -10,6 +10,7 @@
 pub mod client;
 pub mod frame;
 pub mod message;
+pub mod outbox;
 pub mod server;
 pub mod work;
 

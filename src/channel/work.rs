@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::message::{Key, Target};
+use super::outbox::{Batch, Fetch};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 use crate::settings::Settings;
@@ -28,6 +29,8 @@ pub enum Said {
     Worked(Worked),
     /// The function of the work at hand is gone; the messages stay.
     Vanished,
+    /// A courier's answer to [`Told::Fetch`]: the next messages, or none.
+    Fetched(Option<Box<Batch>>),
 }
 
 /// From the runtime to an executor.
@@ -37,6 +40,8 @@ pub enum Told {
     Look,
     /// The frame's body holds the payloads, one after another.
     Work(Box<Work>),
+    /// To a courier.
+    Fetch(Box<Fetch>),
     /// End, and be no trouble to DROP DATABASE.
     Leave,
 }
@@ -49,6 +54,8 @@ pub struct Report {
     pub handlers: Vec<Definition>,
     /// Servers that name a subject for the server's role, or Patroni.
     pub servers: Vec<Source>,
+    /// Messages wait in the outbox.
+    pub has_outbox: bool,
 }
 
 /// What kind of handler.
@@ -335,6 +342,7 @@ mod tests {
             has_extension: true,
             handlers: (0..handlers).map(definition).collect(),
             servers: Vec::new(),
+            has_outbox: false,
         }
     }
 

@@ -211,6 +211,14 @@ pub fn call(function: &Function, arguments: &Arguments<'_>) -> Option<Bytes> {
     }
 }
 
+/// Forgets the plans of all functions: they may be another role's.
+pub fn forget_plans() {
+    for (_, (_, plan)) in PLANS.take() {
+        // SAFETY: a kept plan, which is in nobody's use: calls have ended.
+        unsafe { pg_sys::SPI_freeplan(plan) };
+    }
+}
+
 /// # Safety
 /// SPI has just executed a query with one column of type bytea.
 unsafe fn result() -> Option<Bytes> {

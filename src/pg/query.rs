@@ -81,8 +81,45 @@ thread_local! {
 }
 
 /// As [`query`], for what runs often: the plan is kept as long as the process. The arguments' types are always the same,
-/// and every name in the text is qualified, as the search path may differ from call to call.
+/// and so is the search path.
 pub fn prepared(sql: &'static str, arguments: &[Argument<'_>]) -> Vec<Row> {
+    // SAFETY: the table is read before SPI frees it.
+    run_prepared(sql, arguments, || unsafe { tuples() })
+}
+
+/// The same; the last column is of type bytea and not null, and appended to `bytes` as it is. Each row has the number of
+/// these bytes in place of it.
+pub fn prepared_with_bytes(
+    sql: &'static str,
+    arguments: &[Argument<'_>],
+    bytes: &mut Vec<u8>,
+) -> Vec<(Row, u32)> {
+    // SAFETY: as above; the last column is as the caller promises.
+    run_prepared(sql, arguments, || unsafe {
+        let mut rows = Vec::new();
+        each_tuple(|tuple, descriptor| {
+            let last = (*descriptor).natts;
+            let row = (1..last)
+                .map(|column| text_of(tuple, descriptor, column))
+                .collect();
+            let mut is_null = true;
+            let datum = pg_sys::SPI_getbinval(tuple, descriptor, last, &raw mut is_null);
+            let before = bytes.len();
+            if !is_null {
+                let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+                let length = pgrx::varsize_any_exhdr(varlena);
+                bytes.extend_from_slice(std::slice::from_raw_parts(
+                    pgrx::vardata_any(varlena).cast::<u8>(),
+                    length,
+                ));
+            }
+            rows.push((row, u32::try_from(bytes.len() - before).unwrap_or(u32::MAX)));
+        });
+        rows
+    })
+}
+
+fn run_prepared<T>(sql: &'static str, arguments: &[Argument<'_>], read: impl FnOnce() -> T) -> T {
     let mut bound = Bound::of(arguments);
     // SAFETY: as in `query`; a kept plan lives until it is freed, which these never are.
     unsafe {
@@ -95,9 +132,9 @@ pub fn prepared(sql: &'static str, arguments: &[Argument<'_>]) -> Vec<Row> {
             plan
         });
         pg_sys::SPI_execute_plan(plan, bound.values.as_mut_ptr(), bound.nulls.as_ptr(), false, 0);
-        let rows = tuples();
+        let result = read();
         pg_sys::SPI_finish();
-        rows
+        result
     }
 }
 
@@ -112,26 +149,43 @@ pub const NOT_NULL: std::ffi::c_char = b' ' as std::ffi::c_char;
 /// # Safety
 /// SPI has just executed something.
 unsafe fn tuples() -> Vec<Row> {
+    let mut rows = Vec::new();
+    // SAFETY: as the caller promises.
+    unsafe {
+        each_tuple(|tuple, descriptor| {
+            let columns = (*descriptor).natts;
+            rows.push(
+                (1..=columns)
+                    .map(|column| text_of(tuple, descriptor, column))
+                    .collect(),
+            );
+        });
+    }
+    rows
+}
+
+/// # Safety
+/// SPI has just executed something.
+unsafe fn each_tuple(mut work: impl FnMut(pg_sys::HeapTuple, pg_sys::TupleDesc)) {
     // SAFETY: as the caller promises; the table is null or has SPI_processed tuples of its descriptor.
     unsafe {
         let table = pg_sys::SPI_tuptable;
         if table.is_null() {
-            return Vec::new();
+            return;
         }
-        let (descriptor, count) = (
-            (*table).tupdesc,
-            usize::try_from(pg_sys::SPI_processed).unwrap_or(0),
-        );
-        let tuples = std::slice::from_raw_parts((*table).vals, count);
-        let columns = (*descriptor).natts;
-        let row = |tuple: &pg_sys::HeapTuple| {
-            (1..=columns)
-                .map(|column| {
-                    let text = pg_sys::SPI_getvalue(*tuple, descriptor, column);
-                    (!text.is_null()).then(|| utf8(CStr::from_ptr(text)))
-                })
-                .collect()
-        };
-        tuples.iter().map(row).collect()
+        let count = usize::try_from(pg_sys::SPI_processed).unwrap_or(0);
+        for tuple in std::slice::from_raw_parts((*table).vals, count) {
+            work(*tuple, (*table).tupdesc);
+        }
+    }
+}
+
+/// # Safety
+/// The tuple is of the descriptor, which has the column.
+unsafe fn text_of(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc, column: i32) -> Option<String> {
+    // SAFETY: as the caller promises; the text is palloc'd or null.
+    unsafe {
+        let text = pg_sys::SPI_getvalue(tuple, descriptor, column);
+        (!text.is_null()).then(|| utf8(CStr::from_ptr(text)))
     }
 }

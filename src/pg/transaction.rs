@@ -170,7 +170,7 @@ fn caught(error: &CaughtError) -> Caught {
 }
 
 /// Five characters of six bits each.
-fn sqlstate(code: i32) -> String {
+pub fn sqlstate(code: i32) -> String {
     let character = |i: i32| char::from(u8::try_from((code >> (6 * i)) & 0x3f).unwrap_or(0) + b'0');
     (0..5).map(character).collect()
 }
@@ -206,6 +206,11 @@ impl Identity {
         identity.user = session;
         identity.session = Some(session);
         identity
+    }
+
+    /// The same in a backend, whose session user stays.
+    pub fn confined(role: u32) -> Identity {
+        Identity::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION)
     }
 
     /// Runs what follows as `role`, say the owner of the extension's tables.

@@ -44,7 +44,7 @@ const LOCK_TIMEOUT: &str = "500";
 fn read() -> Report {
     let (_, database_name) = catalog::database();
     let _parameters = Parameters::of(&[("lock_timeout".into(), LOCK_TIMEOUT.into())]);
-    let (has_extension, handlers, servers) = with_snapshot(|| match Table::open() {
+    let (has_extension, handlers, servers, has_outbox) = with_snapshot(|| match Table::open() {
         Ok(table) => {
             let mut mender = Mender {
                 table,
@@ -54,9 +54,10 @@ fn read() -> Report {
                 .iter()
                 .filter_map(|row| definition(&mut mender, row))
                 .collect();
-            (true, handlers, servers())
+            let waiting = query("SELECT FROM litmus_pgnats.outbox_batch LIMIT 1", &[]);
+            (true, handlers, servers(), !waiting.is_empty())
         }
-        Err(_) => (false, Vec::new(), Vec::new()),
+        Err(_) => (false, Vec::new(), Vec::new(), false),
     });
     // What was mended is in the report already.
     changes::forget();
@@ -65,6 +66,7 @@ fn read() -> Report {
         has_extension,
         handlers,
         servers,
+        has_outbox,
     }
 }
 
@@ -88,7 +90,7 @@ fn servers() -> Vec<Source> {
 }
 
 /// The connection that a role means by a server.
-fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
+pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
     let (database, database_name) = catalog::database();
     let key = Key {
         database,

@@ -24,6 +24,8 @@ static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static TOTAL_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256 * 1024);
 static MAX_HANDLERS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static CALLBACK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static OUTBOX_RETRY_TIME: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static DEAD_LETTER_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PATRONI_FENCING: GucSetting<bool> = GucSetting::<bool>::new(false);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Info);
 
@@ -109,6 +111,26 @@ pub fn define() {
         1024 * 1024,
         GucContext::Suset,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.outbox_retry_time",
+        c"Sets for how long a message of the outbox that JetStream refuses is tried again.",
+        c"Then it goes to the dead letters. -1 tries for ever; time without a connection does not count.",
+        &OUTBOX_RETRY_TIME,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.dead_letter_retention",
+        c"Sets how long dead letters are kept; 0 keeps them until they are purged.",
+        c"Older ones are removed when new ones are written.",
+        &DEAD_LETTER_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
     );
     GucRegistry::define_enum_guc(
         c"litmus_pgnats.log_level",
@@ -229,6 +251,7 @@ impl Default for Bounds {
                 executors: 0.into(),
                 idle_ms: 0.into(),
                 callback_ms: 0.into(),
+                outbox_retry_ms: 0.into(),
                 changed: Notify::new(),
             }),
             fencing: Arc::default(),
@@ -253,6 +276,8 @@ impl Bounds {
         self.fencing.0.store(PATRONI_FENCING.get(), Relaxed);
         let callback_ms = u64::try_from(CALLBACK_TIMEOUT.get()).unwrap_or(0);
         self.sizes.callback_ms.store(callback_ms, Relaxed);
+        let retry_ms = OUTBOX_RETRY_TIME.get().into();
+        self.sizes.outbox_retry_ms.store(retry_ms, Relaxed);
         let before = (
             self.sizes.executors.swap(size(&MAX_EXECUTORS), Relaxed),
             self.sizes.idle_ms.swap(idle_ms, Relaxed),
@@ -273,6 +298,12 @@ pub fn on_commit_size() -> usize {
     usize::try_from(ON_COMMIT_SIZE.get())
         .unwrap_or(0)
         .saturating_mul(1024)
+}
+
+/// `litmus_pgnats.dead_letter_retention`, unless they are kept for ever.
+pub fn dead_letter_retention() -> Option<Duration> {
+    let time = u64::try_from(DEAD_LETTER_RETENTION.get()).unwrap_or(0);
+    (time > 0).then(|| Duration::from_secs(time))
 }
 
 /// `litmus_pgnats.max_handlers`.

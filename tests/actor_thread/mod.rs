@@ -47,13 +47,14 @@ impl Runtime {
         let config = Config {
             socket: place.path().join("sock"),
             cluster: "test".into(),
-            host: Box::new(NoWorkers),
+            host: Arc::new(NoWorkers),
             notices: mpsc::unbounded_channel().1,
             limits: Limits::new(1000, 1 << 20, 1 << 24),
             sizes: Arc::new(Sizes {
                 executors: 1.into(),
                 idle_ms: 1000.into(),
                 callback_ms: 0.into(),
+                outbox_retry_ms: 0.into(),
                 changed: Default::default(),
             }),
             fencing: Arc::default(),

@@ -46,10 +46,11 @@ impl Scene {
             executors: executors.into(),
             idle_ms: 0.into(),
             callback_ms: 0.into(),
+            outbox_retry_ms: 0.into(),
             changed: Default::default(),
         });
         let host = Recorder::default();
-        let pool = Pool::new(Box::new(host.clone()), sizes.clone(), Load::new());
+        let pool = Pool::new(Arc::new(host.clone()), sizes.clone(), Load::new());
         Scene { pool, host, sizes }
     }
 
@@ -76,6 +77,7 @@ fn told(orders: &mut mpsc::Receiver<Order>) -> String {
     match orders.try_recv() {
         Ok((Told::Look, _)) => "look".into(),
         Ok((Told::Leave, _)) => "leave".into(),
+        Ok((Told::Fetch(_), _)) => "fetch".into(),
         Ok((Told::Work(work), _)) => format!("{} {}", work.subject, work.messages.len()),
         Err(_) => "nothing".into(),
     }

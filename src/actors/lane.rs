@@ -1,0 +1,202 @@
+//! The lanes of an outbox: which are being delivered, and which of their subjects wait because JetStream has refused a
+//! message. A plain struct; in the actor thread.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+
+use super::outbox_delivery::{Fate, is_permanent};
+use super::supervisor::{Handle, Left, Supervisor};
+use crate::channel::message::Key;
+use crate::channel::outbox::{Lane, Outcome};
+use crate::error::Error;
+use crate::flood::Flood;
+
+/// Before a subject whose message was refused is tried again; doubled each time, up to the limit.
+const BACKOFF: Duration = Duration::from_millis(100);
+const BACKOFF_LIMIT: Duration = Duration::from_secs(5);
+/// Most subjects of a lane that wait one by one; beyond, the lane waits.
+const MAX_HELD: usize = 1000;
+
+/// A connection that a lane keeps.
+pub type Connection = Option<(Key, Handle)>;
+
+/// A subject that waits.
+struct Held {
+    since: Instant,
+    attempts: u32,
+    due: Instant,
+    /// The courier was told not to read it.
+    is_closed: bool,
+}
+
+#[derive(Default)]
+struct State {
+    is_busy: bool,
+    held: HashMap<String, Held>,
+    /// The whole lane waits.
+    due: Option<Instant>,
+    attempts: u32,
+    connection: Connection,
+    complaints: Flood,
+}
+
+/// All lanes of a database.
+#[derive(Default)]
+pub struct Lanes(HashMap<Lane, State>);
+
+impl Lanes {
+    /// The lanes that nothing is to be read of now, and the subjects of others.
+    pub fn closed(&mut self) -> (Vec<Lane>, Vec<(Lane, Vec<String>)>) {
+        let now = Instant::now();
+        for held in self.0.values_mut().flat_map(|state| state.held.values_mut()) {
+            held.is_closed = held.due > now;
+        }
+        let waits = |state: &State| state.is_busy || state.due.is_some_and(|due| due > now);
+        let busy = self.0.iter().filter(|(_, state)| waits(state));
+        let busy = busy.map(|(lane, _)| lane.clone()).collect();
+        let held = self.0.iter().filter(|(_, state)| !waits(state));
+        let held = held.filter_map(|(lane, state)| {
+            let subjects = state.held.iter().filter(|(_, held)| held.is_closed);
+            let subjects: Vec<String> = subjects.map(|(subject, _)| subject.clone()).collect();
+            (!subjects.is_empty()).then(|| (lane.clone(), subjects))
+        });
+        (busy, held.collect())
+    }
+
+    /// A batch of the lane is on its way; the subjects of which it may have one message at a time.
+    pub fn begin(&mut self, lane: &Lane) -> HashSet<String> {
+        let state = self.0.entry(lane.clone()).or_default();
+        state.is_busy = true;
+        state.held.keys().cloned().collect()
+    }
+
+    /// What became of a batch, as it is written down. A subject whose messages are refused for longer than `retry` has
+    /// them given up; none: never.
+    pub fn end(
+        &mut self,
+        lane: &Lane,
+        subjects: &[String],
+        outcome: Result<(Vec<Fate>, Connection), Error>,
+        retry: Option<Duration>,
+        supervisor: &Addr<Supervisor>,
+    ) -> Vec<Outcome> {
+        let state = self.0.entry(lane.clone()).or_default();
+        state.is_busy = false;
+        let fates = match outcome {
+            Ok((fates, connection)) => {
+                state.attempts = 0;
+                state.due = None;
+                keep(&mut state.connection, connection, supervisor);
+                fates
+            }
+            // Without a server or the right to use it nothing can be sent.
+            Err(error) => {
+                let since = state.held.entry(String::new()).or_insert_with(Held::now);
+                let is_over = retry.is_some_and(|retry| since.since.elapsed() >= retry);
+                complain(lane, &error, &mut state.complaints);
+                if is_over {
+                    return vec![Outcome::Dead(error); subjects.len()];
+                }
+                state.due = Some(Instant::now() + backoff(state.attempts));
+                state.attempts += 1;
+                return Vec::new();
+            }
+        };
+        state.held.remove("");
+        let outcomes = subjects.iter().zip(fates).map(|(subject, fate)| match fate {
+            Fate::Stored => {
+                state.held.remove(subject);
+                Outcome::Stored
+            }
+            Fate::NotSent => Outcome::Waits,
+            Fate::Refused(error) if is_permanent(&error) => Outcome::Dead(error),
+            Fate::Refused(error) => {
+                complain(lane, &error, &mut state.complaints);
+                let held = state.held.entry(subject.clone()).or_insert_with(Held::now);
+                if retry.is_some_and(|retry| held.since.elapsed() >= retry) {
+                    return Outcome::Dead(error);
+                }
+                held.due = Instant::now() + backoff(held.attempts);
+                held.attempts += 1;
+                Outcome::Waits
+            }
+        });
+        let outcomes = outcomes.collect();
+        if state.held.len() > MAX_HELD {
+            state.due = Some(Instant::now() + BACKOFF_LIMIT);
+        }
+        outcomes
+    }
+
+    /// When something that waits is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let all = self.0.values().flat_map(|state| {
+            let held = state.held.values().map(|held| held.due);
+            held.chain(state.due)
+        });
+        let soonest = all.filter(|due| *due > now).min();
+        soonest.map(|due| due.saturating_duration_since(now))
+    }
+
+    /// The courier has found nothing, in all that it was not told to leave: what was held there is gone.
+    pub fn nothing_left(&mut self) {
+        for state in self
+            .0
+            .values_mut()
+            .filter(|state| !state.is_busy && state.due.is_none())
+        {
+            state.held.retain(|_, held| held.is_closed);
+        }
+    }
+
+    /// Nothing is on its way, and nothing waits.
+    pub fn are_idle(&self) -> bool {
+        self.0
+            .values()
+            .all(|state| !state.is_busy && state.held.is_empty() && state.due.is_none())
+    }
+
+    /// The courier is gone: what waits keeps waiting, and connections are left.
+    pub fn leave(&mut self, supervisor: &Addr<Supervisor>) {
+        for state in self.0.values_mut() {
+            state.is_busy = false;
+            keep(&mut state.connection, None, supervisor);
+        }
+        self.0.retain(|_, state| !state.held.is_empty());
+    }
+}
+
+impl Held {
+    fn now() -> Held {
+        Held {
+            since: Instant::now(),
+            attempts: 0,
+            due: Instant::now(),
+            is_closed: false,
+        }
+    }
+}
+
+/// Keeps a connection in place of another, which may have no user any more.
+fn keep(kept: &mut Connection, connection: Connection, supervisor: &Addr<Supervisor>) {
+    if let Some((key, handle)) = std::mem::replace(kept, connection) {
+        drop(handle);
+        supervisor.do_send(Left(key));
+    }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    (BACKOFF * 2u32.saturating_pow(attempts.min(16))).min(BACKOFF_LIMIT)
+}
+
+fn complain(lane: &Lane, error: &Error, complaints: &mut Flood) {
+    if let Some(suppressed) = complaints.pass() {
+        log::warn!(
+            "messages of the outbox for foreign server \"{}\" wait: {error}{suppressed}",
+            lane.server
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! Delivers a batch of the outbox to JetStream: in order, pipelined, again after every loss of the connection. A task of
+//! the actor thread.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::calls::header_map;
+use super::jetstream::Api;
+use super::requester::{Begun, Failure};
+use super::status::Status;
+use crate::channel::outbox::Letter;
+use crate::error::{Error, Kind, Result};
+
+/// Messages that wait for their acknowledgement at a time.
+const WINDOW: usize = 1024;
+/// Longest wait for an acknowledgement.
+const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// Before JetStream, which does not answer, is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Stored,
+    Refused(Error),
+    /// One before it, of the same subject, was refused.
+    NotSent,
+}
+
+/// Why the rest of a round was not sent, or has no answer.
+enum Stop {
+    /// The connection has ended.
+    Lost,
+    /// There was no answer in time.
+    Silence,
+}
+
+/// A batch on its way.
+struct Round<'a> {
+    letters: &'a [(Letter, Bytes)],
+    fates: &'a mut [Option<Fate>],
+    /// Subjects that are sent one message at a time.
+    serial: &'a HashSet<String>,
+    /// Of which nothing more is sent in this round.
+    closed: HashSet<&'a str>,
+    flight: VecDeque<(usize, Begun)>,
+}
+
+/// Returns when it is decided what became of every message; waits for NATS as long as it takes.
+pub async fn deliver(
+    mut status: watch::Receiver<Status>,
+    letters: Vec<(Letter, Bytes)>,
+    serial: HashSet<String>,
+) -> Vec<Fate> {
+    let mut fates = vec![None; letters.len()];
+    loop {
+        let generation = match status.wait_for(|status| status.client.is_some()).await {
+            Ok(status) => status.generation,
+            Err(_) => return decided(fates),
+        };
+        let round = Round {
+            letters: &letters,
+            fates: &mut fates,
+            serial: &serial,
+            closed: HashSet::new(),
+            flight: VecDeque::new(),
+        };
+        match round.run(&status).await {
+            Ok(()) => return decided(fates),
+            Err(Stop::Lost) => {
+                let replaced = |s: &Status| s.client.is_none() || s.generation != generation;
+                if status.wait_for(replaced).await.is_err() {
+                    return decided(fates);
+                }
+            }
+            Err(Stop::Silence) => {
+                let api = Api::of(&status, None, ACK_LIMIT);
+                let is_there = match &api {
+                    Some(api) => api.request("INFO", &Value::Null).await.is_ok(),
+                    None => false,
+                };
+                // JetStream answers, but not to this message: NATS may have refused it without a word.
+                let first = fates.iter().position(Option::is_none);
+                if is_there
+                    && let Some((fate, (letter, _))) =
+                        first.and_then(|n| fates.get_mut(n).zip(letters.get(n)))
+                {
+                    let subject = &letter.subject;
+                    let message = format!("no acknowledgement for subject \"{subject}\" in time");
+                    *fate = Some(Fate::Refused(Error::new(Kind::AckTimeout, message)));
+                    for (fate, (other, _)) in fates.iter_mut().zip(&letters) {
+                        if fate.is_none() && other.subject == *subject {
+                            *fate = Some(Fate::NotSent);
+                        }
+                    }
+                } else {
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn decided(fates: Vec<Option<Fate>>) -> Vec<Fate> {
+    fates
+        .into_iter()
+        .map(|fate| fate.unwrap_or(Fate::NotSent))
+        .collect()
+}
+
+impl Round<'_> {
+    async fn run(mut self, status: &watch::Receiver<Status>) -> std::result::Result<(), Stop> {
+        let letters = self.letters;
+        for (index, (letter, payload)) in letters.iter().enumerate() {
+            if self.fates.get(index).is_none_or(Option::is_some) {
+                continue;
+            }
+            if self.closed.contains(letter.subject.as_str()) {
+                self.decide(index, Fate::NotSent);
+                continue;
+            }
+            let Some(api) = Api::of(status, letter.domain.clone(), ACK_LIMIT) else {
+                return Err(Stop::Lost);
+            };
+            if let Err(error) = api.check_server() {
+                self.answered(index, Err(error))?;
+                continue;
+            }
+            if self.serial.contains(&letter.subject) {
+                self.closed.insert(&letter.subject);
+            }
+            let headers = headers_of(letter);
+            if api.domain.is_some() {
+                // Streams of other domains may answer first.
+                let stored = api
+                    .publish_plain(letter.subject.clone(), Some(headers), payload.clone())
+                    .await;
+                self.answered(index, stored.map(drop))?;
+                continue;
+            }
+            if self.flight.len() >= WINDOW {
+                self.land(&api).await?;
+                // The one that has landed may have closed the subject.
+                if self.closed.contains(letter.subject.as_str()) && !self.serial.contains(&letter.subject) {
+                    self.decide(index, Fate::NotSent);
+                    continue;
+                }
+            }
+            match api
+                .client
+                .begin(letter.subject.clone(), headers, payload.clone())
+                .await
+            {
+                Ok(begun) => self.flight.push_back((index, begun)),
+                Err(Failure::TooLarge(why)) => {
+                    let message = "message is larger than the NATS server allows";
+                    self.refuse(index, Error::new(Kind::PayloadTooLarge, message).cause(&why));
+                }
+                Err(Failure::InvalidSubject) => {
+                    self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
+                }
+                Err(_) => {
+                    let _ = self.land_all(status).await;
+                    return Err(Stop::Lost);
+                }
+            }
+        }
+        self.land_all(status).await
+    }
+
+    async fn land_all(&mut self, status: &watch::Receiver<Status>) -> std::result::Result<(), Stop> {
+        while !self.flight.is_empty() {
+            let api = Api::of(status, None, ACK_LIMIT).ok_or(Stop::Lost)?;
+            self.land(&api).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest acknowledgement.
+    async fn land(&mut self, api: &Api) -> std::result::Result<(), Stop> {
+        let Some((index, begun)) = self.flight.pop_front() else {
+            return Ok(());
+        };
+        let subject = self.letters.get(index).map_or("", |(letter, _)| &letter.subject);
+        let answer: Result<Message> = match begun.reply(ACK_LIMIT).await {
+            Ok(answer) => Ok(answer),
+            Err(Failure::NoResponders) => Err(api.no_stream(subject).await),
+            Err(Failure::TimedOut) => return Err(Stop::Silence),
+            Err(_) => return Err(Stop::Lost),
+        };
+        let stored = answer.and_then(|answer| api.acknowledged(&answer.payload));
+        self.answered(index, stored.map(drop))
+    }
+
+    fn answered(&mut self, index: usize, stored: Result<()>) -> std::result::Result<(), Stop> {
+        match stored {
+            Ok(()) => self.decide(index, Fate::Stored),
+            Err(error) if error.kind == Kind::ConnectionLost => return Err(Stop::Lost),
+            // No message is given up because JetStream is away.
+            Err(error) if matches!(error.kind, Kind::AckTimeout | Kind::JetStreamUnavailable) => {
+                return Err(Stop::Silence);
+            }
+            Err(error) => self.refuse(index, error),
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, index: usize, error: Error) {
+        if let Some((letter, _)) = self.letters.get(index)
+            && !is_permanent(&error)
+        {
+            self.closed.insert(&letter.subject);
+        }
+        self.decide(index, Fate::Refused(error));
+    }
+
+    fn decide(&mut self, index: usize, fate: Fate) {
+        if let Some(place) = self.fates.get_mut(index) {
+            *place = Some(fate);
+        }
+    }
+}
+
+/// Whether the same message would be refused for ever, whatever time passes.
+pub fn is_permanent(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::PayloadTooLarge | Kind::InvalidSubject | Kind::ExpectationFailed
+    )
+}
+
+/// The message's headers, with the number by which JetStream tells repetitions; the user's own, if there is one.
+fn headers_of(letter: &Letter) -> HeaderMap {
+    let mut headers = header_map(&letter.headers).unwrap_or_default();
+    if headers.get(MESSAGE_ID).is_none() {
+        headers.insert(MESSAGE_ID, letter.message_id.as_str());
+    }
+    headers
+}

@@ -1,0 +1,169 @@
+//! Couriers: workers that read the outbox of a database for the runtime, and remove from it what was delivered. One
+//! thread; between two orders it waits on its channel and asks nothing of the database.
+//!
+//! What waits is known from the commits on: each has a number, taken just before it. A number that is missing between
+//! others belongs to a commit that is on its way, or to one that has failed; it is looked for until no transaction of that
+//! time runs any more. So nothing that was delivered is looked at again, however long its remains stay in the table.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use super::outbox_read::{self, Letters};
+use crate::channel::outbox::{Batch, Fetch, Lane, Settled};
+use crate::pg::transaction::{Caught, transaction, with_snapshot};
+use crate::sql::handlers::Table;
+
+/// Most commits that are kept in mind; the others are read when there is room.
+const MAX_KNOWN: usize = 1_000_000;
+/// Most missing numbers; of a larger gap, which a restore or a crash leaves, the last ones.
+const MAX_MISSING: i64 = 10_000;
+
+/// A commit with messages of one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub number: i64,
+    pub batch: i64,
+    /// All messages up to this one are done with.
+    pub after: i64,
+}
+
+/// What a courier knows.
+#[derive(Default)]
+pub struct Courier {
+    /// The highest number that was seen.
+    seen: i64,
+    /// Numbers that are missing below, and the transaction id before which all must have ended for them to be given up.
+    missing: BTreeMap<i64, u64>,
+    lanes: HashMap<Lane, VecDeque<Commit>>,
+    known: usize,
+    /// What was said of each lane and is not settled yet.
+    given: HashMap<Lane, Letters>,
+    /// The table that all this is known of: the extension may be dropped and created again.
+    table: u32,
+}
+
+impl Courier {
+    /// Writes down what became of messages, and reads the next ones; the body holds their payloads.
+    pub fn fetch(&mut self, order: &Fetch) -> Result<(Option<Batch>, Vec<u8>), Caught> {
+        for settled in &order.settled {
+            self.settle(settled)?;
+        }
+        let read = transaction(|| {
+            with_snapshot(|| {
+                let table = Table::open().ok()?;
+                self.discover();
+                self.next(&table, order)
+            })
+        })?;
+        Ok(read.map_or((None, Vec::new()), |(batch, body)| (Some(batch), body)))
+    }
+
+    /// Removes what is done with.
+    fn settle(&mut self, settled: &Settled) -> Result<(), Caught> {
+        let Some(letters) = self.given.remove(&settled.lane) else {
+            return Ok(());
+        };
+        let read = letters.after(&settled.outcomes);
+        let finished = transaction(|| {
+            with_snapshot(|| {
+                let Ok(table) = Table::open() else {
+                    return HashSet::new();
+                };
+                outbox_read::remove(&table, &settled.lane, &letters, &settled.outcomes);
+                outbox_read::finish(&table, &read)
+            })
+        })?;
+        self.keep(&settled.lane, &finished, &read);
+        Ok(())
+    }
+
+    /// Forgets commits that are finished, and remembers how far others are.
+    fn keep(&mut self, lane: &Lane, finished: &HashSet<i64>, read: &[Commit]) {
+        let commits = self.lanes.entry(lane.clone()).or_default();
+        let before = commits.len();
+        commits.retain(|commit| !finished.contains(&commit.number));
+        self.known -= before - commits.len();
+        for commit in read {
+            let place = commits.partition_point(|other| other.number < commit.number);
+            if let Some(known) = commits
+                .get_mut(place)
+                .filter(|known| known.number == commit.number)
+            {
+                known.after = commit.after;
+            }
+        }
+        if commits.is_empty() {
+            self.lanes.remove(lane);
+        }
+    }
+
+    /// Reads which commits there are that were not there before.
+    fn discover(&mut self) {
+        if self.known >= MAX_KNOWN {
+            return;
+        }
+        let (table, last) = outbox_read::numbering();
+        if table != self.table || last < self.seen {
+            *self = Courier {
+                table,
+                ..Courier::default()
+            };
+        }
+        let (ended, _) = outbox_read::transactions();
+        let missing: Vec<i64> = self.missing.keys().copied().collect();
+        let found = outbox_read::commits(self.seen, &missing);
+        let (_, running) = outbox_read::transactions();
+        // Whatever was on its way when these were missed has ended before this was read.
+        self.missing.retain(|_, until| *until > ended);
+        for (lane, commit) in found {
+            if commit.number > self.seen {
+                let first = (self.seen + 1).max(commit.number - MAX_MISSING);
+                self.missing
+                    .extend((first..commit.number).map(|number| (number, running)));
+                self.seen = commit.number;
+            }
+            self.missing.remove(&commit.number);
+            let commits = self.lanes.entry(lane).or_default();
+            let place = commits.partition_point(|other| other.number < commit.number);
+            commits.insert(place, commit);
+            self.known += 1;
+        }
+    }
+
+    /// The next messages of the lane whose first commit is the oldest.
+    fn next(&mut self, table: &Table, order: &Fetch) -> Option<(Batch, Vec<u8>)> {
+        let closed = |lane: &Lane| order.busy.contains(lane) || self.given.contains_key(lane);
+        let mut open: Vec<(i64, Lane)> = self
+            .lanes
+            .iter()
+            .filter(|(lane, _)| !closed(lane))
+            .filter_map(|(lane, commits)| Some((commits.front()?.number, lane.clone())))
+            .collect();
+        open.sort_unstable_by_key(|(number, _)| *number);
+        for (_, lane) in open {
+            let held = order.held.iter().find(|(other, _)| *other == lane);
+            let held = held.map_or(&[][..], |(_, subjects)| subjects);
+            let Some(commits) = self.lanes.get(&lane) else {
+                continue;
+            };
+            let (letters, messages, body) = outbox_read::letters(commits, held);
+            if messages.is_empty() {
+                // Nothing is left of them, or nothing ever was: savepoints were rolled back.
+                let read = letters.after(&[]);
+                let finished = outbox_read::finish(table, &read);
+                self.keep(&lane, &finished, &read);
+                continue;
+            }
+            let source = outbox_read::source(&lane);
+            self.given.insert(lane.clone(), letters);
+            return Some((
+                Batch {
+                    lane,
+                    source,
+                    messages,
+                },
+                body,
+            ));
+        }
+        None
+    }
+}

@@ -1,0 +1,302 @@
+//! The statements of a courier. Each runs with the rights of the extension's owner, and by the indexes: what the tables'
+//! statistics say of queues is always out of date.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::courier::Commit;
+use crate::channel::outbox::{Lane, Letter, Outcome};
+use crate::channel::work::Source;
+use crate::error::{Error, Kind, Result};
+use crate::nats::headers;
+use crate::pg::catalog;
+use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::{prepared, prepared_with_bytes};
+use crate::pg::transaction::{Parameters, sqlstate};
+use crate::sql::handlers::Table;
+use crate::sql::{errors, look, settings};
+
+/// Most messages of a batch, and most commits that are looked at for them at a time.
+const BATCH: i64 = 4000;
+const COMMITS: usize = 4000;
+/// Most commits that are discovered at a time.
+const DISCOVER: i64 = 20_000;
+
+/// What was read of a lane.
+#[derive(Default)]
+pub struct Letters {
+    /// Batch and id of each message.
+    keys: Vec<(i64, i64)>,
+    /// The commits that were looked at; the last one perhaps not to its end.
+    commits: Vec<Commit>,
+    /// Messages of some subjects were left out.
+    is_filtered: bool,
+}
+
+impl Letters {
+    /// The commits with how far each is done with, after these outcomes.
+    pub fn after(&self, outcomes: &[Outcome]) -> Vec<Commit> {
+        let mut commits = self.commits.clone();
+        if self.is_filtered {
+            return commits;
+        }
+        let mut place = 0;
+        let mut keys = self.keys.iter().enumerate().peekable();
+        while let (Some(commit), Some((index, (batch, id)))) = (commits.get_mut(place), keys.peek()) {
+            if *batch != commit.batch {
+                place += 1;
+                continue;
+            }
+            if outcomes
+                .get(*index)
+                .is_none_or(|outcome| *outcome == Outcome::Waits)
+            {
+                // What is behind it in this commit counts no more.
+                let waits = commit.batch;
+                while keys.next_if(|(_, (batch, _))| *batch == waits).is_some() {}
+            } else {
+                commit.after = *id;
+                keys.next();
+            }
+        }
+        commits
+    }
+}
+
+fn by_index() -> Parameters {
+    let off = [
+        "enable_seqscan",
+        "enable_hashjoin",
+        "enable_mergejoin",
+        "enable_bitmapscan",
+        "jit",
+    ];
+    let off = off.map(|name| (name.to_string(), "off".to_string()));
+    Parameters::of(&off)
+}
+
+/// Before which transaction id all have ended, and from which on none has begun.
+pub fn transactions() -> (u64, u64) {
+    let rows = prepared(
+        "SELECT pg_snapshot_xmin(s), pg_snapshot_xmax(s) FROM pg_current_snapshot() s",
+        &[],
+    );
+    let mut numbers = rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|n| n.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(u64::MAX))
+}
+
+/// The table's object id, and the last number that was taken: both may be others than before.
+pub fn numbering() -> (u32, i64) {
+    let rows = prepared(
+        "SELECT to_regclass('litmus_pgnats.outbox_batch')::oid, last_value FROM litmus_pgnats.outbox_number",
+        &[],
+    );
+    let mut row = rows.into_iter().flatten().flatten();
+    let table = row.next().and_then(|table| table.parse().ok()).unwrap_or(0);
+    (table, row.next().and_then(|last| last.parse().ok()).unwrap_or(0))
+}
+
+/// Commits behind a number, the first ones, and those of the missing numbers.
+pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
+    let _by_index = by_index();
+    let mut rows = prepared(
+        "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number > $1 ORDER BY number LIMIT $2",
+        &[Int8(seen), Int8(DISCOVER)],
+    );
+    if !missing.is_empty() {
+        rows.extend(prepared(
+            "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number = ANY($1::bigint[])",
+            &[Text(&array(missing.iter()))],
+        ));
+    }
+    let commit = |row: Vec<Option<String>>| {
+        let [Some(number), Some(batch), Some(server), Some(role)] =
+            <[Option<String>; 4]>::try_from(row).ok()?
+        else {
+            return None;
+        };
+        let commit = Commit {
+            number: number.parse().ok()?,
+            batch: batch.parse().ok()?,
+            after: 0,
+        };
+        let role = role.parse().ok()?;
+        Some((Lane { server, role }, commit))
+    };
+    rows.into_iter().filter_map(commit).collect()
+}
+
+/// The first messages of these commits, but those of the subjects that are held; with the payloads.
+pub fn letters(commits: &VecDeque<Commit>, held: &[String]) -> (Letters, Vec<Letter>, Vec<u8>) {
+    let _by_index = by_index();
+    let held_json = serde_json::Value::from(held).to_string();
+    let (mut letters, mut messages, mut body) = (Letters::default(), Vec::new(), Vec::new());
+    letters.is_filtered = !held.is_empty();
+    let all: Vec<Commit> = commits.iter().copied().collect();
+    for some in all.chunks(COMMITS) {
+        let rows = prepared_with_bytes(
+            "SELECT o.batch, o.id, o.subject, o.headers, o.domain, o.message_id, o.payload \
+             FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k(batch, after, place), LATERAL ( \
+               SELECT * FROM litmus_pgnats.outbox m WHERE m.batch = k.batch AND m.id > k.after \
+               AND ($3 = '[]' OR m.subject NOT IN (SELECT json_array_elements_text($3::json))) \
+               ORDER BY m.id LIMIT $4 \
+             ) o LIMIT $4",
+            &[
+                Text(&array(some.iter().map(|commit| &commit.batch))),
+                Text(&array(some.iter().map(|commit| &commit.after))),
+                Text(&held_json),
+                Int8(BATCH),
+            ],
+            &mut body,
+        );
+        let is_full = rows.len() as i64 == BATCH;
+        for (row, size) in rows {
+            if let Some((key, letter)) = letter(row, size) {
+                letters.keys.push(key);
+                messages.push(letter);
+            }
+        }
+        match letters.keys.last() {
+            Some((last, _)) if is_full => {
+                let end = some.iter().position(|commit| commit.batch == *last);
+                letters
+                    .commits
+                    .extend(some.iter().take(end.map_or(0, |end| end + 1)));
+            }
+            _ => letters.commits.extend(some),
+        }
+        if !letters.keys.is_empty() {
+            break;
+        }
+    }
+    (letters, messages, body)
+}
+
+fn letter(row: Vec<Option<String>>, size: u32) -> Option<((i64, i64), Letter)> {
+    let [batch, id, subject, headers, domain, message_id] = <[Option<String>; 6]>::try_from(row).ok()?;
+    let letter = Letter {
+        subject: subject?,
+        // They were checked when they were written.
+        headers: headers
+            .and_then(|headers| headers::parse(&headers).ok())
+            .unwrap_or_default(),
+        domain,
+        message_id: message_id?,
+        size,
+    };
+    Some(((batch?.parse().ok()?, id?.parse().ok()?), letter))
+}
+
+/// Removes messages that are stored, and those that are given up, which go to the dead letters.
+pub fn remove(_: &Table, lane: &Lane, letters: &Letters, outcomes: &[Outcome]) {
+    let _by_index = by_index();
+    let (mut batches, mut ids, mut has_dead) = (Vec::new(), Vec::new(), false);
+    for ((batch, id), outcome) in letters.keys.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Waits => continue,
+            Outcome::Stored => {}
+            Outcome::Dead(error) => {
+                bury(lane, *batch, *id, error);
+                has_dead = true;
+            }
+        }
+        batches.push(*batch);
+        ids.push(*id);
+    }
+    prepared(
+        "DELETE FROM litmus_pgnats.outbox o USING unnest($1::bigint[], $2::bigint[]) k(batch, id) \
+         WHERE o.batch = k.batch AND o.id = k.id",
+        &[Text(&array(batches.iter())), Text(&array(ids.iter()))],
+    );
+    if has_dead {
+        expire();
+    }
+}
+
+fn bury(lane: &Lane, batch: i64, id: i64, error: &Error) {
+    let why = format!("{}: {error}", sqlstate(errors::describe(error.kind).0 as i32));
+    prepared(
+        "INSERT INTO litmus_pgnats.dead_letter \
+         (source, server, role, subject, payload, headers, domain, message_id, error, sent) \
+         SELECT 'outbox', $1, $2::regrole, o.subject, o.payload, o.headers, o.domain, o.message_id, $3, o.created \
+         FROM litmus_pgnats.outbox o WHERE o.batch = $4 AND o.id = $5",
+        &[
+            Text(&lane.server),
+            Oid(lane.role),
+            Text(&why),
+            Int8(batch),
+            Int8(id),
+        ],
+    );
+}
+
+/// Removes dead letters that are older than they are to be kept.
+fn expire() {
+    if let Some(retention) = settings::dead_letter_retention() {
+        prepared(
+            "DELETE FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1)",
+            &[Int8(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX))],
+        );
+    }
+}
+
+/// Removes commits of which no message is left; their numbers.
+pub fn finish(_: &Table, commits: &[Commit]) -> HashSet<i64> {
+    let _by_index = by_index();
+    let rows = prepared(
+        "DELETE FROM litmus_pgnats.outbox_batch b USING unnest($1::bigint[], $2::bigint[]) k(number, after) \
+         WHERE b.number = k.number \
+         AND NOT EXISTS (SELECT FROM litmus_pgnats.outbox o WHERE o.batch = b.batch AND o.id > k.after) \
+         RETURNING b.number",
+        &[
+            Text(&array(commits.iter().map(|commit| &commit.number))),
+            Text(&array(commits.iter().map(|commit| &commit.after))),
+        ],
+    );
+    rows.into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+/// The connection of a lane, or why there is none.
+pub fn source(lane: &Lane) -> Result<Source> {
+    if !catalog::role_exists(lane.role) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            "the role that has published it does not exist any more",
+        )
+        .hint(""));
+    }
+    let servers = catalog::servers()?;
+    let server = servers
+        .into_iter()
+        .find(|server| server.name == lane.server)
+        .ok_or_else(|| {
+            Error::new(
+                Kind::NoServer,
+                format!("foreign server \"{}\" does not exist", lane.server),
+            )
+        })?;
+    if !catalog::has_usage(lane.role, server.oid) {
+        let role = catalog::role_name(lane.role);
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!(
+                "role \"{role}\" has no USAGE privilege on foreign server \"{}\"",
+                lane.server
+            ),
+        ));
+    }
+    look::source_of(server.oid, &lane.server, lane.role)
+}
+
+/// Numbers in PostgreSQL's text form of an array.
+fn array<'a>(numbers: impl Iterator<Item = &'a i64>) -> String {
+    let numbers: Vec<String> = numbers.map(i64::to_string).collect();
+    format!("{{{}}}", numbers.join(","))
+}

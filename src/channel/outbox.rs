@@ -1,0 +1,68 @@
+//! What a courier and the runtime say to each other: a courier is a worker that reads a database's outbox and removes
+//! from it what the runtime has delivered. Pure.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use super::work::Source;
+use crate::error::{Error, Result};
+use crate::nats::headers::Headers;
+
+/// Whose messages are delivered in order, by one connection: a foreign server's, published by a role.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Lane {
+    pub server: String,
+    pub role: u32,
+}
+
+/// To a courier: write down what became of messages, then read the next ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    pub settled: Vec<Settled>,
+    /// Lanes that are being delivered, or wait.
+    pub busy: Vec<Lane>,
+    /// Subjects that wait, by lane.
+    pub held: Vec<(Lane, Vec<String>)>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    pub lane: Lane,
+    /// By the messages' place in the batch; those behind the last one were not sent either.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// JetStream has it.
+    Stored,
+    /// It stays in the outbox, to be sent again.
+    Waits,
+    /// It goes to the dead letters, for this reason.
+    Dead(Error),
+}
+
+/// Messages of one lane, in the order in which they are to be sent. The frame's body holds the payloads, one after
+/// another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    pub lane: Lane,
+    /// The connection, or why there is none.
+    pub source: Result<Source>,
+    pub messages: Vec<Letter>,
+}
+
+/// A message of the outbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Letter {
+    pub subject: String,
+    pub headers: Headers,
+    pub domain: Option<String>,
+    /// For the header `Nats-Msg-Id`.
+    pub message_id: String,
+    /// Bytes of the payload.
+    pub size: u32,
+}

@@ -1,0 +1,241 @@
+//! `litmus_pgnats.redrive` and its kin: what becomes of messages that could not be delivered or executed. Runs in backends.
+
+use super::handlers::Table;
+use super::outbox::{self, Message};
+use super::publish::null;
+use crate::channel::outbox::Lane;
+use crate::error::{Error, Kind, Result};
+use crate::pg::batch::{self, Element};
+use crate::pg::callback::{self, Arguments, Function};
+use crate::pg::catalog;
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::{Int8, OptionalText};
+use crate::pg::query::{prepared_with_bytes, query};
+use crate::pg::transaction::Identity;
+
+sql_function!(litmus_pgnats_redrive, redrive);
+sql_function!(litmus_pgnats_redrive_all, redrive_all);
+sql_function!(litmus_pgnats_purge_dead_letters, purge);
+
+/// A row of the table.
+struct Dead {
+    source: String,
+    server: String,
+    role: u32,
+    function: Option<String>,
+    sequence: Option<u64>,
+    deliveries: Option<u32>,
+    subject: String,
+    headers: Option<String>,
+    domain: Option<String>,
+    message_id: Option<String>,
+    time_us: i64,
+    payload: Vec<u8>,
+}
+
+/// `(id)`: gives the message another chance, in the caller's own transaction.
+fn redrive(call: &Call<'_>) -> Result<Value> {
+    let id = call.int8(0).ok_or_else(|| null("id"))?;
+    let letter = find(id)?.ok_or_else(|| {
+        Error::new(Kind::InvalidName, format!("there is no dead letter {id}"))
+            .hint("litmus_pgnats.dead_letters lists them.")
+    })?;
+    if !catalog::has_privileges_of(letter.role) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!("permission denied for dead letter {id}"),
+        )
+        .hint("Only a role that has the privileges of the message's role may redrive it."));
+    }
+    again(id, &letter)?;
+    Ok(Value::Void)
+}
+
+/// `(server)`: the same for all of a server, or of any, that the caller may redrive; those that fail again stay.
+fn redrive_all(call: &Call<'_>) -> Result<Value> {
+    let server = call.text(0)?;
+    let rows = {
+        let _table = Table::open()?;
+        query(
+            "SELECT id FROM litmus_pgnats.dead_letter WHERE source = 'outbox' AND server = coalesce($1, server) ORDER BY id",
+            &[OptionalText(server.as_deref())],
+        )
+    };
+    let mut count = 0;
+    for id in rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|id| id.parse().ok())
+    {
+        if let Some(letter) = find(id)?.filter(|letter| catalog::has_privileges_of(letter.role)) {
+            again(id, &letter)?;
+            count += 1;
+        }
+    }
+    Ok(Value::Int8(count))
+}
+
+/// `(older_than)`: removes those that the caller may redrive, or the older of them; how many.
+fn purge(call: &Call<'_>) -> Result<Value> {
+    let older_than = call.interval_ms(0).unwrap_or(0);
+    let rows = {
+        let _table = Table::open()?;
+        query(
+            "SELECT DISTINCT role::oid FROM litmus_pgnats.dead_letter \
+             WHERE died <= clock_timestamp() - make_interval(secs => $1 / 1000.0)",
+            &[Int8(older_than)],
+        )
+    };
+    let roles = rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|role| role.parse().ok());
+    // A dropped role's are the superuser's.
+    let roles: Vec<String> = roles
+        .filter(|role| catalog::has_privileges_of(*role))
+        .map(|role: u32| role.to_string())
+        .collect();
+    let _table = Table::open()?;
+    let removed = query(
+        "WITH removed AS (DELETE FROM litmus_pgnats.dead_letter \
+         WHERE died <= clock_timestamp() - make_interval(secs => $1 / 1000.0) AND role::oid = ANY($2::oid[]) RETURNING 1) \
+         SELECT count(*) FROM removed",
+        &[
+            Int8(older_than),
+            OptionalText(Some(&format!("{{{}}}", roles.join(",")))),
+        ],
+    );
+    let count = removed.into_iter().flatten().flatten().next();
+    Ok(Value::Int8(
+        count.and_then(|count| count.parse().ok()).unwrap_or(0),
+    ))
+}
+
+/// Reads a dead letter and locks it.
+fn find(id: i64) -> Result<Option<Dead>> {
+    let _table = Table::open()?;
+    let mut payload = Vec::new();
+    let rows = prepared_with_bytes(
+        "SELECT source, server, role::oid, function, stream_sequence, delivery_count, subject, headers, domain, message_id, \
+         trunc(extract(epoch FROM sent) * 1000000)::bigint, payload \
+         FROM litmus_pgnats.dead_letter WHERE id = $1 FOR UPDATE",
+        &[Int8(id)],
+        &mut payload,
+    );
+    let Some((row, _)) = rows.into_iter().next() else {
+        return Ok(None);
+    };
+    let Ok(
+        [
+            source,
+            server,
+            role,
+            function,
+            sequence,
+            deliveries,
+            subject,
+            headers,
+            domain,
+            message_id,
+            time,
+        ],
+    ) = <[Option<String>; 11]>::try_from(row)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Dead {
+        source: source.unwrap_or_default(),
+        server: server.unwrap_or_default(),
+        role: role.and_then(|role| role.parse().ok()).unwrap_or(0),
+        function,
+        sequence: sequence.and_then(|number| number.parse().ok()),
+        deliveries: deliveries.and_then(|number| number.parse().ok()),
+        subject: subject.unwrap_or_default(),
+        headers,
+        domain,
+        message_id,
+        time_us: time.and_then(|time| time.parse().ok()).unwrap_or(0),
+        payload,
+    }))
+}
+
+fn again(id: i64, letter: &Dead) -> Result<()> {
+    if letter.source == "outbox" {
+        let lane = Lane {
+            server: letter.server.clone(),
+            role: letter.role,
+        };
+        let message = Message {
+            subject: &letter.subject,
+            payload: &letter.payload,
+            headers: letter.headers.as_deref(),
+            domain: letter.domain.as_deref(),
+            id: letter.message_id.as_deref(),
+        };
+        outbox::put(lane, &message)?;
+    } else {
+        execute(letter)?;
+    }
+    let _table = Table::open()?;
+    query("DELETE FROM litmus_pgnats.dead_letter WHERE id = $1", &[Int8(id)]);
+    Ok(())
+}
+
+/// Calls the function as the subscription would, with its role's rights; its error is the caller's.
+fn execute(letter: &Dead) -> Result<()> {
+    let signature = letter.function.as_deref().unwrap_or_default();
+    let rows = query(
+        "SELECT pg_catalog.to_regprocedure($1)::pg_catalog.oid",
+        &[OptionalText(Some(signature))],
+    );
+    let oid = rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .next()
+        .and_then(|oid| oid.parse().ok());
+    let function = oid.and_then(Function::find).ok_or_else(|| {
+        Error::new(
+            Kind::InvalidFunction,
+            format!("function {signature} does not exist any more"),
+        )
+        .hint("")
+    })?;
+    if !catalog::has_execute(letter.role, function.oid) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!("permission denied for function {signature}"),
+        )
+        .hint(""));
+    }
+    // Plans are made with the rights of the role, and are none of another's.
+    callback::forget_plans();
+    {
+        let _identity = Identity::confined(letter.role);
+        if function.takes_batches() {
+            batch::call(
+                &function,
+                &[Element {
+                    subject: &letter.subject,
+                    payload: &letter.payload,
+                    reply: None,
+                    headers: letter.headers.clone(),
+                    place: letter.sequence.zip(letter.deliveries),
+                    time_us: letter.time_us,
+                }],
+            );
+        } else {
+            let arguments = Arguments {
+                payload: &letter.payload,
+                subject: &letter.subject,
+                reply: None,
+                headers: letter.headers.clone(),
+            };
+            callback::call(&function, &arguments);
+        }
+    }
+    callback::forget_plans();
+    Ok(())
+}

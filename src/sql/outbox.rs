@@ -1,0 +1,165 @@
+//! `nats_publish_*_outbox`: messages that are rows of the transaction, and are delivered to JetStream after its commit. Runs
+//! in backends and executors, on the main thread.
+//!
+//! Rows of a transaction and lane share a batch. Just before the commit each batch gets its number, so that the numbers
+//! follow the order of the commits and not that of the rows; a courier reads what waits by them.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::handlers::Table;
+use super::publish::{binary_payload, jsonb_payload, subject_argument, text_payload};
+use super::{call, server};
+use crate::channel::message::Request;
+use crate::channel::outbox::Lane;
+use crate::error::{Error, Kind, Result};
+use crate::nats::{headers, names};
+use crate::pg::catalog;
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::{Bytes, Int8, Oid, OptionalText, Text};
+use crate::pg::query::prepared;
+use crate::pg::transaction::with_snapshot;
+
+sql_function!(nats_publish_text_outbox, |call: &Call<'_>| publish(
+    call,
+    text_payload(call)?
+));
+sql_function!(nats_publish_jsonb_outbox, |call: &Call<'_>| publish(
+    call,
+    jsonb_payload(call)?
+));
+sql_function!(nats_publish_binary_outbox, |call: &Call<'_>| publish(
+    call,
+    binary_payload(call)?
+));
+
+/// Largest headers and payload: NATS's own limit for a message. What a server or a stream allows is less, and found out
+/// at the delivery.
+const MAX_SIZE: usize = 64 * 1024 * 1024;
+
+thread_local! {
+    /// The batches of the running transaction.
+    static BATCHES: RefCell<HashMap<Lane, i64>> = RefCell::default();
+}
+
+/// `(subject, payload, headers, domain)`.
+fn publish(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Value> {
+    let subject = subject_argument(call)?;
+    let headers = call.jsonb(2)?;
+    let parsed = headers.as_deref().map_or(Ok(Vec::new()), headers::parse)?;
+    let domain = call.text(3)?;
+    domain.as_deref().map_or(Ok(()), names::check_domain)?;
+    let size = headers::wire_len(&parsed) + payload.len();
+    if size > MAX_SIZE {
+        return Err(
+            Error::new(Kind::PayloadTooLarge, "message is larger than NATS allows").detail(format!(
+                "Headers and payload have {size} bytes; the limit is {MAX_SIZE}."
+            )),
+        );
+    }
+    let server = server::target(server::choose()?)?.server_name;
+    let role = catalog::current_role();
+    if catalog::is_in_recovery() {
+        return Err(Error::new(
+            Kind::Standby,
+            "cannot write to the outbox on a standby",
+        ));
+    }
+    let message = Message {
+        subject: &subject,
+        payload: &payload,
+        headers: headers.as_deref(),
+        domain: domain.as_deref(),
+        id: None,
+    };
+    put(Lane { server, role }, &message).map(Value::Int8)
+}
+
+/// A message for the outbox.
+pub struct Message<'a> {
+    pub subject: &'a str,
+    pub payload: &'a [u8],
+    pub headers: Option<&'a str>,
+    pub domain: Option<&'a str>,
+    /// The `Nats-Msg-Id` of one that was there before.
+    pub id: Option<&'a str>,
+}
+
+/// Writes a message into the outbox; its number there.
+pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
+    let batch = BATCHES.with_borrow(|batches| batches.get(&lane).copied());
+    if batch.is_none() {
+        // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
+        call::join_runtime_if_running();
+    }
+    let table = Table::open()?;
+    let rows = prepared(
+        "INSERT INTO litmus_pgnats.outbox (batch, subject, payload, headers, domain, message_id) \
+         VALUES (coalesce(nullif($1, 0), nextval('litmus_pgnats.outbox_id')), $2, $3, $4::jsonb, $5, \
+         coalesce($6::uuid, gen_random_uuid())) RETURNING id, batch",
+        &[
+            Int8(batch.unwrap_or(0)),
+            Text(message.subject),
+            Bytes(message.payload),
+            OptionalText(message.headers),
+            OptionalText(message.domain),
+            OptionalText(message.id),
+        ],
+    );
+    drop(table);
+    let mut numbers = rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|n| n.parse().ok());
+    let (Some(id), Some(new)) = (numbers.next(), numbers.next()) else {
+        return Err(Error::new(Kind::Protocol, "the outbox took no message"));
+    };
+    if batch.is_none() {
+        BATCHES.with_borrow_mut(|batches| batches.insert(lane, new));
+    }
+    Ok(id)
+}
+
+/// Gives the transaction's batches their numbers.
+pub fn before_commit() -> Result<()> {
+    let batches = BATCHES.with_borrow(HashMap::clone);
+    if batches.is_empty() {
+        return Ok(());
+    }
+    with_snapshot(|| {
+        let _table = Table::open()?;
+        for (lane, batch) in &batches {
+            prepared(
+                "INSERT INTO litmus_pgnats.outbox_batch (batch, server, role) VALUES ($1, $2, $3::regrole)",
+                &[Int8(*batch), Text(&lane.server), Oid(lane.role)],
+            );
+        }
+        Ok(())
+    })
+}
+
+/// A prepared transaction may be committed at any time, by another session.
+pub fn before_prepare() -> Result<()> {
+    if BATCHES.with_borrow(HashMap::is_empty) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        "cannot PREPARE a transaction that has written to the outbox",
+    ))
+}
+
+/// Has the courier come.
+pub fn committed() {
+    if !BATCHES.take().is_empty() {
+        call::post(&Request::Outbox {
+            database: catalog::database_oid(),
+        });
+    }
+}
+
+pub fn aborted() {
+    BATCHES.take();
+}
