@@ -14,6 +14,8 @@ const MAX_ACK_PENDING: u64 = 65_536;
 /// A pull ends after so many seconds; JetStream says that it is there every so many.
 const EXPIRES: u64 = 30;
 pub const HEARTBEAT: u64 = 5;
+/// How the names begin that litmus_pgnats gives to consumers.
+pub const OWN: &str = "litmus_";
 const NANO: u64 = 1_000_000_000;
 
 /// What is known of the consumer when pulling begins.
@@ -43,6 +45,9 @@ pub async fn find(
         .await?
         .ok_or_else(|| Error::new(Kind::NoStream, format!("stream \"{stream}\" does not exist")))?;
     let stream_created = text(&info, "created");
+    let retention = info
+        .get("config")
+        .map_or_else(String::new, |config| text(config, "retention"));
     // Another stream of that name begins anew, and all of it is new.
     let is_other = progress
         .stream_created
@@ -59,8 +64,15 @@ pub async fn find(
         .await?;
     let acknowledged = number(existing.as_ref(), "ack_floor", "stream_seq");
     let has_lost = is_first && floor > 0 && acknowledged > floor;
-    let begins_anew = existing.is_some() && (consumer.stop_on_failure || has_lost);
-    if has_lost {
+    // What a runtime had that is gone comes at once, and in order, from a new consumer; the former one would wait for it
+    // to be acknowledged. One that the user has named may be used by others too.
+    let is_own = consumer.durable.starts_with(OWN);
+    // Without a consumer, such a stream forgets what is not acknowledged.
+    let keeps_consumer = retention == "interest";
+    let begins_anew = existing.is_some()
+        && !keeps_consumer
+        && (consumer.stop_on_failure || has_lost || (is_first && is_own));
+    if has_lost && begins_anew {
         log::warn!(
             "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
              database has those up to {floor} only; it goes on from there"
@@ -73,6 +85,8 @@ pub async fn find(
     }
     let former = existing.as_ref().filter(|_| !begins_anew);
     let mut config = configuration(consumer);
+    // All that a work queue still has is not acknowledged; its consumers cannot begin elsewhere.
+    let floor = if retention == "workqueue" { 0 } else { floor };
     config.extend(begin(consumer, floor, is_other, former));
     let body = json!({"stream_name": stream, "config": config});
     let made = api

@@ -25,7 +25,7 @@ mod acks;
 mod calls;
 pub mod connect;
 pub mod connection;
-mod consumer;
+pub mod consumer;
 mod delivery;
 pub mod dispatcher;
 mod executor_session;

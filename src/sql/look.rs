@@ -6,12 +6,13 @@ use std::time::Duration;
 use super::durable::{self, Durable};
 use super::handlers::Table;
 use super::{changes, server};
+use crate::actors::consumer::OWN;
 use crate::channel::message::{Key, Row, Target};
 use crate::channel::work::{Definition, HandlerKind, Report, Source};
 use crate::error::{Error, Kind, Result};
 use crate::pg::callback::Function;
 use crate::pg::catalog;
-use crate::pg::query::Argument::{Int8, Oid};
+use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snapshot};
@@ -139,7 +140,7 @@ fn rows() -> Vec<Registered> {
          b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid, \
          h.batch_size, ( \
            SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
-             'durable', coalesce(d.durable, 'litmus_' || md5(format('%s %s %s', d.id, $1, current_database()))), \
+             'durable', coalesce(d.durable, $2 || md5(format('%s %s %s', d.id, $1, current_database()))), \
              'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
              to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
@@ -156,7 +157,7 @@ fn rows() -> Vec<Registered> {
          LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
          ON s.srvname = h.server \
          ORDER BY h.created, h.kind, h.server, h.subject, h.signature",
-        &[Int8(catalog::system_identifier())],
+        &[Int8(catalog::system_identifier()), Text(OWN)],
     );
     rows.into_iter().filter_map(registered).collect()
 }
