@@ -2,7 +2,8 @@
 # Measures litmus_pgnats against yardsticks taken in the same run: machines differ, and so do minutes on one machine.
 # Measurement and yardstick alternate; a table shows the median of each and the median of the pairs' ratios.
 # Started by make bench, which takes
-#   ONLY=publish,bulk,...   the sections to run: publish, bulk, request, stream, kv, object, drain, latency, responder; else all
+#   ONLY=publish,bulk,...   the sections to run: publish, bulk, request, stream, kv, object, drain, latency, responder, outbox, durable;
+#                           else all
 #   DURATION=5              seconds of each run of pgbench and of its yardstick
 #   RUNS=3                  pairs
 set -euo pipefail
@@ -10,9 +11,9 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/servers.sh"
 
 duration=${DURATION:-5} runs=${RUNS:-3}
-IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request,stream,kv,object,drain,latency,responder}"
+IFS=', ' read -ra sections <<<"${ONLY:-publish,bulk,request,stream,kv,object,drain,latency,responder,outbox,durable}"
 for section in "${sections[@]}"; do
-    [[ $section == @(publish|bulk|request|stream|kv|object|drain|latency|responder) ]] ||
+    [[ $section == @(publish|bulk|request|stream|kv|object|drain|latency|responder|outbox|durable) ]] ||
         die "ONLY=$section: there is no such section"
 done
 [[ $duration =~ ^[1-9][0-9]*$ && $runs =~ ^[1-9][0-9]*$ ]] || die "DURATION and RUNS are whole numbers from 1"
@@ -91,6 +92,8 @@ other_end() {
 
 # shellcheck source=bench/handlers.sh
 . "$root/bench/handlers.sh"
+# shellcheck source=bench/guarantees.sh
+. "$root/bench/guarantees.sh"
 
 # --- sections --------------------------------------------------------------------------------------------------------
 
@@ -272,6 +275,6 @@ SQL
 
 printf '%s, %s, %s cores; medians of %s runs' "$("$bindir/postgres" --version)" "$("$NATS_SERVER" --version)" "$(nproc)" "$runs"
 printf ', %s s each\n' "$duration"
-[[ " ${sections[*]} " != *\ @(stream|kv|object)\ * ]] || client setup
+[[ " ${sections[*]} " != *\ @(stream|kv|object|outbox|durable)\ * ]] || client setup
 for section in "${sections[@]}"; do "$section"; done
 printf '\ntargets: %s of %s met\n' "$targets_met" "$targets"

@@ -8,6 +8,7 @@
 //! bench_client URL CALL CONCURRENCY SECONDS              prints CALLS-PER-SECOND LATENCY
 //! bench_client URL each CALL CONCURRENCY SECONDS         the same, each caller with a connection of its own
 //! bench_client URL object BYTES                          prints PUT GET
+//! bench_client URL fill SUBJECT COUNT SIZE               acknowledged publishes, pipelined; prints START SENT
 //! bench_client URL latency PGHOST SUBJECT COUNT          prints MEDIAN P99
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! notification on channel "latency" with the same payload, all in microseconds. One thread, and but for `each` one
 //! connection.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,11 +35,14 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 const SILENCE: Duration = Duration::from_secs(10);
 /// Between two messages whose latency is measured, all comes to rest.
 const IDLE: Duration = Duration::from_millis(20);
+/// Publishes of `fill` that wait for their acknowledgement.
+const WINDOW: usize = 1024;
 /// What the calls of a measurement are preceded by.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Of bench/*.sql: the subjects of the echo and of the stream, and the bucket, key, store and file.
 const ECHO: &str = "c";
 const STREAM: &str = "stream";
+const QUEUE: &str = "queue";
 const BENCH: &str = "bench";
 const KEY: &str = "key";
 const FILE: &str = "file";
@@ -60,6 +65,15 @@ async fn main() -> Outcome {
         ["echo", subject] => echo(&client, subject.into()).await,
         ["setup"] => setup(jetstream::new(client)).await,
         ["latency", host, subject, count] => latency(&client, host, subject.into(), count.parse()?).await,
+        ["fill", subject, count, size] => {
+            fill(
+                jetstream::new(client),
+                subject.into(),
+                count.parse()?,
+                size.parse()?,
+            )
+            .await
+        }
         ["object", bytes] => object(jetstream::new(client), bytes.parse()?).await,
         ["each", call, concurrency, seconds] => {
             let connect = (0..concurrency.parse()?).map(|_| async_nats::connect(*url));
@@ -79,6 +93,31 @@ async fn publish(client: &Client, subject: Subject, count: usize, size: usize) -
         client.publish(subject.clone(), payload.clone()).await?;
     }
     client.flush().await?;
+    println!("{start} {}", now());
+    Ok(())
+}
+
+async fn fill(context: jetstream::Context, subject: Subject, count: usize, size: usize) -> Outcome {
+    let payload = Bytes::from(vec![b'x'; size]);
+    let start = now();
+    let mut acks = VecDeque::new();
+    for n in 0..count {
+        // As a publisher that wants to be able to repeat does it.
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("{start}-{n}").as_str());
+        let sent = context
+            .publish_with_headers(subject.clone(), headers, payload.clone())
+            .await?;
+        acks.push_back(sent.into_future());
+        if acks.len() >= WINDOW
+            && let Some(oldest) = acks.pop_front()
+        {
+            oldest.await?;
+        }
+    }
+    for ack in acks {
+        ack.await?;
+    }
     println!("{start} {}", now());
     Ok(())
 }
@@ -121,6 +160,13 @@ async fn setup(context: jetstream::Context) -> Outcome {
         name: STREAM.into(),
         subjects: vec![STREAM.into()],
         max_messages: STREAM_MESSAGES,
+        storage,
+        ..Default::default()
+    };
+    context.create_stream(config).await?;
+    let config = stream::Config {
+        name: QUEUE.into(),
+        subjects: vec![QUEUE.into()],
         storage,
         ..Default::default()
     };

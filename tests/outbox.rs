@@ -129,6 +129,32 @@ async fn the_order_is_that_of_the_commits() {
     until_empty(&session).await;
 }
 
+/// Commits that overtake each other between their number and their end.
+#[tokio::test]
+async fn many_sessions_at_once() {
+    let (scene, session, kept) = scene_with(Postgres::builder().conf("max_connections", "60")).await;
+    let writers = (0..24).map(|writer| {
+        let scene = &scene;
+        async move {
+            let session = scene.pg.connect().await;
+            for n in 0..500 {
+                run(&session, &put(format!("{writer} {n}"))).await;
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    until_empty(&session).await;
+    let came = kept.payloads(24 * 500).await;
+    assert_eq!(came.len(), 24 * 500);
+    for writer in 0..24 {
+        let own = came
+            .iter()
+            .filter_map(|text| text.strip_prefix(&format!("{writer} ")));
+        let own: Vec<usize> = own.map(|n| n.parse().expect("a number")).collect();
+        assert!(own.iter().copied().eq(0..500), "writer {writer}: {own:?}");
+    }
+}
+
 /// While NATS is away enqueuing goes on, and delivery begins as soon as it is back.
 #[tokio::test]
 async fn an_outage_is_waited_for() {

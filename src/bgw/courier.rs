@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::outbox_read::{self, Letters};
 use crate::channel::outbox::{Batch, Fetch, Lane, Settled};
+use crate::pg::catalog;
 use crate::pg::transaction::{Caught, transaction, with_snapshot};
 use crate::sql::handlers::Table;
 
@@ -108,10 +109,10 @@ impl Courier {
                 ..Courier::default()
             };
         }
-        let (ended, _) = outbox_read::transactions();
+        let ended = outbox_read::ended();
         let missing: Vec<i64> = self.missing.keys().copied().collect();
         let found = outbox_read::commits(self.seen, &missing);
-        let (_, running) = outbox_read::transactions();
+        let running = catalog::next_transaction();
         // Whatever was on its way when these were missed has ended before this was read.
         self.missing.retain(|_, until| *until > ended);
         for (lane, commit) in found {

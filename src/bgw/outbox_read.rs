@@ -74,18 +74,11 @@ fn by_index() -> Parameters {
     Parameters::of(&off)
 }
 
-/// Before which transaction id all have ended, and from which on none has begun.
-pub fn transactions() -> (u64, u64) {
-    let rows = prepared(
-        "SELECT pg_snapshot_xmin(s), pg_snapshot_xmax(s) FROM pg_current_snapshot() s",
-        &[],
-    );
-    let mut numbers = rows
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|n| n.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(u64::MAX))
+/// Before which transaction id all have ended.
+pub fn ended() -> u64 {
+    let rows = prepared("SELECT pg_snapshot_xmin(pg_current_snapshot())", &[]);
+    let ended = rows.into_iter().flatten().flatten().next();
+    ended.and_then(|ended| ended.parse().ok()).unwrap_or(0)
 }
 
 /// The table's object id, and the last number that was taken: both may be others than before.

@@ -448,3 +448,10 @@ pub fn message_type() -> Option<MessageType> {
         })
     }
 }
+
+/// The transaction id that is assigned next: every transaction that has one by now has a lower one. A snapshot's xmax does
+/// not tell that, it is one past the highest that has ended.
+pub fn next_transaction() -> u64 {
+    // SAFETY: reads shared memory under PostgreSQL's own lock.
+    unsafe { pg_sys::ReadNextFullTransactionId() }.value
+}

@@ -1,0 +1,1 @@
+INSERT INTO plain VALUES (repeat('x', 100));
