@@ -550,6 +550,9 @@ impl Handler<Happened> for Connection {
         }
         match event {
             Event::ServerError(ServerError::Other(what)) => {
+                if let Some((subject, client)) = forbidden(&what).zip(self.status.borrow().client.as_ref()) {
+                    client.forbidden(subject);
+                }
                 if let Some(suppressed) = self.server_errors.pass() {
                     log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
                 }
@@ -586,6 +589,12 @@ impl Observer for Reporter {
     fn event(&self, event: Event) {
         self.connection.do_send(Happened(self.generation, event));
     }
+}
+
+/// The subject of a publish that the server forbids, as it says so.
+fn forbidden(what: &str) -> Option<&str> {
+    let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
+    quoted.strip_suffix('"')
 }
 
 fn parse_url(url: &str) -> Option<Host> {

@@ -43,6 +43,12 @@ pub async fn retire(client: &Requester, senders: &RwLock<()>) {
     let _ = timeout(FLUSH_LIMIT, client.round_trip()).await;
 }
 
+/// NATS's permissions are the user's, not the role's.
+pub fn forbidden(subject: &str) -> Error {
+    let message = format!("the NATS server does not let this user publish to subject \"{subject}\"");
+    Error::new(Kind::PermissionDenied, message).hint("")
+}
+
 /// Sends a request and waits for its reply.
 pub async fn request(
     client: &Requester,
@@ -72,6 +78,7 @@ pub async fn request(
             error.cause(&why)
         }
         Failure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+        Failure::Forbidden => forbidden(subject),
         Failure::Lost => Error::new(
             Kind::ConnectionLost,
             "the connection to the NATS server was lost while waiting for the reply",

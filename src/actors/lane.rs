@@ -97,6 +97,7 @@ impl Lanes {
                 let is_over = retry.is_some_and(|retry| since.since.elapsed() >= retry);
                 complain(lane, &error, &mut state.complaints);
                 if is_over {
+                    (state.due, state.attempts) = (None, 0);
                     return vec![Outcome::Dead(error); subjects.len()];
                 }
                 state.due = Some(Instant::now() + backoff(state.attempts));
@@ -143,12 +144,12 @@ impl Lanes {
 
     /// The courier has found nothing, in all that it was not told to leave: what was held there is gone.
     pub fn nothing_left(&mut self) {
-        for state in self
-            .0
-            .values_mut()
-            .filter(|state| !state.is_busy && state.due.is_none())
-        {
-            state.held.retain(|_, held| held.is_closed);
+        let now = Instant::now();
+        for state in self.0.values_mut() {
+            if !state.is_busy && state.due.is_none_or(|due| due <= now) {
+                state.due = None;
+                state.held.retain(|_, held| held.is_closed);
+            }
         }
     }
 

@@ -74,6 +74,8 @@ struct Courier {
     orders: Option<mpsc::Sender<Order>>,
     /// It carries out an order.
     is_busy: bool,
+    /// It has to write something down with that.
+    is_writing: bool,
     is_leaving: bool,
     idle_since: Instant,
     /// Ends the deliveries of what it has read.
@@ -148,6 +150,7 @@ impl Outbox {
             busy,
             held,
         };
+        courier.is_writing = !fetch.settled.is_empty();
         courier.is_busy = orders
             .try_send((Told::Fetch(Box::new(fetch)), Bytes::new()))
             .is_ok();
@@ -167,6 +170,11 @@ impl Outbox {
         };
         courier.is_busy = false;
         courier.idle_since = Instant::now();
+        // One that reads, and then fails to remove what was delivered, has it sent again and again.
+        let is_done = batch.is_none() && database.lanes.are_idle() && database.settled.is_empty();
+        if courier.is_writing || is_done {
+            database.failures = 0;
+        }
         match batch {
             Some(batch) => {
                 // There may be more, of other lanes.
@@ -300,7 +308,7 @@ impl Outbox {
         let had_more = !database.lanes.are_idle() || !database.settled.is_empty() || courier.is_busy;
         database.settled.clear();
         database.lanes.leave(&self.supervisor);
-        if had_more && !courier.is_leaving {
+        if !courier.is_leaving {
             let wait = (RESTART * 2u32.saturating_pow(database.failures.min(16))).min(RESTART_LIMIT);
             database.failures += 1;
             database.not_before = Some(Instant::now() + wait);
@@ -324,6 +332,7 @@ impl Courier {
             ticket,
             orders: None,
             is_busy: false,
+            is_writing: false,
             is_leaving: false,
             idle_since: Instant::now(),
             deliveries: Vec::new(),
@@ -375,7 +384,6 @@ impl Handler<Joined> for Outbox {
             if courier.is_leaving {
                 courier.leave();
             }
-            database.failures = 0;
             database.not_before = None;
         }
         self.advance(number, ctx);

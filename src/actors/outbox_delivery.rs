@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::calls::header_map;
+use super::delivery::forbidden;
 use super::jetstream::Api;
 use super::requester::{Begun, Failure};
 use super::status::Status;
@@ -167,12 +168,23 @@ impl Round<'_> {
                     self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
                 }
                 Err(_) => {
-                    let _ = self.land_all(status).await;
+                    self.collect(&api);
                     return Err(Stop::Lost);
                 }
             }
         }
         self.land_all(status).await
+    }
+
+    /// What is acknowledged by now is not sent again: a stream remembers for a while only what it has.
+    fn collect(&mut self, api: &Api) {
+        for (index, begun) in std::mem::take(&mut self.flight) {
+            if let Some(Ok(answer)) = begun.arrived()
+                && api.acknowledged(&answer.payload).is_ok()
+            {
+                self.decide(index, Fate::Stored);
+            }
+        }
     }
 
     async fn land_all(&mut self, status: &watch::Receiver<Status>) -> std::result::Result<(), Stop> {
@@ -192,11 +204,19 @@ impl Round<'_> {
         let answer: Result<Message> = match begun.reply(ACK_LIMIT).await {
             Ok(answer) => Ok(answer),
             Err(Failure::NoResponders) => Err(api.no_stream(subject).await),
-            Err(Failure::TimedOut) => return Err(Stop::Silence),
-            Err(_) => return Err(Stop::Lost),
+            Err(Failure::Forbidden) => Err(forbidden(subject)),
+            Err(failure) => {
+                self.collect(api);
+                let is_silence = failure == Failure::TimedOut;
+                return Err(if is_silence { Stop::Silence } else { Stop::Lost });
+            }
         };
         let stored = answer.and_then(|answer| api.acknowledged(&answer.payload));
-        self.answered(index, stored.map(drop))
+        let landed = self.answered(index, stored.map(drop));
+        if landed.is_err() {
+            self.collect(api);
+        }
+        landed
     }
 
     fn answered(&mut self, index: usize, stored: Result<()>) -> std::result::Result<(), Stop> {

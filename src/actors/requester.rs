@@ -22,6 +22,8 @@ pub enum Failure {
     /// With what the client says of it.
     TooLarge(String),
     InvalidSubject,
+    /// The user may not publish there.
+    Forbidden,
     /// The connection broke.
     Lost,
 }
@@ -43,7 +45,17 @@ struct Inbox {
     _open: oneshot::Sender<()>,
 }
 
-type Replies = HashMap<u64, oneshot::Sender<Message>>;
+type Answer = Result<Message, Failure>;
+
+/// Somebody who waits for a reply.
+#[derive(Debug)]
+struct Waiter {
+    answer: oneshot::Sender<Answer>,
+    /// Of what was begun: NATS says on the connection alone that it forbids a subject.
+    subject: Option<String>,
+}
+
+type Replies = HashMap<u64, Waiter>;
 
 #[derive(Debug, Default)]
 struct Waiting(Mutex<Replies>);
@@ -56,7 +68,7 @@ impl Waiting {
 
 /// A request that was published.
 pub struct Begun {
-    reply: oneshot::Receiver<Message>,
+    reply: oneshot::Receiver<Answer>,
     request: Number,
 }
 
@@ -81,9 +93,13 @@ impl Begun {
         match outcome {
             Err(_) => Err(Failure::TimedOut),
             Ok(Err(_)) => Err(Failure::Lost),
-            Ok(Ok(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(Failure::NoResponders),
-            Ok(Ok(reply)) => Ok(reply),
+            Ok(Ok(answer)) => answer,
         }
+    }
+
+    /// The reply that is there already, if it is.
+    pub fn arrived(mut self) -> Option<Answer> {
+        self.reply.try_recv().ok()
     }
 }
 
@@ -117,26 +133,34 @@ impl Requester {
     /// Returns when the NATS server has taken in all that this client has said before: what it sends to itself comes
     /// back behind that. Unlike a request that nobody answers, it needs nothing but publish and subscribe of a server.
     pub async fn round_trip(&self) -> Result<(), Failure> {
-        let (begun, inbox) = self.expect();
+        let (begun, inbox) = self.expect(None);
         let sent = self.client.publish(inbox, Bytes::new()).await;
         sent.map_err(|error| unsent(&error))?;
         begun.reply.await.map(drop).map_err(|_| Failure::Lost)
     }
 
     /// Somebody will wait for what comes to this inbox.
-    fn expect(&self) -> (Begun, String) {
+    fn expect(&self, subject: Option<String>) -> (Begun, String) {
         let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, reply) = oneshot::channel();
+        let (answer, reply) = oneshot::channel();
         let waiting = self.inbox.waiting.clone();
-        waiting.lock().insert(number, sender);
+        waiting.lock().insert(number, Waiter { answer, subject });
         let request = Number { waiting, number };
         let inbox = format!("{}{number}", self.inbox.prefix);
         (Begun { reply, request }, inbox)
     }
 
+    /// NATS has refused what was published to a subject: nobody waits for its reply any longer.
+    pub fn forbidden(&self, subject: &str) {
+        let mut waiting = self.inbox.waiting.lock();
+        for (_, waiter) in waiting.extract_if(|_, waiter| waiter.subject.as_deref() == Some(subject)) {
+            let _ = waiter.answer.send(Err(Failure::Forbidden));
+        }
+    }
+
     /// Publishes a request; the reply is waited for later. What is begun in an order is published in that order.
     pub async fn begin(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<Begun, Failure> {
-        let (begun, inbox) = self.expect();
+        let (begun, inbox) = self.expect(Some(subject.clone()));
         let sent = self
             .client
             .publish_with_reply_and_headers(subject, inbox, headers, payload)
@@ -153,7 +177,7 @@ impl Requester {
         payload: Bytes,
         limit: Duration,
     ) -> Result<Message, Failure> {
-        let (begun, inbox) = self.expect();
+        let (begun, inbox) = self.expect(None);
         let ask = async {
             match headers {
                 Some(headers) => {
@@ -196,7 +220,13 @@ async fn deliver(
         let waiter = number.and_then(|number: u64| waiting.lock().remove(&number));
         if let Some(waiter) = waiter {
             // It may have been given up just now.
-            let _ = waiter.send(reply);
+            let is_nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
+            let answer = if is_nobody {
+                Err(Failure::NoResponders)
+            } else {
+                Ok(reply)
+            };
+            let _ = waiter.answer.send(answer);
         }
     }
     waiting.lock().clear();

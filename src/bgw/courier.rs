@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use super::outbox_read::{self, Letters};
 use crate::channel::outbox::{Batch, Fetch, Lane, Settled};
 use crate::pg::catalog;
-use crate::pg::transaction::{Caught, transaction, with_snapshot};
+use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
 use crate::sql::handlers::Table;
 
 /// Most commits that are kept in mind; the others are read when there is room.
@@ -25,6 +25,20 @@ pub struct Commit {
     pub batch: i64,
     /// All messages up to this one are done with.
     pub after: i64,
+}
+
+/// What a database sets for its users' transactions is not for these.
+const SETTINGS: [(&str, &str); 3] = [
+    ("transaction_isolation", "read committed"),
+    ("transaction_read_only", "off"),
+    ("lock_timeout", "0"),
+];
+
+fn work<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
+    transaction(|| {
+        let _settings = Parameters::of(&SETTINGS.map(|(name, value)| (name.into(), value.into())));
+        with_snapshot(work)
+    })
 }
 
 /// What a courier knows.
@@ -48,12 +62,10 @@ impl Courier {
         for settled in &order.settled {
             self.settle(settled)?;
         }
-        let read = transaction(|| {
-            with_snapshot(|| {
-                let table = Table::open().ok()?;
-                self.discover();
-                self.next(&table, order)
-            })
+        let read = work(|| {
+            let table = Table::open().ok()?;
+            self.discover();
+            self.next(&table, order)
         })?;
         Ok(read.map_or((None, Vec::new()), |(batch, body)| (Some(batch), body)))
     }
@@ -64,14 +76,12 @@ impl Courier {
             return Ok(());
         };
         let read = letters.after(&settled.outcomes);
-        let finished = transaction(|| {
-            with_snapshot(|| {
-                let Ok(table) = Table::open() else {
-                    return HashSet::new();
-                };
-                outbox_read::remove(&table, &settled.lane, &letters, &settled.outcomes);
-                outbox_read::finish(&table, &read)
-            })
+        let finished = work(|| {
+            let Ok(table) = Table::open() else {
+                return HashSet::new();
+            };
+            outbox_read::remove(&table, &settled.lane, &letters, &settled.outcomes);
+            outbox_read::finish(&table, &read)
         })?;
         self.keep(&settled.lane, &finished, &read);
         Ok(())

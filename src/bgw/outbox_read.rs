@@ -18,6 +18,9 @@ use crate::sql::{errors, look, settings};
 /// Most messages of a batch, and most commits that are looked at for them at a time.
 const BATCH: i64 = 4000;
 const COMMITS: usize = 4000;
+/// Most bytes of payloads in a batch, unless one message has more; and with headers, which a frame must have room for.
+const BATCH_SIZE: i64 = 4 * 1024 * 1024;
+const FULL_SIZE: usize = 16 * 1024 * 1024;
 /// Most commits that are discovered at a time.
 const DISCOVER: i64 = 20_000;
 
@@ -131,39 +134,46 @@ pub fn letters(commits: &VecDeque<Commit>, held: &[String]) -> (Letters, Vec<Let
     let all: Vec<Commit> = commits.iter().copied().collect();
     for some in all.chunks(COMMITS) {
         let rows = prepared_with_bytes(
-            "SELECT o.batch, o.id, o.subject, o.headers, o.domain, o.message_id, o.payload \
+            "SELECT batch, id, subject, headers, domain, message_id, payload FROM ( \
+             SELECT o.*, sum(octet_length(o.payload)) OVER (ROWS UNBOUNDED PRECEDING) AS total \
              FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k(batch, after, place), LATERAL ( \
                SELECT * FROM litmus_pgnats.outbox m WHERE m.batch = k.batch AND m.id > k.after \
                AND ($3 = '[]' OR m.subject NOT IN (SELECT json_array_elements_text($3::json))) \
                ORDER BY m.id LIMIT $4 \
-             ) o LIMIT $4",
+             ) o LIMIT $4 \
+             ) m WHERE total <= $5 OR total = octet_length(payload)",
             &[
                 Text(&array(some.iter().map(|commit| &commit.batch))),
                 Text(&array(some.iter().map(|commit| &commit.after))),
                 Text(&held_json),
                 Int8(BATCH),
+                Int8(BATCH_SIZE),
             ],
             &mut body,
         );
-        let is_full = rows.len() as i64 == BATCH;
+        let (mut total, mut end) = (0, 0);
         for (row, size) in rows {
             if let Some((key, letter)) = letter(row, size) {
+                total += size as usize + headers::wire_len(&letter.headers) + letter.subject.len();
+                if total > FULL_SIZE && !messages.is_empty() {
+                    break;
+                }
                 letters.keys.push(key);
                 messages.push(letter);
+                end += size as usize;
             }
         }
-        match letters.keys.last() {
-            Some((last, _)) if is_full => {
-                let end = some.iter().position(|commit| commit.batch == *last);
-                letters
-                    .commits
-                    .extend(some.iter().take(end.map_or(0, |end| end + 1)));
-            }
-            _ => letters.commits.extend(some),
-        }
-        if !letters.keys.is_empty() {
-            break;
-        }
+        body.truncate(end);
+        // Commits behind the last message may have more.
+        let Some((last, _)) = letters.keys.last() else {
+            letters.commits.extend(some);
+            continue;
+        };
+        let end = some.iter().position(|commit| commit.batch == *last);
+        letters
+            .commits
+            .extend(some.iter().take(end.map_or(0, |end| end + 1)));
+        break;
     }
     (letters, messages, body)
 }

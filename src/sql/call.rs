@@ -241,6 +241,31 @@ pub fn post(request: &Request) -> bool {
     posted
 }
 
+/// As [`post`]; and a runtime that runs gets it even if this session does not know it yet: it may have been started, or
+/// have taken another's place, in the middle of the transaction, and have looked before that committed.
+pub fn announce(request: &Request) {
+    if post(request) {
+        return;
+    }
+    // What it is sent it reads, though nobody stays for the answers.
+    if let Ok(socket) = connect(Path::new(SOCKET_PATH))
+        && let Ok(mut client) = Client::new(socket, wait::LatchWait::new(wait::Event::Reply))
+    {
+        let sent = client
+            .push(&hello(), b"")
+            .and_then(|()| client.push(request, b""));
+        let _ = sent.and_then(|()| client.try_flush());
+    }
+}
+
+fn hello() -> Request {
+    Request::Hello {
+        protocol: PROTOCOL,
+        pid: std::process::id(),
+        peer: Peer::Session,
+    }
+}
+
 /// Whether something published waits to be written, or to be confirmed.
 pub fn is_busy() -> bool {
     BUSY.get()
@@ -310,14 +335,9 @@ impl Session {
             fence: false,
             looked: Instant::now(),
         };
-        let hello = Request::Hello {
-            protocol: PROTOCOL,
-            pid: std::process::id(),
-            peer: Peer::Session,
-        };
         session
             .client
-            .call(&hello, b"", deadline + GRACE, Duration::ZERO)?;
+            .call(&hello(), b"", deadline + GRACE, Duration::ZERO)?;
         Ok(session)
     }
 

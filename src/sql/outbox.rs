@@ -90,7 +90,7 @@ pub struct Message<'a> {
 pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
     let batch = BATCHES.with_borrow(|batches| batches.get(&lane).copied());
     if batch.is_none() {
-        // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
+        // So that the commit need not connect. A runtime that does not run will look by itself when it starts.
         call::join_runtime_if_running();
     }
     let table = Table::open()?;
@@ -154,7 +154,7 @@ pub fn before_prepare() -> Result<()> {
 /// Has the courier come.
 pub fn committed() {
     if !BATCHES.take().is_empty() {
-        call::post(&Request::Outbox {
+        call::announce(&Request::Outbox {
             database: catalog::database_oid(),
         });
     }

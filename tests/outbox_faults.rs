@@ -1,0 +1,230 @@
+//! The outbox where something beside a crash goes wrong: large batches, a runtime that starts in the middle of a
+//! transaction, subjects that NATS forbids, a courier that fails at its work.
+
+mod handlers;
+mod scene;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, stream};
+use handlers::*;
+use scene::*;
+use support::*;
+
+const COURIER: &str = "litmus_pgnats courier";
+const WAITING: &str = "SELECT count(*) FROM litmus_pgnats.outbox";
+const DEAD: &str = "SELECT count(*) FROM litmus_pgnats.dead_letter";
+
+fn put(payload: impl std::fmt::Display) -> String {
+    put_to("kept.a", payload)
+}
+
+fn put_to(subject: &str, payload: impl std::fmt::Display) -> String {
+    format!("SELECT nats_publish_text_outbox('{subject}', '{payload}')")
+}
+
+async fn scene_with(pg: PostgresBuilder) -> (Scene, Session, Kept) {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let kept = Kept::start(&nats).await;
+    let scene = Scene::with(pg, nats, "").await;
+    let session = scene.pg.connect().await;
+    (scene, session, kept)
+}
+
+/// A NATS whose user `limited` may not publish to `no.>`.
+async fn forbidding() -> (Scene, Session, Kept) {
+    let users = r#"authorization { users = [
+        { user: "limited", password: "p", permissions: { publish: { deny: ["no.>"] } } }
+        { user: "all", password: "p" }
+    ] }
+    no_auth_user: "all""#;
+    let nats = NatsServer::builder().jetstream().config(users).start().await;
+    let kept = Kept::start(&nats).await;
+    let scene = Scene::with(Postgres::builder(), nats, ", username 'limited', password 'p'").await;
+    let session = scene.pg.connect().await;
+    (scene, session, kept)
+}
+
+/// More bytes than a frame of the channel takes.
+#[tokio::test]
+async fn many_large_messages_of_one_transaction() {
+    let (scene, session, _kept) = scene_with(Postgres::builder()).await;
+    run(
+        &session,
+        "SELECT nats_publish_text_outbox('kept.a', n || repeat('x', 700000)) FROM generate_series(1, 100) n",
+    )
+    .await;
+    eventually_eq(LONG, 0, async || number(&session, WAITING).await).await;
+    let context = jetstream::new(scene.nats.client().await);
+    let mut stream = context.get_stream("kept").await.expect("the stream");
+    assert_eq!(stream.info().await.expect("its state").state.messages, 100);
+    for n in 1..=100 {
+        let message = stream.get_raw_message(n).await.expect("a message");
+        let end = message.payload.iter().position(|byte| *byte == b'x');
+        assert_eq!(message.payload[..end.unwrap_or(0)], *n.to_string().as_bytes());
+    }
+    assert_eq!(scene.pg.worker_pids(COURIER).await.len(), 1);
+}
+
+/// The runtime that is told of a commit may be another than that which was there at the first message.
+#[tokio::test]
+async fn the_runtime_is_replaced_in_the_middle_of_a_transaction() {
+    let (scene, session, kept) = scene_with(Postgres::builder()).await;
+    run(&session, &put("1")).await;
+    kept.payloads(1).await;
+    run(&session, &format!("BEGIN; {}", put("2"))).await;
+    let old = scene.runtime().await;
+    run(&session, &format!("SELECT pg_terminate_backend({old})")).await;
+    scene.next_runtime(old).await;
+    // Until it has looked at the database.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    run(&session, "COMMIT").await;
+    assert_eq!(kept.payloads(2).await, ["1", "2"]);
+}
+
+/// The same where there was none.
+#[tokio::test]
+async fn the_runtime_is_started_in_the_middle_of_a_transaction() {
+    let (scene, session, kept) = scene_with(Postgres::builder().preload(false)).await;
+    let other = scene.pg.connect().await;
+    eventually(SOON, async || scene.pg.worker_pid(RUNTIME).await.is_none()).await;
+    run(&session, &format!("BEGIN; {}", put("1"))).await;
+    run(&other, "SELECT nats_publish_text('elsewhere', '')").await;
+    scene.runtime().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    run(&session, "COMMIT").await;
+    assert_eq!(kept.payloads(1).await, ["1"]);
+}
+
+/// NATS says nothing to a message that it forbids, other than on the connection. Others do not wait for it.
+#[tokio::test]
+async fn what_nats_forbids_holds_up_nobody_else() {
+    let (_scene, session, kept) = forbidding().await;
+    for n in 1..=3 {
+        run(&session, &put_to(&format!("no.{n}"), "x")).await;
+    }
+    run(&session, &put("0")).await;
+    kept.payloads(1).await;
+    let began = Instant::now();
+    for n in 1..=20 {
+        run(&session, &put(n)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(kept.payloads(21).await, numbers(0..=20));
+    let took = began.elapsed();
+    println!("beside three forbidden subjects: {took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    // Those that are stored are done with, too.
+    eventually_eq(SOON, 3, async || number(&session, WAITING).await).await;
+    // The reason is told.
+    run(&session, "ALTER SYSTEM SET litmus_pgnats.outbox_retry_time = 0").await;
+    run(&session, "SELECT pg_reload_conf()").await;
+    until_number(&session, 3, DEAD).await;
+    let errors = texts(
+        &session,
+        "SELECT DISTINCT left(error, 5) FROM litmus_pgnats.dead_letter",
+    )
+    .await;
+    assert_eq!(errors, ["42501"]);
+}
+
+/// What JetStream has acknowledged is not sent again because another message has no answer: the stream may have forgotten
+/// it by then.
+#[tokio::test]
+async fn what_is_acknowledged_is_not_sent_again() {
+    let (scene, session, _kept) = forbidding().await;
+    let context = jetstream::new(scene.nats.client().await);
+    let brief = stream::Config {
+        name: "brief".into(),
+        subjects: vec!["brief".into()],
+        duplicate_window: Duration::from_millis(200),
+        ..Default::default()
+    };
+    context.create_stream(brief).await.expect("create a stream");
+    run(
+        &session,
+        &format!(
+            "BEGIN; {}; {}; {}; COMMIT",
+            put_to("no.1", "x"),
+            put_to("brief", 1),
+            put_to("brief", 2)
+        ),
+    )
+    .await;
+    eventually_eq(LONG, 1, async || number(&session, WAITING).await).await;
+    let mut stream = context.get_stream("brief").await.expect("the stream");
+    assert_eq!(stream.info().await.expect("its state").state.messages, 2);
+}
+
+/// Starts of couriers that the server's log tells of, in three seconds.
+async fn starts(scene: &Scene, failure: &str) -> usize {
+    let count = || scene.pg.log().matches(failure).count();
+    eventually(SOON, async || count() > 0).await;
+    let before = count();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    count() - before
+}
+
+/// A courier that cannot remove what is delivered does not send it ever and again.
+#[tokio::test]
+async fn a_courier_that_fails_at_its_work_is_started_ever_later() {
+    let (scene, session, _kept) = scene_with(Postgres::builder()).await;
+    run(
+        &session,
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no deletions'; END $$;
+         CREATE TRIGGER no BEFORE DELETE ON litmus_pgnats.outbox FOR EACH ROW EXECUTE FUNCTION no()",
+    )
+    .await;
+    run(&session, &put("1")).await;
+    let starts = starts(&scene, "no deletions").await;
+    println!("{starts} starts in 3 s");
+    assert!(starts < 6, "{starts}");
+    run(&session, "DROP TRIGGER no ON litmus_pgnats.outbox").await;
+    eventually_eq(SOON, 0, async || number(&session, WAITING).await).await;
+}
+
+/// What a database sets for its users' sessions is not for couriers.
+#[tokio::test]
+async fn a_database_that_is_read_only_by_default() {
+    let (scene, session, kept) = scene_with(Postgres::builder()).await;
+    run(
+        &session,
+        "ALTER DATABASE postgres SET default_transaction_read_only = on;
+         ALTER DATABASE postgres SET default_transaction_isolation = serializable",
+    )
+    .await;
+    run(&session, &put("1")).await;
+    assert_eq!(kept.payloads(1).await, ["1"]);
+    eventually_eq(SOON, 0, async || number(&session, WAITING).await).await;
+    assert_eq!(scene.pg.worker_pids(COURIER).await.len(), 1);
+}
+
+/// When the messages of a server that is gone are given up, nothing keeps the courier; and the next trouble has its time.
+#[tokio::test]
+async fn a_dropped_server_is_forgotten() {
+    let pg = Postgres::builder()
+        .conf("litmus_pgnats.outbox_retry_time", "2s")
+        .conf("litmus_pgnats.executor_idle_timeout", "1s");
+    let (scene, session, _kept) = scene_with(pg).await;
+    let other = scene.pg.connect().await;
+    let lose = async || {
+        run(&session, &format!("BEGIN; {}", put("1"))).await;
+        run(&other, "DROP SERVER nats").await;
+        run(&session, "COMMIT").await;
+        Instant::now()
+    };
+    lose().await;
+    until_number(&other, 1, DEAD).await;
+    eventually_eq(SOON, Vec::<i32>::new(), async || {
+        scene.pg.worker_pids(COURIER).await
+    })
+    .await;
+    let server = create_server(scene.nats.port(), "").replace("CREATE EXTENSION litmus_pgnats; ", "");
+    run(&other, &server).await;
+    let began = lose().await;
+    until_number(&other, 2, DEAD).await;
+    let took = began.elapsed();
+    println!("given up after {took:?}");
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+}
