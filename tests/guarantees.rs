@@ -110,16 +110,17 @@ async fn storm(scene: &mut Scene, victims: &[Victim], cycles: usize) -> Vec<(Vic
             }
         };
         // It may be about to start, and sessions are let in again after the kill before.
-        let pid = eventually(LONG, async || {
+        let process = eventually(LONG, async || {
             let session = scene.pg.try_connect_as("postgres", "postgres").await.ok()?;
             let sql = format!(
                 "SELECT pid FROM pg_stat_activity WHERE backend_type = '{name}' ORDER BY random() LIMIT 1"
             );
             let rows = session.query(&sql, &[]).await.ok()?;
-            rows.first().map(|row| row.get::<_, i32>(0))
+            // The kill before may be ending it just now.
+            proc::Process::find(rows.first()?.get(0))
         })
         .await;
-        proc::signal(pid, libc::SIGKILL);
+        process.signal(libc::SIGKILL);
     }
     kills
 }
