@@ -228,3 +228,82 @@ async fn a_dropped_server_is_forgotten() {
     println!("given up after {took:?}");
     assert!(took >= Duration::from_secs(2), "{took:?}");
 }
+
+/// Messages that wait cost those of other subjects nothing, however many they are.
+#[tokio::test]
+async fn a_large_backlog_of_a_subject_that_waits() {
+    let pg = Postgres::builder().conf("litmus_pgnats.outbox_retry_time", "-1");
+    let (scene, session, kept) = scene_with(pg).await;
+    let fill = "SELECT nats_publish_text_outbox('nowhere', n::text) FROM generate_series(1, 20000) n";
+    for _ in 0..15 {
+        run(
+            &session,
+            &format!("DO $$ BEGIN PERFORM 1 FROM ({fill}) f; END $$"),
+        )
+        .await;
+    }
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let [pid] = scene.pg.worker_pids(COURIER).await[..] else {
+        panic!("no courier")
+    };
+    let (began, before) = (Instant::now(), proc::cpu_time(pid));
+    for n in 1..=20 {
+        run(&session, &put(n)).await;
+        kept.payloads(n).await;
+    }
+    let (took, cpu) = (began.elapsed(), proc::cpu_time(pid) - before);
+    println!("20 messages beside 300,000 that wait: {took:?}, {cpu:?} of the courier");
+    assert!(cpu < Duration::from_secs(1), "{cpu:?}");
+}
+
+/// What was passed over while its subject waited comes in the end, in order, whatever was delivered meanwhile.
+#[tokio::test]
+async fn what_was_passed_over_is_not_forgotten() {
+    let pg = Postgres::builder().conf("litmus_pgnats.outbox_retry_time", "-1");
+    let (scene, session, kept) = scene_with(pg).await;
+    let mut free = 0;
+    for n in 1..=300 {
+        let lines: Vec<String> = (0..n % 4)
+            .map(|part| match (n + part) % 3 {
+                0 => {
+                    free += 1;
+                    put(free)
+                }
+                rest => put_to(&format!("late.{rest}"), n * 10 + part),
+            })
+            .collect();
+        run(
+            &session,
+            &format!("BEGIN; SELECT 1; {}; COMMIT", lines.join("; ")),
+        )
+        .await;
+    }
+    assert_eq!(kept.payloads(free).await, numbers(1..=free));
+    let waiting = number(&session, WAITING).await;
+    let sql =
+        "SELECT string_agg(convert_from(payload, 'utf8'), ' ' ORDER BY batch, id) FROM litmus_pgnats.outbox
+               WHERE subject = ";
+    let mut expected = Vec::new();
+    for rest in 1..=2 {
+        expected.push(text(&session, &format!("{sql} 'late.{rest}'")).await);
+    }
+    let context = jetstream::new(scene.nats.client().await);
+    let late = stream::Config {
+        name: "late".into(),
+        subjects: vec!["late.>".into()],
+        ..Default::default()
+    };
+    context.create_stream(late).await.expect("create a stream");
+    eventually_eq(LONG, 0, async || number(&session, WAITING).await).await;
+    let commits = "SELECT count(*) FROM litmus_pgnats.outbox_batch";
+    until_number(&session, 0, commits).await;
+    let stream = context.get_stream("late").await.expect("the stream");
+    let mut came = vec![Vec::new(), Vec::new()];
+    for sequence in 1..=waiting as u64 {
+        let message = stream.get_raw_message(sequence).await.expect("a message");
+        let place = usize::from(message.subject.as_str() == "late.2");
+        came[place].push(String::from_utf8(message.payload.to_vec()).expect("text"));
+    }
+    let came: Vec<String> = came.iter().map(|texts| texts.join(" ")).collect();
+    assert_eq!(came, expected);
+}

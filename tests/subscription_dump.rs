@@ -1,4 +1,4 @@
-//! pg_dump takes the handlers along, and a restore brings them to life without another step.
+//! pg_dump takes the handlers along, and a restore brings them to life without another step; and the outbox.
 
 mod handlers;
 mod scene;
@@ -191,4 +191,48 @@ async fn the_schema_alone() {
     subscribe(&restored, "anew", "keep(bytea)").await;
     say(&scene.nats.client().await, "anew", "1").await;
     until_got(&restored, &["1"]).await;
+}
+
+/// What waits in the outbox, and what has died, keeps its numbers; what comes after gets others.
+#[tokio::test]
+async fn the_outbox() {
+    let Some(pg_dump) = program("pg_dump") else { return };
+    let nats = NatsServer::builder().jetstream().start().await;
+    let kept = Kept::start(&nats).await;
+    let pg = Postgres::builder().conf("litmus_pgnats.outbox_retry_time", "0");
+    let mut scene = Scene::with(pg, nats, "").await;
+    let session = scene.pg.connect().await;
+    let put =
+        |subject: &str, payload: &str| format!("SELECT nats_publish_text_outbox('{subject}', '{payload}')");
+    let dead = "SELECT count(*) FROM litmus_pgnats.dead_letter";
+    run(&session, &put("nowhere", "dead")).await;
+    until_number(&session, 1, dead).await;
+    scene.nats.stop().await;
+    run(
+        &session,
+        &format!("BEGIN; {}; {}; COMMIT", put("kept.a", "1"), put("kept.a", "2")),
+    )
+    .await;
+    let ids = "SELECT string_agg(message_id::text, ' ' ORDER BY id) FROM litmus_pgnats.outbox";
+    let before = text(&session, ids).await;
+    let dump = output(&scene.pg, pg_dump, &["postgres"]).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), dump).expect("write the dump");
+    run(&session, "CREATE DATABASE restored TEMPLATE template0").await;
+    let path = file.path().to_str().expect("a path");
+    let restored = scene.pg.psql(&["-q", "-d", "restored", "-f", path]).await;
+    assert_eq!(restored.status, 0, "{}", restored.stderr);
+    let restored = scene.pg.connect_as("postgres", "restored").await;
+    assert_eq!(number(&restored, dead).await, 1);
+    assert_eq!(text(&restored, ids).await, before);
+    run(&restored, &put("kept.a", "3")).await;
+    // The original sends nothing: what comes is of the copy.
+    run(
+        &session,
+        "TRUNCATE litmus_pgnats.outbox, litmus_pgnats.outbox_batch",
+    )
+    .await;
+    scene.nats.restart().await;
+    assert_eq!(kept.payloads(3).await, ["1", "2", "3"]);
+    until_number(&restored, 0, "SELECT count(*) FROM litmus_pgnats.outbox").await;
 }

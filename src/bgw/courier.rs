@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::outbox_read::{self, Letters};
+use super::outbox_read::{self, Letters, Passed};
 use crate::channel::outbox::{Batch, Fetch, Lane, Settled};
 use crate::pg::catalog;
 use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
@@ -50,6 +50,8 @@ pub struct Courier {
     missing: BTreeMap<i64, u64>,
     lanes: HashMap<Lane, VecDeque<Commit>>,
     known: usize,
+    /// Where to begin in lanes of which subjects are held: their messages are not walked over again and again.
+    passed: HashMap<Lane, Passed>,
     /// What was said of each lane and is not settled yet.
     given: HashMap<Lane, Letters>,
     /// The table that all this is known of: the extension may be dropped and created again.
@@ -76,6 +78,9 @@ impl Courier {
             return Ok(());
         };
         let read = letters.after(&settled.outcomes);
+        if let Some(passed) = letters.passed(&settled.outcomes) {
+            self.passed.insert(settled.lane.clone(), passed);
+        }
         let finished = work(|| {
             let Ok(table) = Table::open() else {
                 return HashSet::new();
@@ -133,6 +138,13 @@ impl Courier {
                 self.seen = commit.number;
             }
             self.missing.remove(&commit.number);
+            if self
+                .passed
+                .get(&lane)
+                .is_some_and(|passed| commit.number <= passed.number)
+            {
+                self.passed.remove(&lane);
+            }
             let commits = self.lanes.entry(lane).or_default();
             let place = commits.partition_point(|other| other.number < commit.number);
             commits.insert(place, commit);
@@ -156,8 +168,18 @@ impl Courier {
             let Some(commits) = self.lanes.get(&lane) else {
                 continue;
             };
-            let (letters, messages, body) = outbox_read::letters(commits, held);
+            let passed = self.passed.get(&lane).filter(|passed| passed.holds(held));
+            let (number, id) = passed.map_or((0, 0), |passed| (passed.number, passed.id));
+            let start = commits.partition_point(|commit| commit.number < number);
+            let rest = commits.range(start..).map(|commit| {
+                let from = if commit.number == number { id } else { 0 };
+                (*commit, commit.after.max(from))
+            });
+            let (letters, messages, body) = outbox_read::letters(rest, held);
             if messages.is_empty() {
+                if let Some(passed) = letters.passed(&[]) {
+                    self.passed.insert(lane.clone(), passed);
+                }
                 // Nothing is left of them, or nothing ever was: savepoints were rolled back.
                 let read = letters.after(&[]);
                 let finished = outbox_read::finish(table, &read);

@@ -1,7 +1,7 @@
 //! The statements of a courier. Each runs with the rights of the extension's owner, and by the indexes: what the tables'
 //! statistics say of queues is always out of date.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 use super::courier::Commit;
 use crate::channel::outbox::{Lane, Letter, Outcome};
@@ -31,15 +31,30 @@ pub struct Letters {
     keys: Vec<(i64, i64)>,
     /// The commits that were looked at; the last one perhaps not to its end.
     commits: Vec<Commit>,
-    /// Messages of some subjects were left out.
-    is_filtered: bool,
+    /// Messages of these subjects were left out.
+    held: Vec<String>,
+}
+
+/// Up to this message of this commit, what waits is of these subjects alone.
+pub struct Passed {
+    held: Vec<String>,
+    pub number: i64,
+    pub id: i64,
+}
+
+impl Passed {
+    /// Whether it still is so when these are held.
+    pub fn holds(&self, held: &[String]) -> bool {
+        let now: HashSet<&String> = held.iter().collect();
+        self.held.iter().all(|subject| now.contains(subject))
+    }
 }
 
 impl Letters {
     /// The commits with how far each is done with, after these outcomes.
     pub fn after(&self, outcomes: &[Outcome]) -> Vec<Commit> {
         let mut commits = self.commits.clone();
-        if self.is_filtered {
+        if !self.held.is_empty() {
             return commits;
         }
         let mut place = 0;
@@ -62,6 +77,24 @@ impl Letters {
             }
         }
         commits
+    }
+
+    /// How far nothing but what is held is left, after these outcomes.
+    pub fn passed(&self, outcomes: &[Outcome]) -> Option<Passed> {
+        let is_decided = |outcome: &&Outcome| **outcome != Outcome::Waits;
+        let decided = outcomes.iter().take_while(is_decided).count();
+        let is_empty = self.keys.is_empty();
+        let (batch, id) = match decided.checked_sub(1) {
+            Some(last) => *self.keys.get(last)?,
+            None if is_empty => (self.commits.last()?.batch, i64::MAX),
+            None => return None,
+        };
+        let commit = self.commits.iter().rev().find(|commit| commit.batch == batch)?;
+        (!self.held.is_empty()).then(|| Passed {
+            held: self.held.clone(),
+            number: commit.number,
+            id,
+        })
     }
 }
 
@@ -125,14 +158,20 @@ pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
     rows.into_iter().filter_map(commit).collect()
 }
 
-/// The first messages of these commits, but those of the subjects that are held; with the payloads.
-pub fn letters(commits: &VecDeque<Commit>, held: &[String]) -> (Letters, Vec<Letter>, Vec<u8>) {
+/// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are held; with the payloads.
+pub fn letters(
+    mut commits: impl Iterator<Item = (Commit, i64)>,
+    held: &[String],
+) -> (Letters, Vec<Letter>, Vec<u8>) {
     let _by_index = by_index();
     let held_json = serde_json::Value::from(held).to_string();
     let (mut letters, mut messages, mut body) = (Letters::default(), Vec::new(), Vec::new());
-    letters.is_filtered = !held.is_empty();
-    let all: Vec<Commit> = commits.iter().copied().collect();
-    for some in all.chunks(COMMITS) {
+    letters.held = held.to_vec();
+    loop {
+        let (some, from): (Vec<Commit>, Vec<i64>) = commits.by_ref().take(COMMITS).unzip();
+        if some.is_empty() {
+            break;
+        }
         let rows = prepared_with_bytes(
             "SELECT batch, id, subject, headers, domain, message_id, payload FROM ( \
              SELECT o.*, sum(octet_length(o.payload)) OVER (ROWS UNBOUNDED PRECEDING) AS total \
@@ -144,7 +183,7 @@ pub fn letters(commits: &VecDeque<Commit>, held: &[String]) -> (Letters, Vec<Let
              ) m WHERE total <= $5 OR total = octet_length(payload)",
             &[
                 Text(&array(some.iter().map(|commit| &commit.batch))),
-                Text(&array(some.iter().map(|commit| &commit.after))),
+                Text(&array(from.iter())),
                 Text(&held_json),
                 Int8(BATCH),
                 Int8(BATCH_SIZE),
