@@ -74,7 +74,7 @@ outbox() {
 
 # Has the server's connection go to this port.
 reach() { # PORT
-    psql -Atqc "ALTER SERVER nats OPTIONS (SET port '$1')" -c 'SELECT litmus_pgnats_reload_conf()' >/dev/null 2>&1 || true
+    psql -Atqc "ALTER SERVER nats OPTIONS (SET port '$1')" -c 'SELECT litmus_pgnats_reload_conf_force()' >/dev/null 2>&1 || true
 }
 
 durable() {

@@ -7,6 +7,8 @@
 //! - `report.rs`: errors and log messages;
 //! - `wait.rs`: waiting for a socket with the latch and interrupts;
 //! - `catalog.rs`: foreign servers, user mappings and rights;
+//! - `heap.rs`: rows written straight into a table;
+//! - `batch.rs`: calls of users' functions with many messages;
 //! - `query.rs`: queries by SPI whose arguments and results are text;
 //! - `transaction.rs`: a worker's transactions, and whose rights and settings hold in them;
 //! - `callback.rs`: calls of users' functions with messages;
@@ -19,6 +21,7 @@ pub mod callback;
 pub mod catalog;
 pub mod executor;
 pub mod fmgr;
+pub mod heap;
 pub mod query;
 pub mod report;
 pub mod transaction;

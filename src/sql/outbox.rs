@@ -7,8 +7,8 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::CStr;
 
-use super::handlers::Table;
 use super::publish::{binary_payload, jsonb_payload, subject_argument, text_payload};
 use super::{call, server};
 use crate::channel::message::Request;
@@ -17,9 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nats::{headers, names};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Bytes, Int8, Oid, OptionalText, Text};
-use crate::pg::query::prepared;
-use crate::pg::transaction::with_snapshot;
+use crate::pg::heap::{self, Column};
 
 sql_function!(nats_publish_text_outbox, |call: &Call<'_>| publish(
     call,
@@ -37,6 +35,9 @@ sql_function!(nats_publish_binary_outbox, |call: &Call<'_>| publish(
 /// Largest headers and payload: NATS's own limit for a message. What a server or a stream allows is less, and found out
 /// at the delivery.
 const MAX_SIZE: usize = 64 * 1024 * 1024;
+
+/// What the error of a transaction that is read only names.
+const COMMAND: &CStr = c"nats_publish_*_outbox";
 
 thread_local! {
     /// The batches of the running transaction.
@@ -93,31 +94,28 @@ pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
         // So that the commit need not connect. A runtime that does not run will look by itself when it starts.
         call::join_runtime_if_running();
     }
-    let table = Table::open()?;
-    let rows = prepared(
-        "INSERT INTO litmus_pgnats.outbox (batch, subject, payload, headers, domain, message_id) \
-         VALUES (coalesce(nullif($1, 0), nextval('litmus_pgnats.outbox_id')), $2, $3, $4::jsonb, $5, \
-         coalesce($6::uuid, gen_random_uuid())) RETURNING id, batch",
-        &[
-            Int8(batch.unwrap_or(0)),
-            Text(message.subject),
-            Bytes(message.payload),
-            OptionalText(message.headers),
-            OptionalText(message.domain),
-            OptionalText(message.id),
-        ],
-    );
-    drop(table);
-    let mut numbers = rows
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|n| n.parse().ok());
-    let (Some(id), Some(new)) = (numbers.next(), numbers.next()) else {
-        return Err(Error::new(Kind::Protocol, "the outbox took no message"));
+    let batch_or_new = match batch {
+        Some(batch) => batch,
+        None => heap::next(c"outbox_id")?,
     };
+    let id = heap::next(c"outbox_id")?;
+    let text = |text: Option<_>| text.map_or(Column::Null, Column::Text);
+    heap::insert(
+        c"outbox",
+        &[
+            Column::Int8(batch_or_new),
+            Column::Int8(id),
+            Column::Text(message.subject),
+            Column::Bytes(message.payload),
+            message.headers.map_or(Column::Null, Column::Json),
+            text(message.domain),
+            message.id.map_or(Column::NewUuid, Column::Uuid),
+            Column::Now,
+        ],
+        COMMAND,
+    )?;
     if batch.is_none() {
-        BATCHES.with_borrow_mut(|batches| batches.insert(lane, new));
+        BATCHES.with_borrow_mut(|batches| batches.insert(lane, batch_or_new));
     }
     Ok(id)
 }
@@ -128,16 +126,16 @@ pub fn before_commit() -> Result<()> {
     if batches.is_empty() {
         return Ok(());
     }
-    with_snapshot(|| {
-        let _table = Table::open()?;
-        for (lane, batch) in &batches {
-            prepared(
-                "INSERT INTO litmus_pgnats.outbox_batch (batch, server, role) VALUES ($1, $2, $3::regrole)",
-                &[Int8(*batch), Text(&lane.server), Oid(lane.role)],
-            );
-        }
-        Ok(())
-    })
+    for (lane, batch) in &batches {
+        let row = [
+            Column::Int8(heap::next(c"outbox_number")?),
+            Column::Int8(*batch),
+            Column::Text(&lane.server),
+            Column::Oid(lane.role),
+        ];
+        heap::insert(c"outbox_batch", &row, COMMAND)?;
+    }
+    Ok(())
 }
 
 /// A prepared transaction may be committed at any time, by another session.
