@@ -164,7 +164,7 @@ demo-ha: ## a Patroni cluster of two nodes, a switchover, and the notifications 
 	cargo build --locked --release --example nats --target-dir "$(clients)"
 	$(servers) EXAMPLES="$(clients)/release/examples" demo/ha/run.sh
 
-bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object|drain|latency|responder, DURATION=5 (seconds), RUNS=3
+bench: ## measure, against yardsticks of the same run; ONLY=publish|bulk|request|stream|kv|object|drain|latency|responder|outbox|durable, DURATION=5 (seconds), RUNS=3
 	@scripts/setup.sh rust pg15 pg$(PG) nats
 	$(MAKE) --no-print-directory private PROFILE=release
 	cargo build --locked --release --example bench_client --target-dir "$(clients)"

@@ -43,38 +43,23 @@ outbox() {
         yardstick+=("$tps")
     done
     line "  while they are delivered" 0.50 "${measured[@]}" "${yardstick[@]}"
-    measured=()
-    # Where nobody listens, messages wait.
-    reach 1
-    for ((run = 0; run < runs; run++)); do
-        bench prepared 8 outbox.sql
-        measured+=("$tps")
-    done
-    line "  while NATS is away" '' "${measured[@]}" "${yardstick[@]}"
-    psql -qc 'TRUNCATE litmus_pgnats.outbox, litmus_pgnats.outbox_batch'
     heading "outbox: delivery of $queue_messages messages of 100 bytes with acknowledgements, per second" courier "bare client"
     for ((run = 0; run < runs; run++)); do
-        "$PGBENCH" -n -M prepared -c 8 -j 2 -t $((queue_messages / 8)) -f "$root/bench/outbox.sql" >/dev/null 2>&1 ||
-            die "pgbench failed"
         settle
-        start=$(psql -Atqc 'SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint')
-        reach "$(nats_port nats)"
+        start=$(psql -Atq -v messages=$queue_messages <<'SQL'
+SELECT count(nats_publish_text_outbox('queue', repeat('x', 100))) FROM generate_series(1, :messages) \g /dev/null
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+SQL
+        ) || die "writing to the outbox failed"
         end=$(outbox_is_empty)
         rates+=("$(calc "$queue_messages / ($end - $start) * 1e6")")
         settle
         read -r start sent < <(client fill queue $queue_messages 100) || die "the bare client failed"
         bare+=("$(calc "$queue_messages / ($sent - $start) * 1e6")")
-        reach 1
     done
-    line "  from the return of NATS on" 0.50 "${rates[@]}" "${bare[@]}"
+    line "  from the commit on" 0.50 "${rates[@]}" "${bare[@]}"
     [ "$(psql -Atqc 'SELECT count(*) FROM litmus_pgnats.dead_letter')" = 0 ] || die "there are dead letters"
-    reach "$(nats_port nats)"
     with_fsync off
-}
-
-# Has the server's connection go to this port.
-reach() { # PORT
-    psql -Atqc "ALTER SERVER nats OPTIONS (SET port '$1')" -c 'SELECT litmus_pgnats_reload_conf_force()' >/dev/null 2>&1 || true
 }
 
 durable() {

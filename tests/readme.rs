@@ -182,7 +182,17 @@ async fn the_reference_names_every_function() {
     for function in &functions {
         let (name, arguments, result): (String, String, String) =
             (function.get(0), function.get(1), function.get(2));
-        let arguments = ["text", "jsonb", "interval"]
+        let types = [
+            "text[]",
+            "interval[]",
+            "timestamp with time zone",
+            "text",
+            "jsonb",
+            "interval",
+            "integer",
+            "bigint",
+        ];
+        let arguments = types
             .iter()
             .fold(arguments, |all, t| all.replace(&format!("::{t}"), ""));
         let (columns, arguments): (Vec<_>, Vec<_>) = arguments

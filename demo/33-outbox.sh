@@ -1,0 +1,28 @@
+# Sourced by run.sh.
+# shellcheck shell=bash
+
+chapter "Outbox: messages that are rows of the transaction"
+
+tell "What commits is delivered to JetStream, in the order of the commits; what rolls back never was."
+sql <<'SQL'
+BEGIN;
+SELECT nats_publish_text_outbox('events.outbox', 'never') IS NOT NULL AS written;
+ROLLBACK;
+SELECT nats_publish_text_outbox('events.outbox', 'committed') IS NOT NULL AS written;
+SQL
+
+tell "A trigger publishes the changes of a table."
+sql <<'SQL'
+CREATE TABLE invoices (id int PRIMARY KEY, amount numeric);
+CREATE TRIGGER publish AFTER INSERT OR UPDATE OR DELETE ON invoices
+  FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.publish_change('events.{table}.{op}.{id}');
+INSERT INTO invoices VALUES (7, 42);
+SELECT pg_sleep(0.5);
+SELECT count(*) AS waiting FROM litmus_pgnats.outbox;
+SQL
+expect " 0"
+
+tell "What the stream holds:"
+run messages EVENTS
+expect "events.outbox"
+expect "events.invoices.insert.7"
