@@ -28,6 +28,11 @@ const COURIER: u32 = 1 << 31;
 /// After a courier that ended by itself, the next one is started so much later; doubled each time, up to the limit.
 const RESTART: Duration = Duration::from_millis(200);
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
+/// Under load, a courier reads no more often than this, so that it has more to read; the first message after a pause does
+/// not wait.
+const PACE: Duration = Duration::from_millis(5);
+/// Messages from which on a batch is worth reading at once.
+const WORTHWHILE: usize = 500;
 
 /// Whether a worker of this number is a courier.
 pub fn is_courier(ticket: u32) -> bool {
@@ -78,6 +83,9 @@ struct Courier {
     is_writing: bool,
     is_leaving: bool,
     idle_since: Instant,
+    /// When it may read again.
+    next_read: Instant,
+    is_paced: bool,
     /// Ends the deliveries of what it has read.
     deliveries: Vec<AbortHandle>,
 }
@@ -143,6 +151,14 @@ impl Outbox {
         let Some(orders) = &courier.orders else {
             return;
         };
+        let wait = courier.next_read.saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            if !std::mem::replace(&mut courier.is_paced, true) {
+                self.advance_later(number, wait, ctx);
+            }
+            return;
+        }
+        courier.is_paced = false;
         database.wanted = false;
         let (busy, held) = database.lanes.closed();
         let fetch = Fetch {
@@ -174,6 +190,12 @@ impl Outbox {
         let is_done = batch.is_none() && database.lanes.are_idle() && database.settled.is_empty();
         if courier.is_writing || is_done {
             database.failures = 0;
+        }
+        if batch
+            .as_ref()
+            .is_none_or(|batch| batch.messages.len() < WORTHWHILE)
+        {
+            courier.next_read = Instant::now() + PACE;
         }
         match batch {
             Some(batch) => {
@@ -335,6 +357,8 @@ impl Courier {
             is_writing: false,
             is_leaving: false,
             idle_since: Instant::now(),
+            next_read: Instant::now(),
+            is_paced: false,
             deliveries: Vec::new(),
         }
     }

@@ -140,14 +140,12 @@ pub fn to_reload() -> Result<Vec<Server>> {
 /// The target of a key, with the names for NATS's monitoring.
 pub fn target(key: Key) -> Result<Target> {
     let (_, database_name) = catalog::database();
-    let server = catalog::servers()?
-        .into_iter()
-        .find(|server| server.oid == key.server);
-    let server = server.ok_or_else(|| Error::new(Kind::NoServer, "the foreign server was dropped"))?;
+    let server_name = catalog::server_name(key.server)
+        .ok_or_else(|| Error::new(Kind::NoServer, "the foreign server was dropped"))?;
     Ok(Target {
         key,
         database_name,
-        server_name: server.name,
+        server_name,
     })
 }
 
