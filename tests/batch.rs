@@ -7,7 +7,6 @@ mod support;
 use async_nats::HeaderMap;
 use handlers::*;
 use scene::*;
-use support::*;
 
 const MANY: &str = "CREATE TABLE calls (id bigint GENERATED ALWAYS AS IDENTITY, size integer);
     CREATE FUNCTION keep_many(messages litmus_pgnats.message[]) RETURNS void LANGUAGE sql AS $$
