@@ -314,6 +314,8 @@ fn kinds_have_their_own_sqlstate() {
                 vec!["PermissionDenied", "FileOptionDenied"]
             ),
             ("INVALID_NAME", vec!["InvalidSubject", "InvalidName"]),
+            // States of a handler, which the views show.
+            ("OBJECT_NOT_IN_PREREQUISITE_STATE", vec!["Stopped", "Fenced"]),
             (
                 "PROGRAM_LIMIT_EXCEEDED",
                 vec!["PayloadTooLarge", "TransactionTooLarge", "ObjectTooLarge"]
