@@ -190,6 +190,63 @@ async fn what_fails_is_tried_again_and_then_given_up() {
     drop(scene);
 }
 
+/// A dead letter is executed again in the caller's transaction, as the subscription's role: its error is the caller's.
+#[tokio::test]
+async fn a_dead_letter_is_redriven() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        &format!(
+            "{SHOP} CREATE TABLE log (who text, what text); GRANT INSERT ON log TO shop;
+             CREATE TABLE broken (); GRANT SELECT ON broken TO shop;
+             CREATE FUNCTION fussy(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+               IF to_regclass('public.broken') IS NOT NULL THEN RAISE 'still broken'; END IF;
+               PERFORM set_config('application_name', 'mine', false);
+               INSERT INTO public.log VALUES (current_user, msg); END $$;
+             CREATE FUNCTION fussy_many(messages litmus_pgnats.message[]) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+               PERFORM public.fussy(convert_from(payload, 'utf8') || ' ' || stream_sequence) FROM unnest(messages); END $$;"
+        ),
+    )
+    .await;
+    let shop = scene.pg.connect_as("shop", "postgres").await;
+    for function in ["fussy", "fussy_many"] {
+        run(
+            &shop,
+            &format!("SELECT nats_subscribe_stream('events', '{function}', max_deliveries => 1)"),
+        )
+        .await;
+    }
+    events.say("events.x", "again").await;
+    until_number(&session, 2, "SELECT count(*) FROM litmus_pgnats.dead_letter").await;
+    let (report, _) = refused(&shop, "SELECT litmus_pgnats.redrive(1)").await;
+    assert_eq!(
+        (report.code.as_str(), report.message.as_str()),
+        ("P0001", "still broken")
+    );
+    run(&session, "CREATE ROLE stranger LOGIN; DROP TABLE broken").await;
+    let stranger = scene.pg.connect_as("stranger", "postgres").await;
+    let (report, _) = refused(&stranger, "SELECT litmus_pgnats.redrive(1)").await;
+    assert_eq!(report.message, "permission denied for dead letter 1");
+    // As its role also when a superuser asks; and it stays if the transaction does not commit.
+    run(&session, "BEGIN; SELECT litmus_pgnats.redrive(1); ROLLBACK").await;
+    assert_eq!(
+        number(&session, "SELECT count(*) FROM litmus_pgnats.dead_letter").await,
+        2
+    );
+    run(&session, "SELECT litmus_pgnats.redrive(1)").await;
+    run(&shop, "SELECT litmus_pgnats.redrive(2)").await;
+    assert_eq!(
+        number(&session, "SELECT count(*) FROM litmus_pgnats.dead_letter").await,
+        0
+    );
+    let mut log = texts(&session, "SELECT who || ': ' || what FROM log").await;
+    log.sort();
+    assert_eq!(log, ["shop: again", "shop: again 1"]);
+    assert_eq!(text(&session, "SELECT current_user::text").await, "postgres");
+    assert_ne!(text(&session, "SHOW application_name").await, "mine");
+    drop(scene);
+}
+
 #[tokio::test]
 async fn a_subscription_that_stops_keeps_the_order_and_goes_on_when_told() {
     let (scene, session, events) = scene().await;

@@ -456,7 +456,14 @@ async fn databases_and_the_extension_can_be_dropped() {
     run(&session, &put("2")).await;
     kept.payloads(2).await;
     until_empty(&session).await;
-    run(&session, "DROP EXTENSION litmus_pgnats CASCADE").await;
+    run(
+        &session,
+        &format!(
+            "BEGIN; {}; DROP EXTENSION litmus_pgnats CASCADE; COMMIT",
+            put("never")
+        ),
+    )
+    .await;
     run(&session, &create_server(scene.nats.port(), "")).await;
     run(&session, &put("3")).await;
     assert_eq!(kept.payloads(3).await, ["1", "2", "3"]);

@@ -11,7 +11,7 @@ use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::query::Argument::{Int8, OptionalText};
 use crate::pg::query::{prepared_with_bytes, query};
-use crate::pg::transaction::Identity;
+use crate::pg::transaction::{Identity, Parameters};
 
 sql_function!(litmus_pgnats_redrive, redrive);
 sql_function!(litmus_pgnats_redrive_all, redrive_all);
@@ -213,6 +213,8 @@ fn execute(letter: &Dead) -> Result<()> {
     // Plans are made with the rights of the role, and are none of another's.
     callback::forget_plans();
     {
+        // What the function sets is not for the caller, who may be mightier.
+        let _parameters = Parameters::of(&[]);
         let _identity = Identity::confined(letter.role);
         if function.takes_batches() {
             batch::call(

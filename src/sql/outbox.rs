@@ -127,8 +127,14 @@ pub fn before_commit() -> Result<()> {
         return Ok(());
     }
     for (lane, batch) in &batches {
+        let number = match heap::next(c"outbox_number") {
+            Ok(number) => number,
+            // The transaction has dropped the extension, and the messages with it.
+            Err(error) if error.kind == Kind::Unsupported => return Ok(()),
+            Err(error) => return Err(error),
+        };
         let row = [
-            Column::Int8(heap::next(c"outbox_number")?),
+            Column::Int8(number),
             Column::Int8(*batch),
             Column::Text(&lane.server),
             Column::Oid(lane.role),
