@@ -26,3 +26,14 @@ tell "What the stream holds:"
 run messages EVENTS
 expect "events.outbox"
 expect "events.invoices.insert.7"
+
+tell "What JetStream refuses is tried again, what it will always refuse is a dead letter at once: here a condition in a header. \
+A dead letter can be sent again, litmus_pgnats.redrive(id), or removed."
+sql <<'SQL'
+SELECT nats_publish_text_outbox('events.outbox', 'too late', '{"Nats-Expected-Last-Sequence": "1"}') IS NOT NULL AS written;
+SELECT pg_sleep(0.5);
+SELECT source, subject, left(error, 60) AS error FROM litmus_pgnats.dead_letters;
+SELECT litmus_pgnats.purge_dead_letters() AS purged;
+SQL
+expect "40001"
+expect " 1"

@@ -131,7 +131,7 @@ pub fn committed() {
     CHANGED.set(false);
     if LOOK.replace(false) {
         let database = catalog::database_oid();
-        call::post(&Request::Look { database });
+        call::announce(&Request::Look { database });
     }
     look_elsewhere();
 }
