@@ -488,9 +488,10 @@ COMMENT ON FUNCTION nats_publish_binary_outbox(text, bytea, jsonb, text) IS 'wri
 CREATE FUNCTION litmus_pgnats.publish_change() RETURNS trigger
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    subject text := TG_ARGV[0];
+    subject text := '';
+    rest text := TG_ARGV[0];
     image jsonb := CASE TG_OP WHEN 'DELETE' THEN to_jsonb(OLD) ELSE to_jsonb(NEW) END;
-    name text;
+    parts text[];
     value text;
 BEGIN
     IF TG_NARGS <> 1 OR TG_LEVEL <> 'ROW' OR TG_WHEN <> 'AFTER' THEN
@@ -498,17 +499,21 @@ BEGIN
           USING ERRCODE = 'trigger_protocol_violated',
           HINT = 'litmus_pgnats.publish_change(''subject'') is for AFTER INSERT OR UPDATE OR DELETE ... FOR EACH ROW.';
     END IF;
-    FOR name IN SELECT DISTINCT m[1] FROM regexp_matches(TG_ARGV[0], '\{([^{}]+)\}', 'g') m LOOP
-        value := CASE name WHEN 'op' THEN lower(TG_OP) WHEN 'table' THEN TG_TABLE_NAME WHEN 'schema' THEN TG_TABLE_SCHEMA
-                 ELSE image ->> name END;
-        IF value IS NULL AND NOT image ? name THEN
-            RAISE EXCEPTION 'column "%" in the subject of trigger "%" does not exist', name, TG_NAME
+    LOOP
+        parts := regexp_match(rest, '^([^{]*)\{([^{}]+)\}(.*)$');
+        EXIT WHEN parts IS NULL;
+        value := CASE parts[2] WHEN 'op' THEN lower(TG_OP) WHEN 'table' THEN TG_TABLE_NAME WHEN 'schema' THEN TG_TABLE_SCHEMA
+                 ELSE image ->> parts[2] END;
+        IF value IS NULL AND NOT image ? parts[2] THEN
+            RAISE EXCEPTION 'column "%" in the subject of trigger "%" does not exist', parts[2], TG_NAME
               USING ERRCODE = 'undefined_column';
         END IF;
         -- What a token of a subject cannot have.
-        value := regexp_replace(coalesce(nullif(value, ''), '_'), '[[:space:].*>]', '_', 'g');
-        subject := replace(subject, '{' || name || '}', value);
+        value := regexp_replace(left(coalesce(nullif(value, ''), '_'), 255), '[[:space:][:cntrl:].*>]', '_', 'g');
+        subject := subject || parts[1] || value;
+        rest := parts[3];
     END LOOP;
+    subject := subject || rest;
     PERFORM @extschema@.nats_publish_jsonb_outbox(subject, jsonb_build_object(
         'operation', lower(TG_OP), 'schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME,
         'before', CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
@@ -571,7 +576,8 @@ COMMENT ON VIEW litmus_pgnats.subscriptions IS 'the subscriptions among litmus_p
 
 CREATE VIEW litmus_pgnats.stream_subscriptions AS
   SELECT h.server, h.subject AS stream, d.filter_subjects, h.function, h.role, h.state, h.problem,
-         coalesce((SELECT pg_catalog.upper(a) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a LIMIT 1), 0) AS applied_to,
+         coalesce((SELECT CASE WHEN pg_catalog.lower(a) OPERATOR(pg_catalog.=) 0 THEN pg_catalog.upper(a) OPERATOR(pg_catalog.-) 1 END
+                   FROM pg_catalog.unnest(d.applied) a LIMIT 1), 0) AS applied_to,
          (SELECT pg_catalog.max(pg_catalog.upper(a)) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a) AS latest,
          h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at
   FROM litmus_pgnats.handlers h JOIN litmus_pgnats.handler_stream d

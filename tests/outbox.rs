@@ -335,7 +335,7 @@ async fn an_idle_courier_asks_nothing_and_leaves() {
 
 #[tokio::test]
 async fn changes_of_rows() {
-    let (_scene, session, kept) = scene().await;
+    let (scene, session, kept) = scene().await;
     run(
         &session,
         "CREATE TABLE orders (id int PRIMARY KEY, place text, amount numeric);
@@ -373,6 +373,13 @@ async fn changes_of_rows() {
             );
         }
     }
+    // What is put in is not looked at for braces.
+    run(&session, "INSERT INTO orders VALUES (3, E'{id}\\x07', 5)").await;
+    kept.payloads(4).await;
+    let context = jetstream::new(scene.nats.client().await);
+    let stream = context.get_stream("kept").await.expect("the stream");
+    let message = stream.get_raw_message(4).await.expect("a message");
+    assert_eq!(message.subject.as_str(), "kept.orders.insert.{id}_.3");
     for (trigger, message) in [
         (
             "AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.publish_change('kept.{nothing}')",

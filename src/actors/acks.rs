@@ -51,7 +51,11 @@ pub fn settle(handler: &Handler, done: Vec<Incoming>, failures: &[Failure]) -> O
             Some(failure) if failure.is_final => Bytes::from_static(TERM),
             Some(_) => later(backoff),
         };
-        acks.extend(handler.in_hand.remove(place.sequence).map(|reply| (reply, word)));
+        let reply = match failure {
+            Some(failure) if !failure.is_final => handler.in_hand.postpone(place.sequence),
+            _ => handler.in_hand.remove(place.sequence),
+        };
+        acks.extend(reply.map(|reply| (reply, word)));
     }
     say(handler, acks);
     again
@@ -59,7 +63,7 @@ pub fn settle(handler: &Handler, done: Vec<Incoming>, failures: &[Failure]) -> O
 
 /// There is no room for a message now.
 pub fn postpone(handler: &Handler, sequence: u64, time: Duration) {
-    let reply = handler.in_hand.remove(sequence);
+    let reply = handler.in_hand.postpone(sequence);
     say(
         handler,
         reply.map(|reply| (reply, later(time))).into_iter().collect(),

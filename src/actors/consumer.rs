@@ -25,6 +25,8 @@ pub struct Found {
     /// The last delivery's number, and its message's sequence in the stream.
     pub consumer_sequence: u64,
     pub stream_sequence: u64,
+    /// Up to this sequence there is nothing to do.
+    pub base: u64,
 }
 
 /// Finds the subscription's consumer, or makes it. `is_first`: the progress was read just now, so that a consumer which
@@ -53,7 +55,7 @@ pub async fn find(
         .stream_created
         .as_ref()
         .is_some_and(|created| *created != stream_created);
-    let floor = if is_other { 0 } else { progress.floor };
+    let floor = if is_other { Some(0) } else { progress.floor };
     let durable = &consumer.durable;
     let existing = api
         .request_unless(
@@ -63,19 +65,22 @@ pub async fn find(
         )
         .await?;
     let acknowledged = number(existing.as_ref(), "ack_floor", "stream_seq");
-    let has_lost = is_first && floor > 0 && acknowledged > floor;
+    let has_lost = is_first && floor.is_some_and(|floor| floor > 0 && acknowledged > floor);
     // What a runtime had that is gone comes at once, and in order, from a new consumer; the former one would wait for it
     // to be acknowledged. One that the user has named may be used by others too.
     let is_own = consumer.durable.starts_with(OWN);
     // Without a consumer, such a stream forgets what is not acknowledged.
     let keeps_consumer = retention == "interest";
+    // Where it would begin has to be known.
     let begins_anew = existing.is_some()
+        && floor.is_some()
         && !keeps_consumer
         && (consumer.stop_on_failure || has_lost || (is_first && is_own));
     if has_lost && begins_anew {
         log::warn!(
             "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
-             database has those up to {floor} only; it goes on from there"
+             database has those up to {} only; it goes on from there",
+            floor.unwrap_or(0)
         );
     }
     if begins_anew {
@@ -86,13 +91,18 @@ pub async fn find(
     let former = existing.as_ref().filter(|_| !begins_anew);
     let mut config = configuration(consumer);
     // All that a work queue still has is not acknowledged; its consumers cannot begin elsewhere.
-    let floor = if retention == "workqueue" { 0 } else { floor };
-    config.extend(begin(consumer, floor, is_other, former));
+    let floor = if retention == "workqueue" { Some(0) } else { floor };
+    config.extend(begin(consumer, floor, former));
     let body = json!({"stream_name": stream, "config": config});
     let made = api
         .request(&format!("CONSUMER.CREATE.{stream}.{durable}"), &body)
         .await?;
+    let base = match former {
+        Some(_) => acknowledged,
+        None => number(Some(&made), "delivered", "stream_seq"),
+    };
     Ok(Found {
+        base,
         stream_created,
         consumer_sequence: number(Some(&made), "delivered", "consumer_seq"),
         stream_sequence: number(Some(&made), "delivered", "stream_seq"),
@@ -120,7 +130,7 @@ fn configuration(consumer: &Consumer) -> Map<String, Value> {
 }
 
 /// Where the consumer begins; one that exists cannot be told otherwise.
-fn begin(consumer: &Consumer, floor: u64, is_other: bool, former: Option<&Value>) -> Vec<(String, Value)> {
+fn begin(consumer: &Consumer, floor: Option<u64>, former: Option<&Value>) -> Vec<(String, Value)> {
     if let Some(former) = former.and_then(|former| former.get("config")) {
         let names = ["deliver_policy", "opt_start_seq", "opt_start_time"];
         let former = names.into_iter().map(|name| (name, former.get(name)));
@@ -128,13 +138,13 @@ fn begin(consumer: &Consumer, floor: u64, is_other: bool, former: Option<&Value>
             .filter_map(|(name, value)| Some((name.to_string(), value?.clone())))
             .collect();
     }
-    let (policy, from) = match &consumer.start {
-        _ if floor > 0 => ("by_start_sequence", Some(("opt_start_seq", json!(floor + 1)))),
-        _ if is_other => ("all", None),
-        Start::All => ("all", None),
-        Start::New => ("new", None),
-        Start::Sequence(sequence) => ("by_start_sequence", Some(("opt_start_seq", json!(sequence)))),
-        Start::Time(time) => ("by_start_time", Some(("opt_start_time", json!(time)))),
+    let sequence = |sequence: u64| ("by_start_sequence", Some(("opt_start_seq", json!(sequence))));
+    let (policy, from) = match (floor, &consumer.start) {
+        (Some(0), _) | (None, Start::All) => ("all", None),
+        (Some(floor), _) => sequence(floor + 1),
+        (None, Start::New) => ("new", None),
+        (None, Start::Sequence(start)) => sequence(*start),
+        (None, Start::Time(time)) => ("by_start_time", Some(("opt_start_time", json!(time)))),
     };
     let settings = [("deliver_policy", json!(policy))].into_iter().chain(from);
     settings.map(|(name, value)| (name.to_string(), value)).collect()

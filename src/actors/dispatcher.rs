@@ -229,6 +229,11 @@ impl Dispatcher {
             handler.failed(&failure.sqlstate, &failure.message);
         }
         let goes_on = worked.goes_on;
+        if let Some(floor) = worked.floor
+            && task.stream_created == handler.in_hand.stream().created
+        {
+            handler.in_hand.set_floor(floor);
+        }
         if handler.is_responder() {
             reply(&handler, done, worked, body);
         } else if let Some(again) = acks::settle(&handler, done, &worked.failures) {

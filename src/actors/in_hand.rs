@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 type Messages = BTreeMap<u64, Message>;
 
 struct Message {
+    /// There is nothing between this sequence and its own.
+    after: u64,
     /// Where it is acknowledged.
     reply: String,
     /// When it came, or JetStream was last told that it is worked on.
@@ -21,9 +23,20 @@ struct Message {
 #[derive(Default)]
 pub struct InHand {
     messages: Mutex<Messages>,
-    stream_created: Mutex<String>,
+    /// Those that will be delivered again, with what `after` was.
+    postponed: Mutex<BTreeMap<u64, u64>>,
+    stream: Mutex<Stream>,
     /// There are fewer than before.
     pub fewer: Notify,
+}
+
+/// What is known of the stream.
+#[derive(Clone, Default)]
+pub struct Stream {
+    pub created: String,
+    pub base: u64,
+    /// All up to this sequence is done with, as executors have said last.
+    pub floor: Option<u64>,
 }
 
 impl InHand {
@@ -36,8 +49,9 @@ impl InHand {
     }
 
     /// A message was delivered. `false` if it is here already: it will be acknowledged as the new delivery.
-    pub fn add(&self, sequence: u64, reply: &str) -> bool {
+    pub fn add(&self, sequence: u64, after: u64, reply: &str) -> bool {
         let message = Message {
+            after,
             reply: reply.to_string(),
             told: Instant::now(),
         };
@@ -49,6 +63,24 @@ impl InHand {
         let removed = self.lock().remove(&sequence).map(|message| message.reply);
         self.fewer.notify_one();
         removed
+    }
+
+    /// It will be delivered again: where that is to be said.
+    pub fn postpone(&self, sequence: u64) -> Option<String> {
+        let removed = self.lock().remove(&sequence)?;
+        self.postponed().insert(sequence, removed.after);
+        self.fewer.notify_one();
+        Some(removed.reply)
+    }
+
+    /// A message comes again: what `after` was the first time.
+    pub fn again(&self, sequence: u64) -> Option<u64> {
+        let known = self.lock().get(&sequence).map(|message| message.after);
+        known.or_else(|| self.postponed().remove(&sequence))
+    }
+
+    fn postponed(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.postponed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of them, which are then no longer here.
@@ -71,20 +103,25 @@ impl InHand {
             .collect()
     }
 
-    /// When the stream was created that they are of: another one of the same name counts anew.
-    pub fn stream_created(&self) -> String {
-        let created = self.stream_created.lock().unwrap_or_else(PoisonError::into_inner);
-        created.clone()
+    /// The stream that they are of: another one of the same name counts anew.
+    pub fn stream(&self) -> Stream {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether there was another stream of that name before.
-    pub fn is_of_other(&self, created: &str) -> bool {
-        let old = self.stream_created();
-        !old.is_empty() && old != created
+    /// The consumer of this stream was found.
+    pub fn set_stream(&self, created: &str, base: u64) {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let floor = stream.floor.filter(|_| stream.created == created);
+        *stream = Stream {
+            created: created.to_string(),
+            base,
+            floor,
+        };
     }
 
-    pub fn set_stream_created(&self, created: &str) {
-        let mut old = self.stream_created.lock().unwrap_or_else(PoisonError::into_inner);
-        created.clone_into(&mut old);
+    /// An executor has committed.
+    pub fn set_floor(&self, floor: u64) {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.floor = Some(floor);
     }
 }

@@ -10,7 +10,7 @@ use super::outbox_delivery::{Fate, is_permanent};
 use super::supervisor::{Handle, Left, Supervisor};
 use crate::channel::message::Key;
 use crate::channel::outbox::{Lane, Outcome};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::flood::Flood;
 
 /// Before a subject whose message was refused is tried again; doubled each time, up to the limit.
@@ -94,7 +94,9 @@ impl Lanes {
             // Without a server or the right to use it nothing can be sent.
             Err(error) => {
                 let since = state.held.entry(String::new()).or_insert_with(Held::now);
-                let is_over = retry.is_some_and(|retry| since.since.elapsed() >= retry);
+                // Other reasons, such as too many connections, go by.
+                let is_lasting = matches!(error.kind, Kind::NoServer | Kind::PermissionDenied);
+                let is_over = is_lasting && retry.is_some_and(|retry| since.since.elapsed() >= retry);
                 complain(lane, &error, &mut state.complaints);
                 if is_over {
                     (state.due, state.attempts) = (None, 0);

@@ -82,7 +82,9 @@ pub async fn deliver(
                 }
             }
             Err(Stop::Silence) => {
-                let api = Api::of(&status, None, ACK_LIMIT);
+                let silent = fates.iter().zip(&letters).find(|(fate, _)| fate.is_none());
+                let domain = silent.and_then(|(_, (letter, _))| letter.domain.clone());
+                let api = Api::of(&status, domain, ACK_LIMIT);
                 let is_there = match &api {
                     Some(api) => api.request("INFO", &Value::Null).await.is_ok(),
                     None => false,

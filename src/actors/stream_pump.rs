@@ -118,17 +118,24 @@ impl Supply {
         let Some(api) = Api::of(&connection.status, consumer.domain.clone(), API_LIMIT) else {
             return End::Over;
         };
-        let found = match consumer::find(&api, stream, consumer, &definition.progress, self.is_first).await {
+        // What the look has read may be long ago.
+        let mut progress = definition.progress.clone();
+        let known = handler.in_hand.stream();
+        if known.floor.is_some() {
+            progress.floor = known.floor;
+            progress.stream_created = Some(known.created.clone());
+        }
+        let found = match consumer::find(&api, stream, consumer, &progress, self.is_first).await {
             Ok(found) => found,
             Err(error) if error.kind == Kind::ConnectionLost => return End::Over,
             Err(error) => return End::Failed(error),
         };
         self.is_first = false;
-        if handler.in_hand.is_of_other(&found.stream_created) {
+        if !known.created.is_empty() && known.created != found.stream_created {
             handler.lock().queue.clear();
             handler.in_hand.take_all();
         }
-        handler.in_hand.set_stream_created(&found.stream_created);
+        handler.in_hand.set_stream(&found.stream_created, found.base);
         let inbox = api.client.client().new_inbox();
         let Ok(mut messages) = api.client.client().subscribe(inbox.clone()).await else {
             return End::Over;
@@ -186,10 +193,13 @@ impl Supply {
         let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
             return true;
         };
-        let place = count.place(delivery);
+        let mut place = count.place(delivery);
+        if let Some(after) = handler.in_hand.again(place.sequence) {
+            place.after = after;
+        }
         message.place = Some(place);
         message.time_us = delivery.time_us;
-        if !handler.in_hand.add(place.sequence, &reply) {
+        if !handler.in_hand.add(place.sequence, place.after, &reply) {
             return true;
         }
         match handler.push(message) {

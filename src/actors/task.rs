@@ -30,6 +30,8 @@ pub struct Task {
     /// So many of them are about to commit.
     pub committing: u32,
     pub since: Instant,
+    /// Which stream a durable subscription's are of.
+    pub stream_created: String,
     /// Somebody may wait for it: the actor thread does not nap.
     _in_flight: Call,
 }
@@ -99,7 +101,8 @@ impl Task {
             is_batch: batch_size.is_some(),
             stream: inner.definition.consumer.as_ref().map(|consumer| StreamWork {
                 id: consumer.id.clone(),
-                stream_created: handler.in_hand.stream_created(),
+                stream_created: handler.in_hand.stream().created,
+                base: handler.in_hand.stream().base,
                 max_deliveries: consumer.max_deliveries,
                 stop_on_failure: consumer.stop_on_failure,
             }),
@@ -112,6 +115,7 @@ impl Task {
             messages: messages.into(),
             committing: 0,
             since: Instant::now(),
+            stream_created: handler.in_hand.stream().created,
             _in_flight: in_flight,
         };
         Some((task, (Told::Work(Box::new(work)), body.freeze())))

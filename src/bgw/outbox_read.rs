@@ -276,7 +276,7 @@ fn bury(lane: &Lane, batch: i64, id: i64, error: &Error) {
 }
 
 /// Removes dead letters that are older than they are to be kept.
-fn expire() {
+pub fn expire() {
     if let Some(retention) = settings::dead_letter_retention() {
         prepared(
             "DELETE FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1)",

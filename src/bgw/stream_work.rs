@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
+use super::outbox_read;
 use crate::channel::work::{Delivered, Place, StreamWork, Work};
 use crate::nats::headers;
 use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
@@ -54,19 +55,19 @@ impl Applied {
         self.ranges.get(next).is_some_and(|(start, _)| *start <= sequence)
     }
 
-    /// Writes down what is applied now.
-    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = Place>) {
+    /// Writes down what is applied now; up to where all is, then.
+    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = Place>) -> Option<u64> {
         let _names = own_names();
-        let mut ranges = String::from("{");
+        let mut ranges = format!("{{[0,{}]", stream.base);
         for place in messages {
-            let comma = if ranges.len() > 1 { "," } else { "" };
-            let _ = write!(ranges, "{comma}({},{}]", place.after, place.sequence);
+            let _ = write!(ranges, ",({},{}]", place.after, place.sequence);
         }
         ranges.push('}');
         let before = if self.is_of_other { "{}" } else { "{(,)}" };
-        prepared(
+        let rows = prepared(
             "UPDATE litmus_pgnats.handler_stream SET applied = applied * $4::int8multirange + $3::int8multirange, \
-             stream_created = $2 WHERE id = $1::uuid",
+             stream_created = $2 WHERE id = $1::uuid \
+             RETURNING (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(applied) a LIMIT 1)",
             &[
                 Text(&stream.id),
                 Text(&stream.stream_created),
@@ -74,6 +75,7 @@ impl Applied {
                 Text(before),
             ],
         );
+        rows.into_iter().flatten().flatten().next()?.parse().ok()
     }
 }
 
@@ -114,6 +116,7 @@ pub fn give_up(
                 stop(stream, place, &why);
             } else {
                 bury(work, stream, message, payload, &why);
+                outbox_read::expire();
                 applied.add(stream, std::iter::once(place));
             }
             true

@@ -42,6 +42,8 @@ pub struct Worker {
     role: Option<u32>,
     /// The role's settings, and the version of all settings that they were read at.
     settings: Option<(u64, Vec<(String, String)>)>,
+    /// Up to where a durable subscription's last transaction has applied all.
+    floor: Option<u64>,
     /// By function.
     complaints: HashMap<u32, Flood>,
 }
@@ -122,6 +124,7 @@ impl Worker {
             Ok(settings) => settings,
             Err(error) => return Ok(Err(error)),
         };
+        let mut floor = None;
         let executed = transaction(|| {
             let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
@@ -139,7 +142,7 @@ impl Worker {
                 };
                 let applied = Applied::lock(stream)?;
                 let outcomes = call_all(work, &function, group, |message| applied.has(message));
-                applied.add(stream, done(group, &outcomes));
+                floor = applied.add(stream, done(group, &outcomes));
                 Some(outcomes)
             })?;
             // Should the runtime be gone, the commit is all the better.
@@ -151,6 +154,7 @@ impl Worker {
             );
             Some(outcomes)
         });
+        self.floor = floor;
         match executed {
             Ok(Some(outcomes)) => Ok(Ok(outcomes)),
             Ok(None) => Err(Vanished),
@@ -221,6 +225,7 @@ impl Worker {
             }
         }
         worked.goes_on = goes_on;
+        worked.floor = self.floor.take();
         say(Said::Worked(worked), &replies)
     }
 

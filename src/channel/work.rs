@@ -136,8 +136,8 @@ pub enum Start {
 /// How far a durable subscription is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// All messages up to this sequence are done with; 0: none.
-    pub floor: u64,
+    /// All messages up to this sequence are done with, or are none of the subscription's; none: not known yet.
+    pub floor: Option<u64>,
     /// When the stream was created that this holds for, as JetStream says it.
     pub stream_created: Option<String>,
 }
@@ -248,6 +248,8 @@ pub struct StreamWork {
     /// The subscription's key in `litmus_pgnats.handler_stream`.
     pub id: String,
     pub stream_created: String,
+    /// All messages up to this sequence are none of the subscription's, or done with.
+    pub base: u64,
     /// 0: a message is never given up.
     pub max_deliveries: u32,
     pub stop_on_failure: bool,
@@ -292,6 +294,8 @@ pub struct Worked {
     pub replies: Vec<u32>,
     /// Whether the executor goes on with the rest of the work, or wants new work.
     pub goes_on: bool,
+    /// Of a durable subscription: all messages up to this sequence are done with.
+    pub floor: Option<u64>,
 }
 
 /// Why a message's function failed; nothing of its effects remains.

@@ -29,7 +29,7 @@ struct Columns {
     stop_on_failure: bool,
     stopped: Option<String>,
     stream_created: Option<String>,
-    floor: u64,
+    floor: Option<u64>,
 }
 
 /// Reads the JSON object of a row; `None` if it is none.

@@ -146,7 +146,7 @@ fn rows() -> Vec<Registered> {
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
              'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
              'stop_on_failure', d.stop_on_failure, 'stopped', d.stopped, 'stream_created', d.stream_created, \
-             'floor', coalesce((SELECT upper(a) - 1 FROM unnest(d.applied) a LIMIT 1), 0)) \
+             'floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
          FROM litmus_pgnats.handler h \

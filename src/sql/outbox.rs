@@ -18,6 +18,7 @@ use crate::nats::{headers, names};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::heap::{self, Column};
+use crate::pg::report::{self, Level};
 
 sql_function!(nats_publish_text_outbox, |call: &Call<'_>| publish(
     call,
@@ -91,8 +92,16 @@ pub struct Message<'a> {
 pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
     let batch = BATCHES.with_borrow(|batches| batches.get(&lane).copied());
     if batch.is_none() {
-        // So that the commit need not connect. A runtime that does not run will look by itself when it starts.
-        call::join_runtime_if_running();
+        // So that the commit need not connect; without preloading this starts the runtime. What is there when it starts, it
+        // finds by itself.
+        match call::ensure_runtime() {
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
+            Err(error) => {
+                let text = format!("the message stays in the outbox for now: {}", error.message);
+                report::message(Level::Warning, &text, "", "");
+            }
+            Ok(()) => {}
+        }
     }
     let batch_or_new = match batch {
         Some(batch) => batch,

@@ -1,7 +1,7 @@
 //! `nats_subscribe_stream` and `nats_unsubscribe_stream`: durable subscriptions, which are handlers with a row of their own
 //! in `litmus_pgnats.handler_stream`. Runs in backends.
 
-use super::handlers::{self, Written, batch_size, function_argument};
+use super::handlers::{self, Table, Written, batch_size, function_argument};
 use super::publish::null;
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
@@ -43,6 +43,7 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
         return Err(Error::new(Kind::InvalidArgument, "max_deliveries is negative")
             .hint("With 0 a message is tried for ever."));
     }
+    check_backoff(call.any_as_text(9)?.as_deref())?;
     let durable = call.text(11)?;
     durable.as_deref().map_or(Ok(()), names::check_durable)?;
     let domain = call.text(12)?;
@@ -57,9 +58,10 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     let stop_on_failure = call.boolean(10).unwrap_or(false);
     query(
         "INSERT INTO litmus_pgnats.handler_stream (server, subject, signature, filter_subjects, deliver, start_sequence, \
-         start_time, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, durable, domain) \
+         start_time, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, durable, domain, applied) \
          VALUES ($1, $2, $3, ARRAY(SELECT json_array_elements_text($4::json)), $5, nullif($6, 0), $7::timestamptz, $8, \
-         $9::interval, $10, coalesce($11::interval[], '{}'), $12::boolean, $13, $14) \
+         $9::interval, $10, coalesce($11::interval[], '{}'), $12::boolean, $13, $14, \
+         CASE $5 WHEN 'all' THEN '{[0,1)}' WHEN 'sequence' THEN int8multirange(int8range(0, $6)) ELSE '{}' END) \
          ON CONFLICT (kind, server, subject, signature) DO UPDATE SET filter_subjects = excluded.filter_subjects, \
          batch_size = excluded.batch_size, ack_wait = excluded.ack_wait, max_deliveries = excluded.max_deliveries, \
          backoff = excluded.backoff, stop_on_failure = excluded.stop_on_failure, durable = excluded.durable, \
@@ -83,6 +85,29 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     );
     drop(table);
     Ok(Value::Void)
+}
+
+/// Checks the pauses between deliveries.
+fn check_backoff(backoff: Option<&str>) -> Result<()> {
+    let _table = Table::open()?;
+    let rows = query(
+        "SELECT count(*), count(*) FILTER (WHERE b BETWEEN '0' AND '1 day') FROM unnest($1::interval[]) b",
+        &[OptionalText(backoff)],
+    );
+    let mut counts = rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|count| count.parse().ok());
+    let (all, good): (usize, usize) = (counts.next().unwrap_or(0), counts.next().unwrap_or(0));
+    if all == good && all <= MAX_FILTERS {
+        return Ok(());
+    }
+    Err(
+        Error::new(Kind::InvalidArgument, "backoff is out of range").detail(format!(
+            "It has up to {MAX_FILTERS} intervals between 0 and one day."
+        )),
+    )
 }
 
 /// Where the consumer begins, as the table has it.
