@@ -30,8 +30,7 @@ works() {
 }
 
 step 'unpack and install'
-mkdir /root/litmus
-cd /root/litmus
+cd "$(mktemp -d)"
 unzip -q /download/litmus-pgnats-*.zip
 for file in install.sh litmus_pgnats.so litmus_pgnats.control LICENSE README.md litmus_pgnats--*.sql; do
     [ -f "$file" ] || fail "the zip has no $file"

@@ -2,6 +2,7 @@
 //! a balance there, by a stream and a durable subscription. Whatever is killed meanwhile: nothing lost, nothing twice.
 
 mod handlers;
+mod outgoing;
 mod scene;
 mod support;
 
@@ -10,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use handlers::*;
+use outgoing::{COURIER, DEAD, WAITING};
 use scene::*;
 use support::proc;
 use support::*;
 use tokio_postgres::Config;
-
-const COURIER: &str = "litmus_pgnats courier";
 
 /// What is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,11 +169,8 @@ async fn all_moved_once(pg: &Postgres) {
     assert_eq!((moved, distinct, balance), (sent, sent, total));
     assert!(sent > 50, "hardly anything was sent");
     for session in [&source, &session] {
-        assert_eq!(
-            number(session, "SELECT count(*) FROM litmus_pgnats.dead_letter").await,
-            0
-        );
-        until_number(session, 0, "SELECT count(*) FROM litmus_pgnats.outbox").await;
+        assert_eq!(number(session, DEAD).await, 0);
+        until_number(session, 0, WAITING).await;
     }
 }
 

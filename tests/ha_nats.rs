@@ -1,5 +1,6 @@
 //! A cluster of NATS servers: the one in use stops in every way there is, under load in both directions.
 
+mod nats_cluster;
 mod patroni;
 mod scene;
 mod support;
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use nats_cluster::NatsCluster;
 use patroni::*;
 use scene::*;
 use support::*;

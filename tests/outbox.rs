@@ -1,6 +1,7 @@
 //! The outbox: what commits is delivered to JetStream, once and in the order of the commits, whatever fails meanwhile.
 
 mod handlers;
+mod outgoing;
 mod scene;
 mod support;
 
@@ -8,35 +9,12 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use handlers::*;
+use outgoing::*;
 use scene::*;
 use support::*;
 
 async fn scene() -> (Scene, Session, Kept) {
     scene_with(Postgres::builder()).await
-}
-
-async fn scene_with(pg: PostgresBuilder) -> (Scene, Session, Kept) {
-    let nats = NatsServer::builder().jetstream().start().await;
-    let kept = Kept::start(&nats).await;
-    let scene = Scene::with(pg, nats, "").await;
-    let session = scene.pg.connect().await;
-    (scene, session, kept)
-}
-
-fn put(payload: impl std::fmt::Display) -> String {
-    format!("SELECT nats_publish_text_outbox('kept.a', '{payload}')")
-}
-
-const WAITING: &str = "SELECT count(*) FROM litmus_pgnats.outbox";
-const COMMITS: &str = "SELECT count(*) FROM litmus_pgnats.outbox_batch";
-const DEAD: &str = "SELECT count(*) FROM litmus_pgnats.dead_letter";
-
-/// Waits until nothing is in the outbox.
-#[track_caller]
-fn until_empty(session: &Session) -> impl Future<Output = ()> {
-    eventually_eq(LONG, (0, 0), async || {
-        (number(session, WAITING).await, number(session, COMMITS).await)
-    })
 }
 
 #[tokio::test]
@@ -317,7 +295,7 @@ async fn an_idle_courier_asks_nothing_and_leaves() {
     run(&session, &put("1")).await;
     kept.payloads(1).await;
     until_empty(&session).await;
-    let couriers = async || scene.pg.worker_pids("litmus_pgnats courier").await;
+    let couriers = async || scene.pg.worker_pids(COURIER).await;
     let [pid] = couriers().await[..] else {
         panic!("{:?}", couriers().await)
     };
@@ -331,6 +309,44 @@ async fn an_idle_courier_asks_nothing_and_leaves() {
     // And comes again.
     run(&session, &put("2")).await;
     assert_eq!(kept.payloads(2).await, ["1", "2"]);
+}
+
+/// What was delivered long ago is not looked at again, even while an old snapshot keeps vacuum from removing it.
+#[tokio::test]
+async fn delivered_rows_do_not_slow_later_sends() {
+    let (scene, session, _kept) = scene().await;
+    let old = scene.pg.connect().await;
+    run(&session, &put("first")).await;
+    until_empty(&session).await;
+    run(
+        &old,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()",
+    )
+    .await;
+    let courier = scene.pg.worker_pid(COURIER).await.expect("a courier");
+    let measure = async || {
+        let before = proc::cpu_time(courier);
+        for n in 0..200 {
+            run(&session, &put(n)).await;
+            until_empty(&session).await;
+        }
+        proc::cpu_time(courier) - before
+    };
+    let early = measure().await;
+    run(
+        &session,
+        "DO $$ BEGIN FOR n IN 1..60000 LOOP PERFORM nats_publish_text_outbox('kept.a', n::text); COMMIT; END LOOP; END $$",
+    )
+    .await;
+    until_empty(&session).await;
+    let late = measure().await;
+    run(&old, "COMMIT").await;
+    println!("200 messages took the courier {early:?}, and {late:?} behind 60,000 others");
+    assert_eq!(scene.pg.worker_pid(COURIER).await, Some(courier));
+    assert!(
+        late < early * 3 + Duration::from_millis(300),
+        "{early:?}, then {late:?}"
+    );
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! transaction, subjects that NATS forbids, a courier that fails at its work.
 
 mod handlers;
+mod outgoing;
 mod scene;
 mod support;
 
@@ -9,28 +10,9 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use handlers::*;
+use outgoing::*;
 use scene::*;
 use support::*;
-
-const COURIER: &str = "litmus_pgnats courier";
-const WAITING: &str = "SELECT count(*) FROM litmus_pgnats.outbox";
-const DEAD: &str = "SELECT count(*) FROM litmus_pgnats.dead_letter";
-
-fn put(payload: impl std::fmt::Display) -> String {
-    put_to("kept.a", payload)
-}
-
-fn put_to(subject: &str, payload: impl std::fmt::Display) -> String {
-    format!("SELECT nats_publish_text_outbox('{subject}', '{payload}')")
-}
-
-async fn scene_with(pg: PostgresBuilder) -> (Scene, Session, Kept) {
-    let nats = NatsServer::builder().jetstream().start().await;
-    let kept = Kept::start(&nats).await;
-    let scene = Scene::with(pg, nats, "").await;
-    let session = scene.pg.connect().await;
-    (scene, session, kept)
-}
 
 /// A NATS whose user `limited` may not publish to `no.>`.
 async fn forbidding() -> (Scene, Session, Kept) {

@@ -77,18 +77,23 @@ async fn they_live(scene: &Scene, database: &str, handlers: &[String]) {
     assert_eq!(reply_text(&ask(&client, "rpc", "hello").await), "shop says hello");
 }
 
+/// Dumps the database as a script, and has psql run it in a new one, `restored`.
+async fn copy_as_a_script(scene: &Scene, session: &Session, pg_dump: PathBuf) {
+    let dump = output(&scene.pg, pg_dump, &["postgres"]).await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), dump).expect("write the dump");
+    run(session, "CREATE DATABASE restored TEMPLATE template0").await;
+    let path = file.path().to_str().expect("a path");
+    let restored = scene.pg.psql(&["-q", "-d", "restored", "-f", path]).await;
+    assert_eq!(restored.status, 0, "{}", restored.stderr);
+}
+
 /// As a script, which psql runs.
 #[tokio::test]
 async fn as_a_script() {
     let Some(pg_dump) = program("pg_dump") else { return };
     let (scene, session, handlers) = original().await;
-    let dump = output(&scene.pg, pg_dump, &["postgres"]).await;
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), dump).expect("write the dump");
-    run(&session, "CREATE DATABASE restored TEMPLATE template0").await;
-    let path = file.path().to_str().expect("a path");
-    let restored = scene.pg.psql(&["-q", "-d", "restored", "-f", path]).await;
-    assert_eq!(restored.status, 0, "{}", restored.stderr);
+    copy_as_a_script(&scene, &session, pg_dump).await;
     they_live(&scene, "restored", &handlers).await;
     until_got(&session, &["to both"]).await;
     // What is dumped from the restored one is the same again.
@@ -215,13 +220,7 @@ async fn the_outbox() {
     .await;
     let ids = "SELECT string_agg(message_id::text, ' ' ORDER BY id) FROM litmus_pgnats.outbox";
     let before = text(&session, ids).await;
-    let dump = output(&scene.pg, pg_dump, &["postgres"]).await;
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), dump).expect("write the dump");
-    run(&session, "CREATE DATABASE restored TEMPLATE template0").await;
-    let path = file.path().to_str().expect("a path");
-    let restored = scene.pg.psql(&["-q", "-d", "restored", "-f", path]).await;
-    assert_eq!(restored.status, 0, "{}", restored.stderr);
+    copy_as_a_script(&scene, &session, pg_dump).await;
     let restored = scene.pg.connect_as("postgres", "restored").await;
     assert_eq!(number(&restored, dead).await, 1);
     assert_eq!(text(&restored, ids).await, before);
@@ -235,4 +234,31 @@ async fn the_outbox() {
     scene.nats.restart().await;
     assert_eq!(kept.payloads(3).await, ["1", "2", "3"]);
     until_number(&restored, 0, "SELECT count(*) FROM litmus_pgnats.outbox").await;
+}
+
+/// A copy's durable subscription has a consumer of its own, which begins where the dump was.
+#[tokio::test]
+async fn a_durable_subscription() {
+    let Some(pg_dump) = program("pg_dump") else { return };
+    let nats = NatsServer::builder().jetstream().start().await;
+    let kept = Kept::start(&nats).await;
+    let scene = Scene::with(Postgres::builder(), nats, "").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    run(&session, "SELECT nats_subscribe_stream('kept', 'keep')").await;
+    let client = scene.nats.client().await;
+    count_off(&client, "kept.a", 1..=5).await;
+    until_got(&session, &["1", "2", "3", "4", "5"]).await;
+    copy_as_a_script(&scene, &session, pg_dump).await;
+    let restored = scene.pg.connect_as("postgres", "restored").await;
+    count_off(&client, "kept.a", 6..=8).await;
+    kept.payloads(8).await;
+    for database in [&session, &restored] {
+        eventually_eq(LONG, numbers(1..=8), async || got(database).await).await;
+    }
+    let consumers =
+        "SELECT count(*) FROM litmus_pgnats.stream_subscriptions WHERE state = 'live' AND applied_to = 8";
+    for database in [&session, &restored] {
+        until_number(database, 1, consumers).await;
+    }
 }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
 
+use super::backoff::backoff;
 use super::connect::{Observer, connect};
 use super::delivery::{FLUSH_LIMIT, retire, send_all};
 use super::requester::Requester;
@@ -247,7 +248,7 @@ impl Connection {
             status.error = Some(error);
         });
         let failures = u32::try_from(self.status.borrow().failures.min(16)).unwrap_or(16);
-        let backoff = (Duration::from_millis(10) * 2u32.saturating_pow(failures)).min(longest);
+        let backoff = backoff(Duration::from_millis(10), longest, failures);
         self.attempt_after(backoff, ctx);
     }
 

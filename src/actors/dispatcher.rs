@@ -11,7 +11,7 @@ use super::acks;
 use super::handler::Handler as MessageHandler;
 use super::host::Notice;
 use super::notifier::{Notifier, Notify};
-use super::outbox::{self, Enable, Outbox, Wake};
+use super::outbox::{Enable, Outbox, Wake};
 use super::patroni_watcher::{Follow, PatroniWatcher};
 use super::pool::Pool;
 use super::queue::Incoming;
@@ -229,10 +229,8 @@ impl Dispatcher {
             handler.failed(&failure.sqlstate, &failure.message);
         }
         let goes_on = worked.goes_on;
-        if let Some(floor) = worked.floor
-            && task.stream_created == handler.in_hand.stream().created
-        {
-            handler.in_hand.set_floor(floor);
+        if let Some(floor) = worked.floor {
+            handler.in_hand.set_floor(&task.stream_created, floor);
         }
         if handler.is_responder() {
             reply(&handler, done, worked, body);
@@ -546,7 +544,7 @@ impl Handler<Vacate> for Dispatcher {
         self.pool.vacate(database, done);
         ctx.run_later(GRACE, move |actor, _| actor.pool.evict(database));
         let registries = self.registries.as_ref();
-        let courier = registries.map(|registries| registries.outbox.send(outbox::Vacate(database)));
+        let courier = registries.map(|registries| registries.outbox.send(Vacate(database)));
         Box::pin(async move {
             drop(wait.await);
             if let Some(courier) = courier {
@@ -562,7 +560,7 @@ impl Handler<Release> for Dispatcher {
     fn handle(&mut self, Release(database): Release, ctx: &mut Self::Context) {
         self.pool.release(database);
         if let Some(registries) = &self.registries {
-            registries.outbox.do_send(outbox::Release(database));
+            registries.outbox.do_send(Release(database));
         }
         self.pool.look(database, oneshot::channel().0);
         self.wind(ctx);

@@ -83,6 +83,12 @@ impl InHand {
         self.postponed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// They are of a stream that is gone.
+    pub fn clear(&self) {
+        self.lock().clear();
+        self.postponed().clear();
+    }
+
     /// All of them, which are then no longer here.
     pub fn take_all(&self) -> Vec<String> {
         std::mem::take(&mut *self.lock())
@@ -119,9 +125,11 @@ impl InHand {
         };
     }
 
-    /// An executor has committed.
-    pub fn set_floor(&self, floor: u64) {
+    /// An executor has committed messages of the stream that was created then.
+    pub fn set_floor(&self, created: &str, floor: u64) {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.floor = Some(floor);
+        if stream.created == created {
+            stream.floor = Some(floor);
+        }
     }
 }

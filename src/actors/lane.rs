@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix::Addr;
 
+use super::backoff::backoff;
 use super::outbox_delivery::{Fate, is_permanent};
 use super::supervisor::{Handle, Left, Supervisor};
 use crate::channel::message::Key;
@@ -22,7 +23,7 @@ const MAX_HELD: usize = 1000;
 /// A connection that a lane keeps.
 pub type Connection = Option<(Key, Handle)>;
 
-/// A subject that waits.
+/// A subject that waits, or a whole lane.
 struct Held {
     since: Instant,
     attempts: u32,
@@ -36,8 +37,7 @@ struct State {
     is_busy: bool,
     held: HashMap<String, Held>,
     /// The whole lane waits.
-    due: Option<Instant>,
-    attempts: u32,
+    whole: Option<Held>,
     connection: Connection,
     complaints: Flood,
 }
@@ -53,7 +53,7 @@ impl Lanes {
         for held in self.0.values_mut().flat_map(|state| state.held.values_mut()) {
             held.is_closed = held.due > now;
         }
-        let waits = |state: &State| state.is_busy || state.due.is_some_and(|due| due > now);
+        let waits = |state: &State| state.is_busy || state.whole.as_ref().is_some_and(|held| held.due > now);
         let busy = self.0.iter().filter(|(_, state)| waits(state));
         let busy = busy.map(|(lane, _)| lane.clone()).collect();
         let held = self.0.iter().filter(|(_, state)| !waits(state));
@@ -86,28 +86,24 @@ impl Lanes {
         state.is_busy = false;
         let fates = match outcome {
             Ok((fates, connection)) => {
-                state.attempts = 0;
-                state.due = None;
+                state.whole = None;
                 keep(&mut state.connection, connection, supervisor);
                 fates
             }
             // Without a server or the right to use it nothing can be sent.
             Err(error) => {
-                let since = state.held.entry(String::new()).or_insert_with(Held::now);
+                complain(lane, &error, &mut state.complaints);
+                let whole = state.whole.get_or_insert_with(Held::now);
                 // Other reasons, such as too many connections, go by.
                 let is_lasting = matches!(error.kind, Kind::NoServer | Kind::PermissionDenied);
-                let is_over = is_lasting && retry.is_some_and(|retry| since.since.elapsed() >= retry);
-                complain(lane, &error, &mut state.complaints);
-                if is_over {
-                    (state.due, state.attempts) = (None, 0);
+                if is_lasting && whole.is_over(retry) {
+                    whole.due = Instant::now();
                     return vec![Outcome::Dead(error); subjects.len()];
                 }
-                state.due = Some(Instant::now() + backoff(state.attempts));
-                state.attempts += 1;
+                whole.postpone();
                 return Vec::new();
             }
         };
-        state.held.remove("");
         let outcomes = subjects.iter().zip(fates).map(|(subject, fate)| match fate {
             Fate::Stored => {
                 state.held.remove(subject);
@@ -118,17 +114,16 @@ impl Lanes {
             Fate::Refused(error) => {
                 complain(lane, &error, &mut state.complaints);
                 let held = state.held.entry(subject.clone()).or_insert_with(Held::now);
-                if retry.is_some_and(|retry| held.since.elapsed() >= retry) {
+                if held.is_over(retry) {
                     return Outcome::Dead(error);
                 }
-                held.due = Instant::now() + backoff(held.attempts);
-                held.attempts += 1;
+                held.postpone();
                 Outcome::Waits
             }
         });
         let outcomes = outcomes.collect();
         if state.held.len() > MAX_HELD {
-            state.due = Some(Instant::now() + BACKOFF_LIMIT);
+            state.whole.get_or_insert_with(Held::now).postpone();
         }
         outcomes
     }
@@ -137,8 +132,8 @@ impl Lanes {
     pub fn next_due(&self) -> Option<Duration> {
         let now = Instant::now();
         let all = self.0.values().flat_map(|state| {
-            let held = state.held.values().map(|held| held.due);
-            held.chain(state.due)
+            let held = state.held.values().chain(&state.whole);
+            held.map(|held| held.due)
         });
         let soonest = all.filter(|due| *due > now).min();
         soonest.map(|due| due.saturating_duration_since(now))
@@ -148,8 +143,8 @@ impl Lanes {
     pub fn nothing_left(&mut self) {
         let now = Instant::now();
         for state in self.0.values_mut() {
-            if !state.is_busy && state.due.is_none_or(|due| due <= now) {
-                state.due = None;
+            if !state.is_busy && state.whole.as_ref().is_none_or(|held| held.due <= now) {
+                state.whole = None;
                 state.held.retain(|_, held| held.is_closed);
             }
         }
@@ -159,7 +154,7 @@ impl Lanes {
     pub fn are_idle(&self) -> bool {
         self.0
             .values()
-            .all(|state| !state.is_busy && state.held.is_empty() && state.due.is_none())
+            .all(|state| !state.is_busy && state.held.is_empty() && state.whole.is_none())
     }
 
     /// The courier is gone: what waits keeps waiting, and connections are left.
@@ -168,7 +163,8 @@ impl Lanes {
             state.is_busy = false;
             keep(&mut state.connection, None, supervisor);
         }
-        self.0.retain(|_, state| !state.held.is_empty());
+        self.0
+            .retain(|_, state| !state.held.is_empty() || state.whole.is_some());
     }
 }
 
@@ -181,6 +177,16 @@ impl Held {
             is_closed: false,
         }
     }
+
+    /// Whether it has been refused for longer than it is tried.
+    fn is_over(&self, retry: Option<Duration>) -> bool {
+        retry.is_some_and(|retry| self.since.elapsed() >= retry)
+    }
+
+    fn postpone(&mut self) {
+        self.due = Instant::now() + backoff(BACKOFF, BACKOFF_LIMIT, self.attempts);
+        self.attempts += 1;
+    }
 }
 
 /// Keeps a connection in place of another, which may have no user any more.
@@ -189,10 +195,6 @@ fn keep(kept: &mut Connection, connection: Connection, supervisor: &Addr<Supervi
         drop(handle);
         supervisor.do_send(Left(key));
     }
-}
-
-fn backoff(attempts: u32) -> Duration {
-    (BACKOFF * 2u32.saturating_pow(attempts.min(16))).min(BACKOFF_LIMIT)
 }
 
 fn complain(lane: &Lane, error: &Error, complaints: &mut Flood) {

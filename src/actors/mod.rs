@@ -16,12 +16,14 @@
 //! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
 //!   `executor_session.rs` talks to one, `host.rs` is who starts them;
 //! - `outbox.rs` has each database's outbox delivered, by `outbox_delivery.rs`;
+//! - `backoff.rs` says how long to wait after failures;
 //! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
 //! - `system.rs` starts, watches and stops them.
 
 #![forbid(unsafe_code)]
 
 mod acks;
+mod backoff;
 mod calls;
 pub mod connect;
 pub mod connection;

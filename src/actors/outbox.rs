@@ -11,10 +11,12 @@ use bytes::Bytes;
 use futures::future::AbortHandle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::dispatcher::{Gone, Heard, Joined, Noticed};
+use super::backoff::backoff;
+use super::dispatcher::{Gone, Heard, Joined, Noticed, Release, Vacate};
 use super::host::{Host, Notice, Sizes};
 use super::lane::Lanes;
 use super::outbox_delivery::{Fate, deliver};
+use super::pool::{RESTART, RESTART_LIMIT};
 use super::supervisor::{Open, Supervisor};
 use super::system::Vital;
 use super::task::Order;
@@ -25,9 +27,6 @@ use crate::flood::Flood;
 
 /// Set in the number that a courier is started under, and in no executor's.
 const COURIER: u32 = 1 << 31;
-/// After a courier that ended by itself, the next one is started so much later; doubled each time, up to the limit.
-const RESTART: Duration = Duration::from_millis(200);
-const RESTART_LIMIT: Duration = Duration::from_secs(10);
 /// Under load, a courier reads no more often than this, so that it has more to read; the first message after a pause does
 /// not wait.
 const PACE: Duration = Duration::from_millis(5);
@@ -49,16 +48,6 @@ pub struct Wake(pub u32);
 #[rtype(result = "()")]
 pub struct Enable(pub bool);
 
-/// Has the courier leave a database; answered when it is gone.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Vacate(pub u32);
-
-/// Undoes one `Vacate`.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Release(pub u32);
-
 #[derive(Default)]
 struct Database {
     courier: Option<Courier>,
@@ -69,7 +58,10 @@ struct Database {
     lanes: Lanes,
     vacated: u32,
     vacaters: Vec<oneshot::Sender<()>>,
+    /// No courier is started, and nothing is read, before this time.
     not_before: Option<Instant>,
+    /// It is waited for that time to pass.
+    is_timed: bool,
     failures: u32,
     complaints: Flood,
 }
@@ -83,9 +75,8 @@ struct Courier {
     is_writing: bool,
     is_leaving: bool,
     idle_since: Instant,
-    /// When it may read again.
-    next_read: Instant,
-    is_paced: bool,
+    /// Its leaving is considered later.
+    is_watched: bool,
     /// Ends the deliveries of what it has read.
     deliveries: Vec<AbortHandle>,
 }
@@ -132,14 +123,21 @@ impl Outbox {
         if !database.wanted && database.settled.is_empty() {
             return;
         }
-        let Some(courier) = &mut database.courier else {
-            let wait = database
-                .not_before
-                .map(|time| time.saturating_duration_since(Instant::now()));
-            if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
-                self.advance_later(number, wait, ctx);
-                return;
+        let wait = database
+            .not_before
+            .map(|time| time.saturating_duration_since(Instant::now()));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            if !std::mem::replace(&mut database.is_timed, true) {
+                ctx.run_later(wait, move |actor, ctx| {
+                    if let Some(database) = actor.databases.get_mut(&number) {
+                        database.is_timed = false;
+                    }
+                    actor.advance(number, ctx);
+                });
             }
+            return;
+        }
+        let Some(courier) = &mut database.courier else {
             self.last_ticket = self.last_ticket.wrapping_add(1) | COURIER;
             database.courier = Some(Courier::new(self.last_ticket));
             self.host.start(self.last_ticket, number);
@@ -151,14 +149,6 @@ impl Outbox {
         let Some(orders) = &courier.orders else {
             return;
         };
-        let wait = courier.next_read.saturating_duration_since(Instant::now());
-        if !wait.is_zero() {
-            if !std::mem::replace(&mut courier.is_paced, true) {
-                self.advance_later(number, wait, ctx);
-            }
-            return;
-        }
-        courier.is_paced = false;
         database.wanted = false;
         let (busy, held) = database.lanes.closed();
         let fetch = Fetch {
@@ -170,10 +160,6 @@ impl Outbox {
         courier.is_busy = orders
             .try_send((Told::Fetch(Box::new(fetch)), Bytes::new()))
             .is_ok();
-    }
-
-    fn advance_later(&self, number: u32, wait: Duration, ctx: &mut Context<Self>) {
-        ctx.run_later(wait, move |actor, ctx| actor.advance(number, ctx));
     }
 
     /// The courier has read a batch, or there is none.
@@ -195,7 +181,7 @@ impl Outbox {
             .as_ref()
             .is_none_or(|batch| batch.messages.len() < WORTHWHILE)
         {
-            courier.next_read = Instant::now() + PACE;
+            database.not_before = Some(Instant::now() + PACE);
         }
         match batch {
             Some(batch) => {
@@ -302,17 +288,33 @@ impl Outbox {
     /// A courier that has nothing to do for long leaves.
     fn let_go_later(&mut self, number: u32, ctx: &mut Context<Self>) {
         let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
-        ctx.run_later(limit, move |actor, _| {
+        let Some(courier) = self
+            .databases
+            .get_mut(&number)
+            .and_then(|database| database.courier.as_mut())
+        else {
+            return;
+        };
+        if std::mem::replace(&mut courier.is_watched, true) {
+            return;
+        }
+        let rest = limit.saturating_sub(courier.idle_since.elapsed());
+        ctx.run_later(rest, move |actor, ctx| {
             let Some(database) = actor.databases.get_mut(&number) else {
                 return;
             };
             let is_idle = !database.wanted && database.settled.is_empty() && database.lanes.are_idle();
-            if let Some(courier) = &mut database.courier
-                && is_idle
-                && !courier.is_busy
-                && courier.idle_since.elapsed() >= limit
-            {
-                courier.leave();
+            let Some(courier) = &mut database.courier else {
+                return;
+            };
+            courier.is_watched = false;
+            // While it works, its next rest has it watched again.
+            if is_idle && !courier.is_busy {
+                if courier.idle_since.elapsed() >= limit {
+                    courier.leave();
+                } else {
+                    actor.let_go_later(number, ctx);
+                }
             }
         });
     }
@@ -331,7 +333,7 @@ impl Outbox {
         database.settled.clear();
         database.lanes.leave(&self.supervisor);
         if !courier.is_leaving {
-            let wait = (RESTART * 2u32.saturating_pow(database.failures.min(16))).min(RESTART_LIMIT);
+            let wait = backoff(RESTART, RESTART_LIMIT, database.failures);
             database.failures += 1;
             database.not_before = Some(Instant::now() + wait);
         }
@@ -357,8 +359,7 @@ impl Courier {
             is_writing: false,
             is_leaving: false,
             idle_since: Instant::now(),
-            next_read: Instant::now(),
-            is_paced: false,
+            is_watched: false,
             deliveries: Vec::new(),
         }
     }

@@ -90,11 +90,8 @@ pub async fn deliver(
                     None => false,
                 };
                 // JetStream answers, but not to this message: NATS may have refused it without a word.
-                let first = fates.iter().position(Option::is_none);
-                if is_there
-                    && let Some((fate, (letter, _))) =
-                        first.and_then(|n| fates.get_mut(n).zip(letters.get(n)))
-                {
+                let first = fates.iter_mut().zip(&letters).find(|(fate, _)| fate.is_none());
+                if is_there && let Some((fate, (letter, _))) = first {
                     let subject = &letter.subject;
                     let message = format!("no acknowledgement for subject \"{subject}\" in time");
                     *fate = Some(Fate::Refused(Error::new(Kind::AckTimeout, message)));
@@ -121,6 +118,9 @@ fn decided(fates: Vec<Option<Fate>>) -> Vec<Fate> {
 impl Round<'_> {
     async fn run(mut self, status: &watch::Receiver<Status>) -> std::result::Result<(), Stop> {
         let letters = self.letters;
+        let plain = Api::of(status, None, ACK_LIMIT).ok_or(Stop::Lost)?;
+        // Nothing is given up because the server has no JetStream now.
+        plain.check_server().map_err(|_| Stop::Silence)?;
         for (index, (letter, payload)) in letters.iter().enumerate() {
             if self.fates.get(index).is_none_or(Option::is_some) {
                 continue;
@@ -129,19 +129,13 @@ impl Round<'_> {
                 self.decide(index, Fate::NotSent);
                 continue;
             }
-            let Some(api) = Api::of(status, letter.domain.clone(), ACK_LIMIT) else {
-                return Err(Stop::Lost);
-            };
-            if let Err(error) = api.check_server() {
-                self.answered(index, Err(error))?;
-                continue;
-            }
             if self.serial.contains(&letter.subject) {
                 self.closed.insert(&letter.subject);
             }
             let headers = headers_of(letter);
-            if api.domain.is_some() {
+            if letter.domain.is_some() || plain.domain.is_some() {
                 // Streams of other domains may answer first.
+                let api = Api::of(status, letter.domain.clone(), ACK_LIMIT).ok_or(Stop::Lost)?;
                 let stored = api
                     .publish_plain(letter.subject.clone(), Some(headers), payload.clone())
                     .await;
@@ -149,14 +143,14 @@ impl Round<'_> {
                 continue;
             }
             if self.flight.len() >= WINDOW {
-                self.land(&api).await?;
+                self.land(&plain).await?;
                 // The one that has landed may have closed the subject.
                 if self.closed.contains(letter.subject.as_str()) && !self.serial.contains(&letter.subject) {
                     self.decide(index, Fate::NotSent);
                     continue;
                 }
             }
-            match api
+            match plain
                 .client
                 .begin(letter.subject.clone(), headers, payload.clone())
                 .await
@@ -170,12 +164,15 @@ impl Round<'_> {
                     self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
                 }
                 Err(_) => {
-                    self.collect(&api);
+                    self.collect(&plain);
                     return Err(Stop::Lost);
                 }
             }
         }
-        self.land_all(status).await
+        while !self.flight.is_empty() {
+            self.land(&plain).await?;
+        }
+        Ok(())
     }
 
     /// What is acknowledged by now is not sent again: a stream remembers for a while only what it has.
@@ -187,14 +184,6 @@ impl Round<'_> {
                 self.decide(index, Fate::Stored);
             }
         }
-    }
-
-    async fn land_all(&mut self, status: &watch::Receiver<Status>) -> std::result::Result<(), Stop> {
-        while !self.flight.is_empty() {
-            let api = Api::of(status, None, ACK_LIMIT).ok_or(Stop::Lost)?;
-            self.land(&api).await?;
-        }
-        Ok(())
     }
 
     /// Waits for the oldest acknowledgement.

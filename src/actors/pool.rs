@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::backoff::backoff;
 use super::handler::{Handler, State};
 use super::host::{Host, Notice, Sizes};
 use super::load::Load;
@@ -23,8 +24,8 @@ use crate::channel::work::HandlerKind;
 use crate::flood::Flood;
 
 /// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
-const RESTART: Duration = Duration::from_millis(200);
-const RESTART_LIMIT: Duration = Duration::from_secs(10);
+pub const RESTART: Duration = Duration::from_millis(200);
+pub const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
 enum Doing {
     Starting,
@@ -275,7 +276,7 @@ impl Pool {
         if let Some(entry) = self.databases.get_mut(&number)
             && !leaving
         {
-            let wait = (RESTART * 2u32.saturating_pow(entry.failures.min(16))).min(RESTART_LIMIT);
+            let wait = backoff(RESTART, RESTART_LIMIT, entry.failures);
             entry.failures += 1;
             entry.not_before = Some(Instant::now() + wait);
         }

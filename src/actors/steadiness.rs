@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::backoff::backoff;
+
 use crate::flood::Flood;
 
 /// A connection that has lasted so long is taken for a good one.
@@ -32,7 +34,7 @@ impl Steadiness {
         self.short_lived = if lasted { 0 } else { self.short_lived + 1 };
         if self.is_unsteady() {
             let times = (self.short_lived - FORGIVEN - 1).min(16);
-            (PAUSE * 2u32.saturating_pow(times)).min(PAUSE_LIMIT)
+            backoff(PAUSE, PAUSE_LIMIT, times)
         } else {
             Duration::ZERO
         }

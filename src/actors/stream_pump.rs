@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 
 use super::acks;
+use super::backoff::backoff;
 use super::consumer::{self, Found, HEARTBEAT};
 use super::handler::{Handler, State};
 use super::jetstream::Api;
@@ -52,7 +53,7 @@ pub async fn stream_pump(
 ) {
     let mut status = connection.status.clone();
     let mut supply = Supply::new(&handler);
-    let mut pause = PAUSE;
+    let mut failures = 0;
     while let Some((_, generation)) = client(&mut status, &mut stop).await {
         let mut replaced = status.clone();
         let mut stopped = stop.clone();
@@ -64,20 +65,20 @@ pub async fn stream_pump(
         handler.set_state(State::Waiting);
         match end {
             End::Over => {
-                pause = PAUSE;
+                failures = 0;
                 continue;
             }
-            End::Lost => pause = PAUSE,
+            End::Lost => failures = 0,
             End::Failed(error) => {
+                failures += 1;
                 supply.complain(&handler, &error);
                 handler.lock().trouble = Some(error);
             }
         }
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(backoff(PAUSE, PAUSE_LIMIT, failures)) => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
-        pause = (pause * 2).min(PAUSE_LIMIT);
     }
     acks::give_back(&handler);
 }
@@ -133,7 +134,7 @@ impl Supply {
         self.is_first = false;
         if !known.created.is_empty() && known.created != found.stream_created {
             handler.lock().queue.clear();
-            handler.in_hand.take_all();
+            handler.in_hand.clear();
         }
         handler.in_hand.set_stream(&found.stream_created, found.base);
         let inbox = api.client.client().new_inbox();

@@ -83,6 +83,7 @@ impl Task {
                 is_deadly: message.deaths >= MAX_DEATHS,
             }
         });
+        let stream = handler.in_hand.stream();
         let work = Work {
             kind: inner.definition.kind,
             function: inner.definition.function_oid,
@@ -101,8 +102,8 @@ impl Task {
             is_batch: batch_size.is_some(),
             stream: inner.definition.consumer.as_ref().map(|consumer| StreamWork {
                 id: consumer.id.clone(),
-                stream_created: handler.in_hand.stream().created,
-                base: handler.in_hand.stream().base,
+                stream_created: stream.created.clone(),
+                base: stream.base,
                 max_deliveries: consumer.max_deliveries,
                 stop_on_failure: consumer.stop_on_failure,
             }),
@@ -115,7 +116,7 @@ impl Task {
             messages: messages.into(),
             committing: 0,
             since: Instant::now(),
-            stream_created: handler.in_hand.stream().created,
+            stream_created: stream.created,
             _in_flight: in_flight,
         };
         Some((task, (Told::Work(Box::new(work)), body.freeze())))

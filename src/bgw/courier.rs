@@ -6,11 +6,12 @@
 //! time runs any more. So nothing that was delivered is looked at again, however long its remains stay in the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ffi::CStr;
 
 use super::outbox_read::{self, Letters, Passed};
 use crate::channel::outbox::{Batch, Fetch, Lane, Settled};
-use crate::pg::catalog;
-use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
+use crate::pg::transaction::{Caught, transaction, with_snapshot};
+use crate::pg::{catalog, worker};
 use crate::sql::handlers::Table;
 
 /// Most commits that are kept in mind; the others are read when there is room.
@@ -27,20 +28,28 @@ pub struct Commit {
     pub after: i64,
 }
 
-/// What a database sets for its users' transactions is not for these.
-const SETTINGS: [(&str, &str); 4] = [
-    ("transaction_isolation", "read committed"),
-    ("transaction_read_only", "off"),
-    ("lock_timeout", "0"),
+/// What holds in this process, whatever the database says of its users' sessions.
+const SETTINGS: [(&CStr, &CStr); 10] = [
+    // Names and operators are PostgreSQL's own.
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_read_only", c"off"),
+    (c"lock_timeout", c"0"),
     // What was delivered and not removed is sent again and dropped by its number: no wait for the disk is worth that.
-    ("synchronous_commit", "off"),
+    (c"synchronous_commit", c"off"),
+    // By the indexes: what the tables' statistics say of queues is always out of date.
+    (c"enable_seqscan", c"off"),
+    (c"enable_hashjoin", c"off"),
+    (c"enable_mergejoin", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"jit", c"off"),
 ];
 
-fn work<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
-    transaction(|| {
-        let _settings = Parameters::of(&SETTINGS.map(|(name, value)| (name.into(), value.into())));
-        with_snapshot(work)
-    })
+/// Makes the process a courier's, when it begins.
+pub fn settle_in() {
+    for (name, value) in SETTINGS {
+        worker::set(name, value);
+    }
 }
 
 /// What a courier knows.
@@ -60,13 +69,17 @@ pub struct Courier {
     table: u32,
 }
 
+fn own<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
+    transaction(|| with_snapshot(work))
+}
+
 impl Courier {
     /// Writes down what became of messages, and reads the next ones; the body holds their payloads.
     pub fn fetch(&mut self, order: &Fetch) -> Result<(Option<Batch>, Vec<u8>), Caught> {
         for settled in &order.settled {
             self.settle(settled)?;
         }
-        let read = work(|| {
+        let read = own(|| {
             let table = Table::open().ok()?;
             self.discover();
             self.next(&table, order)
@@ -83,7 +96,7 @@ impl Courier {
         if let Some(passed) = letters.passed(&settled.outcomes) {
             self.passed.insert(settled.lane.clone(), passed);
         }
-        let finished = work(|| {
+        let finished = own(|| {
             let Ok(table) = Table::open() else {
                 return HashSet::new();
             };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::courier::Courier;
+use super::courier::{self, Courier};
 use super::work::Worker;
 use crate::actors::outbox::is_courier;
 use crate::channel::SOCKET_PATH;
@@ -93,6 +93,9 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
         c"litmus_pgnats executor"
     };
     worker::attach_as_session(Some(database), name);
+    if is_courier(ticket) {
+        courier::settle_in();
+    }
     // Whatever ends the conversation ends the executor; the runtime's end is no news.
     if let Err(error) = join(Peer::Executor { ticket }).and_then(serve)
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)

@@ -5,12 +5,14 @@
 //! - `executor.rs`: executors, which run users' functions in a database, with `work.rs`;
 //!   `stream_work.rs` keeps what durable subscriptions have applied;
 //! - `courier.rs`: couriers, which read a database's outbox, with `outbox_read.rs`;
+//! - `dead_letter.rs`: what could not be delivered or executed;
 //! - `herald.rs`: tells the runtime when the server takes writes;
 //! - `hooks.rs`: executors give way to DROP DATABASE and its kin;
 //! - `threads.rs`: a thread that PostgreSQL's signals do not reach;
 //! - `logging.rs`: log records of that thread on their way to the server log.
 
 mod courier;
+mod dead_letter;
 mod executor;
 mod herald;
 pub mod hooks;

@@ -1,19 +1,18 @@
-//! The statements of a courier. Each runs with the rights of the extension's owner, and by the indexes: what the tables'
-//! statistics say of queues is always out of date.
+//! The statements of a courier, under the settings that it has made for itself.
 
 use std::collections::HashSet;
 
 use super::courier::Commit;
+use super::dead_letter;
 use crate::channel::outbox::{Lane, Letter, Outcome};
 use crate::channel::work::Source;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
 use crate::pg::catalog;
-use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::{prepared, prepared_with_bytes};
-use crate::pg::transaction::{Parameters, sqlstate};
 use crate::sql::handlers::Table;
-use crate::sql::{errors, look, settings};
+use crate::sql::look;
 
 /// Most messages of a batch, and most commits that are looked at for them at a time.
 const BATCH: i64 = 4000;
@@ -98,18 +97,6 @@ impl Letters {
     }
 }
 
-fn by_index() -> Parameters {
-    let off = [
-        "enable_seqscan",
-        "enable_hashjoin",
-        "enable_mergejoin",
-        "enable_bitmapscan",
-        "jit",
-    ];
-    let off = off.map(|name| (name.to_string(), "off".to_string()));
-    Parameters::of(&off)
-}
-
 /// Before which transaction id all have ended.
 pub fn ended() -> u64 {
     let rows = prepared("SELECT pg_snapshot_xmin(pg_current_snapshot())", &[]);
@@ -130,7 +117,6 @@ pub fn numbering() -> (u32, i64) {
 
 /// Commits behind a number, the first ones, and those of the missing numbers.
 pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
-    let _by_index = by_index();
     let mut rows = prepared(
         "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number > $1 ORDER BY number LIMIT $2",
         &[Int8(seen), Int8(DISCOVER)],
@@ -158,12 +144,12 @@ pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
     rows.into_iter().filter_map(commit).collect()
 }
 
-/// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are held; with the payloads.
+/// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are
+/// held; with the payloads.
 pub fn letters(
     mut commits: impl Iterator<Item = (Commit, i64)>,
     held: &[String],
 ) -> (Letters, Vec<Letter>, Vec<u8>) {
-    let _by_index = by_index();
     let held_json = serde_json::Value::from(held).to_string();
     let (mut letters, mut messages, mut body) = (Letters::default(), Vec::new(), Vec::new());
     letters.held = held.to_vec();
@@ -234,16 +220,12 @@ fn letter(row: Vec<Option<String>>, size: u32) -> Option<((i64, i64), Letter)> {
 
 /// Removes messages that are stored, and those that are given up, which go to the dead letters.
 pub fn remove(_: &Table, lane: &Lane, letters: &Letters, outcomes: &[Outcome]) {
-    let _by_index = by_index();
-    let (mut batches, mut ids, mut has_dead) = (Vec::new(), Vec::new(), false);
+    let (mut batches, mut ids) = (Vec::new(), Vec::new());
     for ((batch, id), outcome) in letters.keys.iter().zip(outcomes) {
         match outcome {
             Outcome::Waits => continue,
             Outcome::Stored => {}
-            Outcome::Dead(error) => {
-                bury(lane, *batch, *id, error);
-                has_dead = true;
-            }
+            Outcome::Dead(error) => dead_letter::of_outbox(lane, *batch, *id, error),
         }
         batches.push(*batch);
         ids.push(*id);
@@ -253,41 +235,10 @@ pub fn remove(_: &Table, lane: &Lane, letters: &Letters, outcomes: &[Outcome]) {
          WHERE o.batch = k.batch AND o.id = k.id",
         &[Text(&array(batches.iter())), Text(&array(ids.iter()))],
     );
-    if has_dead {
-        expire();
-    }
-}
-
-fn bury(lane: &Lane, batch: i64, id: i64, error: &Error) {
-    let why = format!("{}: {error}", sqlstate(errors::describe(error.kind).0 as i32));
-    prepared(
-        "INSERT INTO litmus_pgnats.dead_letter \
-         (source, server, role, subject, payload, headers, domain, message_id, error, sent) \
-         SELECT 'outbox', $1, $2::regrole, o.subject, o.payload, o.headers, o.domain, o.message_id, $3, o.created \
-         FROM litmus_pgnats.outbox o WHERE o.batch = $4 AND o.id = $5",
-        &[
-            Text(&lane.server),
-            Oid(lane.role),
-            Text(&why),
-            Int8(batch),
-            Int8(id),
-        ],
-    );
-}
-
-/// Removes dead letters that are older than they are to be kept.
-pub fn expire() {
-    if let Some(retention) = settings::dead_letter_retention() {
-        prepared(
-            "DELETE FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1)",
-            &[Int8(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX))],
-        );
-    }
 }
 
 /// Removes commits of which no message is left; their numbers.
 pub fn finish(_: &Table, commits: &[Commit]) -> HashSet<i64> {
-    let _by_index = by_index();
     let rows = prepared(
         "DELETE FROM litmus_pgnats.outbox_batch b USING unnest($1::bigint[], $2::bigint[]) k(number, after) \
          WHERE b.number = k.number \
@@ -308,33 +259,14 @@ pub fn finish(_: &Table, commits: &[Commit]) -> HashSet<i64> {
 /// The connection of a lane, or why there is none.
 pub fn source(lane: &Lane) -> Result<Source> {
     if !catalog::role_exists(lane.role) {
-        return Err(Error::new(
-            Kind::PermissionDenied,
-            "the role that has published it does not exist any more",
-        )
-        .hint(""));
+        let message = "the role that has published it does not exist any more";
+        return Err(Error::new(Kind::PermissionDenied, message).hint(""));
     }
     let servers = catalog::servers()?;
-    let server = servers
-        .into_iter()
-        .find(|server| server.name == lane.server)
-        .ok_or_else(|| {
-            Error::new(
-                Kind::NoServer,
-                format!("foreign server \"{}\" does not exist", lane.server),
-            )
-        })?;
-    if !catalog::has_usage(lane.role, server.oid) {
-        let role = catalog::role_name(lane.role);
-        return Err(Error::new(
-            Kind::PermissionDenied,
-            format!(
-                "role \"{role}\" has no USAGE privilege on foreign server \"{}\"",
-                lane.server
-            ),
-        ));
-    }
-    look::source_of(server.oid, &lane.server, lane.role)
+    let server = servers.into_iter().find(|server| server.name == lane.server);
+    let server = server.ok_or_else(|| look::missing(&lane.server))?.oid;
+    look::check_usage(lane.role, &catalog::role_name(lane.role), server, &lane.server)?;
+    look::source_of(server, &lane.server, lane.role)
 }
 
 /// Numbers in PostgreSQL's text form of an array.

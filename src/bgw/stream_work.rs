@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::outbox_read;
+use super::dead_letter;
 use crate::channel::work::{Delivered, Place, StreamWork, Work};
-use crate::nats::headers;
-use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
+use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::prepared;
 use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
 
@@ -23,6 +22,14 @@ pub struct Applied {
 /// Names and operators are PostgreSQL's own, whatever the search path of the handler's role is.
 fn own_names() -> Parameters {
     Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())])
+}
+
+/// The same for a transaction of our own, which writes whatever the database says of its users' transactions.
+fn own_transaction() -> Parameters {
+    Parameters::of(&[
+        ("search_path".into(), "pg_catalog, pg_temp".into()),
+        ("transaction_read_only".into(), "off".into()),
+    ])
 }
 
 impl Applied {
@@ -105,6 +112,7 @@ pub fn give_up(
     };
     let why = format!("{}: {}", error.sqlstate, error.message);
     let done = transaction(|| {
+        let _own = own_transaction();
         with_snapshot(|| {
             let Some(applied) = Applied::lock(stream) else {
                 return false;
@@ -115,8 +123,7 @@ pub fn give_up(
             if stream.stop_on_failure {
                 stop(stream, place, &why);
             } else {
-                bury(work, stream, message, payload, &why);
-                outbox_read::expire();
+                dead_letter::of_stream(work.role, &stream.id, message, place, payload, &why);
                 applied.add(stream, std::iter::once(place));
             }
             true
@@ -126,7 +133,6 @@ pub fn give_up(
 }
 
 fn stop(stream: &StreamWork, place: Place, why: &str) {
-    let _names = own_names();
     prepared(
         "UPDATE litmus_pgnats.handler_stream SET stopped = format('message %s of the stream has failed %s times: %s', \
          $2, $3, $4) WHERE id = $1::uuid",
@@ -135,33 +141,6 @@ fn stop(stream: &StreamWork, place: Place, why: &str) {
             Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
             Int8(place.deliveries.into()),
             Text(why),
-        ],
-    );
-}
-
-fn bury(work: &Work, stream: &StreamWork, message: &Delivered, payload: &Bytes, why: &str) {
-    let _names = own_names();
-    let place = message.place.unwrap_or(Place {
-        sequence: 0,
-        after: 0,
-        deliveries: 0,
-    });
-    let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
-    prepared(
-        "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
-         subject, payload, headers, domain, error, sent) \
-         SELECT 'stream', s.server, $2::regrole, s.subject, s.signature, $3, $4::integer, $5, $6, $7::jsonb, s.domain, $8, \
-         to_timestamp($9 / 1000000.0) FROM litmus_pgnats.handler_stream s WHERE s.id = $1::uuid",
-        &[
-            Text(&stream.id),
-            Oid(work.role),
-            Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
-            Int8(place.deliveries.into()),
-            Text(&message.subject),
-            Bytea(payload),
-            OptionalText(headers.as_deref()),
-            Text(why),
-            Int8(message.time_us),
         ],
     );
 }

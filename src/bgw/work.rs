@@ -42,8 +42,6 @@ pub struct Worker {
     role: Option<u32>,
     /// The role's settings, and the version of all settings that they were read at.
     settings: Option<(u64, Vec<(String, String)>)>,
-    /// Up to where a durable subscription's last transaction has applied all.
-    floor: Option<u64>,
     /// By function.
     complaints: HashMap<u32, Flood>,
 }
@@ -53,6 +51,22 @@ type Message<'a> = (&'a Delivered, Bytes);
 
 /// A message's result: a reply's payload, or why there is none.
 type Outcome = std::result::Result<Option<Bytes>, Caught>;
+
+/// What a transaction has committed.
+struct Executed {
+    outcomes: Vec<Outcome>,
+    /// Of a durable subscription: up to where all is applied.
+    floor: Option<u64>,
+}
+
+impl Executed {
+    fn of(outcomes: Vec<Outcome>) -> Executed {
+        Executed {
+            outcomes,
+            floor: None,
+        }
+    }
+}
 
 /// The function or the role is gone.
 struct Vanished;
@@ -84,9 +98,9 @@ impl Worker {
                 .unwrap_or_else(|| group_size(work, rest))
                 .min(rest.len());
             let (group, others) = rest.split_at(size);
-            let outcomes = match self.execute(work, group, &mut say) {
-                Ok(Ok(outcomes)) => outcomes,
-                Ok(Err(error)) if size == 1 => vec![Err(error)],
+            let executed = match self.execute(work, group, &mut say) {
+                Ok(Ok(executed)) => executed,
+                Ok(Err(error)) if size == 1 => Executed::of(vec![Err(error)]),
                 Ok(Err(_)) => {
                     if work.is_batch {
                         sizes.extend([size - size / 2, size / 2]);
@@ -99,13 +113,12 @@ impl Worker {
                 }
                 Err(Vanished) => return say(Said::Vanished, b""),
             };
-            let stops = outcomes.len() < group.len()
-                || (work.stops() && outcomes.iter().any(|outcome| outcome.is_err()));
+            let stops = work.stops() && executed.outcomes.iter().any(|outcome| outcome.is_err());
             rest = others;
             // What has failed is tried to its end, or the next executor would begin anew.
             let has_time = began.elapsed() < SHARE || !sizes.is_empty();
             let goes_on = !rest.is_empty() && has_time && !stops;
-            self.report(work, group, outcomes, goes_on, &mut say)?;
+            self.report(work, group, executed, goes_on, &mut say)?;
             if !goes_on {
                 break;
             }
@@ -113,37 +126,37 @@ impl Worker {
         Ok(())
     }
 
-    /// Executes messages in one transaction: their outcomes, or why it could not be committed.
+    /// Executes messages in one transaction: what it has committed, or why it could not be committed.
     fn execute(
         &mut self,
         work: &Work,
         group: &[Message<'_>],
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
-    ) -> std::result::Result<std::result::Result<Vec<Outcome>, Caught>, Vanished> {
+    ) -> std::result::Result<std::result::Result<Executed, Caught>, Vanished> {
         let settings = match self.settings(work.role) {
             Ok(settings) => settings,
             Err(error) => return Ok(Err(error)),
         };
-        let mut floor = None;
         let executed = transaction(|| {
             let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
             if let Some(what) = denied(work, &function) {
                 let denied = || Err(Caught::denied(format!("permission denied for {what}")));
                 // A durable subscription's messages wait until the right is given again.
-                return (work.stream.is_none()).then(|| group.iter().map(|_| denied()).collect());
+                return (work.stream.is_none())
+                    .then(|| Executed::of(group.iter().map(|_| denied()).collect()));
             }
             let _parameters = Parameters::of(settings);
-            let outcomes = with_snapshot(|| {
+            let executed = with_snapshot(|| {
                 // PostgreSQL defers nothing in a security-restricted operation: it could end as somebody else's.
                 query("SET CONSTRAINTS ALL IMMEDIATE", &[]);
                 let Some(stream) = &work.stream else {
-                    return Some(call_all(work, &function, group, |_| false));
+                    return Some(Executed::of(call_all(work, &function, group, |_| false)));
                 };
                 let applied = Applied::lock(stream)?;
                 let outcomes = call_all(work, &function, group, |message| applied.has(message));
-                floor = applied.add(stream, done(group, &outcomes));
-                Some(outcomes)
+                let floor = applied.add(stream, done(group, &outcomes));
+                Some(Executed { outcomes, floor })
             })?;
             // Should the runtime be gone, the commit is all the better.
             let _ = say(
@@ -152,11 +165,10 @@ impl Worker {
                 },
                 b"",
             );
-            Some(outcomes)
+            Some(executed)
         });
-        self.floor = floor;
         match executed {
-            Ok(Some(outcomes)) => Ok(Ok(outcomes)),
+            Ok(Some(executed)) => Ok(Ok(executed)),
             Ok(None) => Err(Vanished),
             Err(error) => Ok(Err(error)),
         }
@@ -179,7 +191,7 @@ impl Worker {
         &mut self,
         work: &Work,
         group: &[Message<'_>],
-        outcomes: Vec<Outcome>,
+        Executed { outcomes, floor }: Executed,
         goes_on: bool,
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> Result<()> {
@@ -225,7 +237,7 @@ impl Worker {
             }
         }
         worked.goes_on = goes_on;
-        worked.floor = self.floor.take();
+        worked.floor = floor;
         say(Said::Worked(worked), &replies)
     }
 

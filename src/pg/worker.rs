@@ -136,6 +136,13 @@ fn introduce(name: &CStr) {
     report_idle();
 }
 
+/// Sets a parameter for as long as the process lives, whatever its database and the configuration say.
+pub fn set(name: &CStr, value: &CStr) {
+    use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_OVERRIDE};
+    // SAFETY: the strings live until the call returns; the process has begun as a superuser.
+    unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), PGC_SUSET, PGC_S_OVERRIDE) }
+}
+
 /// In pg_stat_activity, for as long as the worker waits.
 pub fn report_idle() {
     // SAFETY: reports an idle worker.

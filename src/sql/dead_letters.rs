@@ -51,7 +51,7 @@ fn redrive(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-/// `(server)`: the same for all of a server, or of any, that the caller may redrive; those that fail again stay.
+/// `(server)`: the same for all of the outbox, for one server or any, that the caller may redrive; how many.
 fn redrive_all(call: &Call<'_>) -> Result<Value> {
     let server = call.text(0)?;
     let rows = {

@@ -108,7 +108,17 @@ pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
     Ok(Source { target, settings })
 }
 
-fn missing(server: &str) -> Error {
+/// Whether the role may use the server.
+pub fn check_usage(role: u32, role_name: &str, server: u32, server_name: &str) -> Result<()> {
+    if catalog::has_usage(role, server) {
+        return Ok(());
+    }
+    let message = format!("role \"{role_name}\" has no USAGE privilege on foreign server \"{server_name}\"");
+    Err(Error::new(Kind::PermissionDenied, message))
+}
+
+/// There is no server of that name.
+pub fn missing(server: &str) -> Error {
     Error::new(
         Kind::NoServer,
         format!("foreign server \"{server}\" does not exist"),
@@ -266,12 +276,7 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
 fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
     let server_name = &row.server;
     let server = row.server_oid.ok_or_else(|| missing(server_name))?;
-    if !catalog::has_usage(row.role, server) {
-        return Err(Error::new(
-            Kind::PermissionDenied,
-            format!("role \"{role_name}\" has no USAGE privilege on foreign server \"{server_name}\""),
-        ));
-    }
+    check_usage(row.role, role_name, server, server_name)?;
     if !catalog::has_execute(row.role, function) {
         return Err(Error::new(
             Kind::PermissionDenied,

@@ -8,7 +8,6 @@
 //! | `http.rs`   | a request to an API                                                 |
 //! | `load.rs`   | `Load`: numbered messages from outside, and what became of them     |
 //! | `look.rs`   | the state of a handler                                              |
-//! | `nats_cluster.rs` | `NatsCluster`: three nats-servers that know each other        |
 //! | `news.rs`   | `News`: an outside subscriber of role-change notifications          |
 //! | `stub.rs`   | `Stub`: a Patroni API that answers as the test says                 |
 
@@ -23,7 +22,6 @@ mod link;
 mod load;
 mod look;
 mod member;
-mod nats_cluster;
 mod news;
 mod stub;
 
@@ -35,7 +33,6 @@ use serde_json::{Value, json};
 pub use load::{Account, Load, NUMBERS, now, records, until_flowing};
 pub use look::{state as state_of, until_state};
 pub use member::{Member, python};
-pub use nats_cluster::NatsCluster;
 pub use news::News;
 pub use stub::{Answer, Stub};
 

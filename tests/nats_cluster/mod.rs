@@ -1,4 +1,9 @@
-//! A cluster of three nats-servers, each of which tells its clients of the others.
+//! A cluster of three nats-servers, each of which tells its clients of the others. A test file says `mod nats_cluster;`.
+
+#![allow(
+    dead_code,
+    reason = "every test file compiles this module anew and uses its own part of it"
+)]
 
 use std::time::Duration;
 
@@ -15,6 +20,11 @@ pub struct NatsCluster {
 impl NatsCluster {
     /// Returns when the three have found each other.
     pub async fn start() -> Self {
+        Self::start_with(NatsServer::builder()).await
+    }
+
+    /// With what each of them is started with besides.
+    pub async fn start_with(each: NatsConfig) -> Self {
         let routes: Vec<Port> = (0..3).map(|_| Port::take()).collect();
         let others: Vec<String> = routes
             .iter()
@@ -28,7 +38,7 @@ impl NatsCluster {
                 port.number(),
                 others.join(", ")
             );
-            servers.push(NatsServer::builder().config(&config).start().await);
+            servers.push(each.clone().config(&config).start().await);
         }
         let cluster = Self { servers, routes };
         cluster.until_whole(3).await;

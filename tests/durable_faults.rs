@@ -1,0 +1,178 @@
+//! Durable subscriptions when something ends or vanishes: executors, the runtime worker, NATS, the consumer, the stream.
+
+mod events;
+mod handlers;
+mod scene;
+mod support;
+
+use events::*;
+use handlers::*;
+use scene::*;
+use support::*;
+
+/// Messages that wait to be tried again are not taken for done when the runtime begins anew, and leave no gap.
+#[tokio::test]
+async fn what_waits_to_be_tried_again_survives_a_restart() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE TABLE bad (word text); INSERT INTO bad VALUES ('1'), ('4');
+         CREATE FUNCTION moody(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF msg IN (SELECT word FROM public.bad) THEN RAISE 'not %', msg; END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         SELECT nats_subscribe_stream('events', 'moody', filter_subjects => '{events.n}', backoff => '{2 s}', max_deliveries => 0)",
+    )
+    .await;
+    events.say("events.other", "skipped").await;
+    for n in 1..=2 {
+        events.count_off(n..=n).await;
+        events.say("events.other", "skipped").await;
+    }
+    until_got(&session, &["2"]).await;
+    restart_runtime(&scene, &session).await;
+    run(&session, "DELETE FROM bad WHERE word = '1'").await;
+    until_got(&session, &["2", "1"]).await;
+    // What is tried again by the same runtime closes its gap too, whatever lies between that the filter leaves out.
+    events.count_off(3..=3).await;
+    events.say("events.other", "skipped").await;
+    events.count_off(4..=4).await;
+    events.count_off(5..=5).await;
+    until_got(&session, &["2", "1", "3", "5"]).await;
+    run(&session, "TRUNCATE bad").await;
+    until_got(&session, &["2", "1", "3", "5", "4"]).await;
+    until_number(&session, 9, &format!("SELECT applied_to FROM {ALL}")).await;
+    drop(scene);
+}
+
+/// One that begins with what is new begins there once, not again whenever its consumer is made anew.
+#[tokio::test]
+async fn what_is_new_is_so_from_the_registration_on() {
+    for stop in [false, true] {
+        let (mut scene, session, events) = scene().await;
+        events.count_off(1..=3).await;
+        run(
+            &session,
+            &format!(
+                "CREATE TABLE broken (); CREATE FUNCTION fussy(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+                   IF to_regclass('public.broken') IS NOT NULL THEN RAISE 'broken'; END IF;
+                   INSERT INTO public.got (payload) VALUES (msg); END $$;
+                 SELECT nats_subscribe_stream('events', 'fussy', deliver => 'new', stop_on_failure => {stop},
+                   max_deliveries => 0, backoff => '{{500 ms}}', ack_wait => '1 s')"
+            ),
+        )
+        .await;
+        until(&session, "live").await;
+        // Nothing is applied before the runtime ends.
+        events.count_off(4..=6).await;
+        restart_runtime(&scene, &session).await;
+        events.count_off(7..=8).await;
+        run(&session, "DROP TABLE broken").await;
+        let all =
+            async |count: i64| until_number(&session, count, "SELECT count(DISTINCT payload) FROM got").await;
+        all(5).await;
+        // NATS restarts, and messages come before the subscription is there again.
+        scene.nats.stop().await;
+        scene.nats.restart().await;
+        eventually(LONG, async || events.0.get_stream("events").await.is_ok()).await;
+        events.count_off(9..=14).await;
+        all(11).await;
+        let came = got(&session).await;
+        let mut sorted: Vec<u32> = came.iter().map(|n| n.parse().expect("a number")).collect();
+        sorted.sort_unstable();
+        assert_eq!(
+            sorted,
+            (4..=14).collect::<Vec<u32>>(),
+            "stop_on_failure {stop}: {came:?}"
+        );
+    }
+}
+
+/// The commit stands and its acknowledgement is lost: the redelivery is skipped.
+#[tokio::test]
+async fn what_was_applied_is_skipped_when_it_comes_again() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', durable => 'worker')",
+    )
+    .await;
+    events.count_off(1..=50).await;
+    until_number(&session, 50, "SELECT count(*) FROM got").await;
+    eventually_eq(SOON, 50, async || {
+        events.consumer().await.ack_floor.stream_sequence
+    })
+    .await;
+    // As if no acknowledgement had arrived, and the commits of some had been lost.
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    run(
+        &session,
+        "UPDATE litmus_pgnats.handler_stream SET applied = '{[0,20],[25,51)}'",
+    )
+    .await;
+    stream.delete_consumer("worker").await.expect("delete a consumer");
+    restart_runtime(&scene, &session).await;
+    events.count_off(51..=60).await;
+    // Only what is missing in the table: 21 to 24.
+    until_number(&session, 64, "SELECT count(*) FROM got").await;
+    let twice = texts(
+        &session,
+        "SELECT payload FROM got GROUP BY payload HAVING count(*) > 1 ORDER BY payload",
+    )
+    .await;
+    assert_eq!(twice, ["21", "22", "23", "24"]);
+    until_number(&session, 60, &format!("SELECT applied_to FROM {ALL}")).await;
+    drop(scene);
+}
+
+#[tokio::test]
+async fn a_consumer_or_a_stream_that_vanishes_is_made_again_or_reported() {
+    let (mut scene, session, events) = scene().await;
+    run(&session, "SELECT nats_subscribe_stream('events', 'keep')").await;
+    events.count_off(1..=3).await;
+    until_got(&session, &["1", "2", "3"]).await;
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    let name = events.consumer().await.name;
+    stream.delete_consumer(&name).await.expect("delete a consumer");
+    events.count_off(4..=4).await;
+    until_got(&session, &["1", "2", "3", "4"]).await;
+    // NATS restarts.
+    scene.nats.restart().await;
+    eventually(LONG, async || events.0.get_stream("events").await.is_ok()).await;
+    events.count_off(5..=5).await;
+    eventually_eq(LONG, 5, async || {
+        number(&session, "SELECT count(*) FROM got").await
+    })
+    .await;
+    // The stream goes, which is said, and another one of its name counts anew.
+    events.0.delete_stream("events").await.expect("delete a stream");
+    until(&session, "waiting").await;
+    let problem = format!("SELECT problem FROM {ALL} WHERE problem IS NOT NULL");
+    let missing = vec!["stream \"events\" does not exist".to_owned()];
+    eventually_eq(SOON, missing, async || texts(&session, &problem).await).await;
+    events.create().await;
+    events.count_off(6..=7).await;
+    eventually_eq(LONG, numbers(1..=7), async || got(&session).await).await;
+    until_number(&session, 2, &format!("SELECT applied_to FROM {ALL}")).await;
+}
+
+/// A message that ends its executor is given up like one that fails.
+#[tokio::test]
+async fn a_deadly_message_goes_to_the_dead_letters() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE FUNCTION deadly(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF msg = 'die' THEN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         SELECT nats_subscribe_stream('events', 'deadly')",
+    )
+    .await;
+    for word in ["1", "die", "2"] {
+        events.say("events.x", word).await;
+    }
+    until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.dead_letter").await;
+    until_got(&session, &["1", "2"]).await;
+    let error = text(&session, "SELECT error FROM litmus_pgnats.dead_letter").await;
+    assert_eq!(error, "57P02: executors have died with this message");
+    drop(scene);
+}
