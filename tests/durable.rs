@@ -273,7 +273,10 @@ async fn what_is_refused() {
             "invalid durable name \"a b\"",
         ),
         ("'events', 'keep', filter_subjects => '{a..b}'", "invalid subject"),
-        ("'events', 'now'", "function pg_catalog.now() cannot be a stream"),
+        (
+            "'events', 'now'",
+            "function pg_catalog.now() cannot be a durable subscription",
+        ),
     ] {
         let sql = format!("SELECT nats_subscribe_stream({arguments})");
         let (report, _) = refused(&session, &sql).await;

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
 use crate::pg::catalog;
 use crate::pg::query::Argument::{Int8, Text};
-use crate::pg::query::{prepared, prepared_with_bytes};
+use crate::pg::query::{Fields, prepared, prepared_each};
 use crate::sql::handlers::Table;
 use crate::sql::look;
 
@@ -158,7 +158,8 @@ pub fn letters(
         if some.is_empty() {
             break;
         }
-        let rows = prepared_with_bytes(
+        let mut total = 0;
+        prepared_each(
             "SELECT batch, id, subject, headers, domain, message_id, payload FROM ( \
              SELECT o.*, sum(octet_length(o.payload)) OVER (ROWS UNBOUNDED PRECEDING) AS total \
              FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k(batch, after, place), LATERAL ( \
@@ -174,21 +175,18 @@ pub fn letters(
                 Int8(BATCH),
                 Int8(BATCH_SIZE),
             ],
-            &mut body,
-        );
-        let (mut total, mut end) = (0, 0);
-        for (row, size) in rows {
-            if let Some((key, letter)) = letter(row, size) {
-                total += size as usize + headers::wire_len(&letter.headers) + letter.subject.len();
-                if total > FULL_SIZE && !messages.is_empty() {
-                    break;
+            |row| {
+                let Some((key, letter, payload)) = letter(row) else {
+                    return;
+                };
+                total += payload.len() + headers::wire_len(&letter.headers) + letter.subject.len();
+                if total <= FULL_SIZE || messages.is_empty() {
+                    letters.keys.push(key);
+                    messages.push(letter);
+                    body.extend_from_slice(payload);
                 }
-                letters.keys.push(key);
-                messages.push(letter);
-                end += size as usize;
-            }
-        }
-        body.truncate(end);
+            },
+        );
         // Commits behind the last message may have more.
         let Some((last, _)) = letters.keys.last() else {
             letters.commits.extend(some);
@@ -203,19 +201,21 @@ pub fn letters(
     (letters, messages, body)
 }
 
-fn letter(row: Vec<Option<String>>, size: u32) -> Option<((i64, i64), Letter)> {
-    let [batch, id, subject, headers, domain, message_id] = <[Option<String>; 6]>::try_from(row).ok()?;
+/// Key, message and payload of a row.
+fn letter(row: &Fields) -> Option<((i64, i64), Letter, &[u8])> {
+    let payload = row.bytes(7)?;
     let letter = Letter {
-        subject: subject?,
+        subject: row.text(3)?,
         // They were checked when they were written.
-        headers: headers
+        headers: row
+            .any(4)
             .and_then(|headers| headers::parse(&headers).ok())
             .unwrap_or_default(),
-        domain,
-        message_id: message_id?,
-        size,
+        domain: row.text(5),
+        message_id: row.any(6)?,
+        size: u32::try_from(payload.len()).ok()?,
     };
-    Some(((batch?.parse().ok()?, id?.parse().ok()?), letter))
+    Some(((row.int8(1)?, row.int8(2)?), letter, payload))
 }
 
 /// Removes messages that are stored, and those that are given up, which go to the dead letters.

@@ -68,7 +68,33 @@ pub enum HandlerKind {
 }
 
 impl HandlerKind {
-    /// As the table has it, and people.
+    /// The kind that the table calls so.
+    pub fn named(name: &str) -> HandlerKind {
+        match name {
+            "responder" => HandlerKind::Responder,
+            "stream" => HandlerKind::Stream,
+            _ => HandlerKind::Subscription,
+        }
+    }
+
+    /// As people call it.
+    pub fn noun(self) -> &'static str {
+        match self {
+            HandlerKind::Stream => "durable subscription",
+            _ => self.name(),
+        }
+    }
+
+    /// One of the kind, in messages to people; of a durable subscription `subject` is the stream.
+    pub fn describe(self, subject: &str) -> String {
+        let preposition = match self {
+            HandlerKind::Stream => "of stream",
+            _ => "on subject",
+        };
+        format!("{} {preposition} \"{subject}\"", self.noun())
+    }
+
+    /// As the table has it.
     pub fn name(self) -> &'static str {
         match self {
             HandlerKind::Subscription => "subscription",

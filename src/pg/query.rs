@@ -1,5 +1,6 @@
 //! Queries by SPI whose arguments and results are text. Runs where SQL runs, on the main thread, in a transaction.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -7,7 +8,7 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys;
 
 use super::catalog::utf8;
-use super::fmgr::{to_server, varlena};
+use super::fmgr::{from_server, to_server, varlena};
 use crate::channel::message::Row;
 
 /// An argument of a query.
@@ -87,36 +88,57 @@ pub fn prepared(sql: &'static str, arguments: &[Argument<'_>]) -> Vec<Row> {
     run_prepared(sql, arguments, || unsafe { tuples() })
 }
 
-/// The same; the last column is of type bytea and not null, and appended to `bytes` as it is. Each row has the number of
-/// these bytes in place of it.
-pub fn prepared_with_bytes(
-    sql: &'static str,
-    arguments: &[Argument<'_>],
-    bytes: &mut Vec<u8>,
-) -> Vec<(Row, u32)> {
-    // SAFETY: as above; the last column is as the caller promises.
+/// As [`prepared`], for many rows: each is read where it is, by its columns' types.
+pub fn prepared_each(sql: &'static str, arguments: &[Argument<'_>], mut work: impl FnMut(&Fields)) {
+    // SAFETY: as above.
     run_prepared(sql, arguments, || unsafe {
-        let mut rows = Vec::new();
-        each_tuple(|tuple, descriptor| {
-            let last = (*descriptor).natts;
-            let row = (1..last)
-                .map(|column| text_of(tuple, descriptor, column))
-                .collect();
-            let mut is_null = true;
-            let datum = pg_sys::SPI_getbinval(tuple, descriptor, last, &raw mut is_null);
-            let before = bytes.len();
-            if !is_null {
-                let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-                let length = pgrx::varsize_any_exhdr(varlena);
-                bytes.extend_from_slice(std::slice::from_raw_parts(
-                    pgrx::vardata_any(varlena).cast::<u8>(),
-                    length,
-                ));
-            }
-            rows.push((row, u32::try_from(bytes.len() - before).unwrap_or(u32::MAX)));
-        });
-        rows
-    })
+        each_tuple(|tuple, descriptor| work(&Fields { tuple, descriptor }));
+    });
+}
+
+/// A row of a result while it is read; columns count from 1. A column that is not there is NULL.
+pub struct Fields {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Fields {
+    fn datum(&self, column: i32) -> Option<pg_sys::Datum> {
+        let mut is_null = true;
+        // SAFETY: the tuple is of the descriptor; SPI says so of a column that it has not.
+        let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column, &raw mut is_null) };
+        (!is_null).then_some(datum)
+    }
+
+    /// Of type bigint.
+    pub fn int8(&self, column: i32) -> Option<i64> {
+        self.datum(column).map(|datum| datum.value() as i64)
+    }
+
+    /// Of type bytea or text: its bytes.
+    pub fn bytes(&self, column: i32) -> Option<&[u8]> {
+        let datum = self.datum(column)?;
+        // SAFETY: as the caller says by the column's type; what is detoasted lives as long as the result.
+        unsafe {
+            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let length = pgrx::varsize_any_exhdr(varlena);
+            Some(std::slice::from_raw_parts(
+                pgrx::vardata_any(varlena).cast::<u8>(),
+                length,
+            ))
+        }
+    }
+
+    /// Of type text.
+    pub fn text(&self, column: i32) -> Option<String> {
+        from_server(self.bytes(column)?).ok().map(Cow::into_owned)
+    }
+
+    /// Of any type, in its text form.
+    pub fn any(&self, column: i32) -> Option<String> {
+        // SAFETY: as in `datum`.
+        unsafe { text_of(self.tuple, self.descriptor, column) }
+    }
 }
 
 fn run_prepared<T>(sql: &'static str, arguments: &[Argument<'_>], read: impl FnOnce() -> T) -> T {

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use super::call;
 use super::handlers::Table;
 use crate::channel::message::Request;
+use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
@@ -65,12 +66,16 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
                 &format!(
                     "DELETE FROM litmus_pgnats.handler h USING {BINDING}, pg_event_trigger_dropped_objects() d \
                      WHERE {OF} AND d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid \
-                     RETURNING format('the %s on subject \"%s\" ends with its function %s', h.kind, h.subject, h.signature)"
+                     RETURNING h.kind, h.subject, h.signature"
                 ),
                 &[Int8(catalog::system_identifier())],
             );
-            for text in removed.iter().flatten().flatten() {
-                report::message(Level::Notice, text, "", "");
+            for row in removed {
+                if let [Some(kind), Some(subject), Some(signature)] = row.as_slice() {
+                    let what = HandlerKind::named(kind).describe(subject);
+                    let text = format!("the {what} ends with its function {signature}");
+                    report::message(Level::Notice, &text, "", "");
+                }
             }
         }
         Some("ddl_command_end") => follow(),

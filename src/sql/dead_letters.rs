@@ -10,7 +10,7 @@ use crate::pg::callback::{self, Arguments, Function};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::query::Argument::{Int8, OptionalText};
-use crate::pg::query::{prepared_with_bytes, query};
+use crate::pg::query::{Fields, prepared_each, query};
 use crate::pg::transaction::{Identity, Parameters};
 
 sql_function!(litmus_pgnats_redrive, redrive);
@@ -116,49 +116,32 @@ fn purge(call: &Call<'_>) -> Result<Value> {
 /// Reads a dead letter and locks it.
 fn find(id: i64) -> Result<Option<Dead>> {
     let _table = Table::open()?;
-    let mut payload = Vec::new();
-    let rows = prepared_with_bytes(
-        "SELECT source, server, role::oid, function, stream_sequence, delivery_count, subject, headers, domain, message_id, \
-         trunc(extract(epoch FROM sent) * 1000000)::bigint, payload \
+    let mut found = None;
+    prepared_each(
+        "SELECT source, server, role::bigint, function, stream_sequence, delivery_count::bigint, subject, headers, domain, \
+         message_id, trunc(extract(epoch FROM sent) * 1000000)::bigint, payload \
          FROM litmus_pgnats.dead_letter WHERE id = $1 FOR UPDATE",
         &[Int8(id)],
-        &mut payload,
+        |row| found = dead(row),
     );
-    let Some((row, _)) = rows.into_iter().next() else {
-        return Ok(None);
-    };
-    let Ok(
-        [
-            source,
-            server,
-            role,
-            function,
-            sequence,
-            deliveries,
-            subject,
-            headers,
-            domain,
-            message_id,
-            time,
-        ],
-    ) = <[Option<String>; 11]>::try_from(row)
-    else {
-        return Ok(None);
-    };
-    Ok(Some(Dead {
-        source: source.unwrap_or_default(),
-        server: server.unwrap_or_default(),
-        role: role.and_then(|role| role.parse().ok()).unwrap_or(0),
-        function,
-        sequence: sequence.and_then(|number| number.parse().ok()),
-        deliveries: deliveries.and_then(|number| number.parse().ok()),
-        subject: subject.unwrap_or_default(),
-        headers,
-        domain,
-        message_id,
-        time_us: time.and_then(|time| time.parse().ok()).unwrap_or(0),
-        payload,
-    }))
+    Ok(found)
+}
+
+fn dead(row: &Fields) -> Option<Dead> {
+    Some(Dead {
+        source: row.text(1)?,
+        server: row.text(2)?,
+        role: u32::try_from(row.int8(3)?).ok()?,
+        function: row.text(4),
+        sequence: row.int8(5).and_then(|number| number.try_into().ok()),
+        deliveries: row.int8(6).and_then(|number| number.try_into().ok()),
+        subject: row.text(7)?,
+        headers: row.any(8),
+        domain: row.text(9),
+        message_id: row.any(10),
+        time_us: row.int8(11)?,
+        payload: row.bytes(12)?.to_vec(),
+    })
 }
 
 fn again(id: i64, letter: &Dead) -> Result<()> {

@@ -262,7 +262,7 @@ pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> 
         let of = function.map_or_else(String::new, |function| {
             format!(" that calls {}", function.signature())
         });
-        let text = format!("there is no {}{of}", named(kind, subject));
+        let text = format!("there is no {}{of}", kind.describe(subject));
         report::message(Level::Notice, &text, "", "");
     }
     Ok(Value::Void)
@@ -272,14 +272,6 @@ fn subject_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
     let subject = call.text(0)?.ok_or_else(|| null("subject"))?;
     subject::check_subscribe(&subject)?;
     Ok(subject)
-}
-
-/// A handler in messages to people.
-fn named(kind: HandlerKind, subject: &str) -> String {
-    match kind {
-        HandlerKind::Stream => format!("durable subscription of stream \"{subject}\""),
-        _ => format!("{} on subject \"{subject}\"", kind.name()),
-    }
 }
 
 /// Checks how many messages a call may have.
@@ -308,7 +300,7 @@ fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
         let message = format!(
             "temporary function {} cannot be a {}",
             function.signature(),
-            kind.name()
+            kind.noun()
         );
         return Err(Error::new(Kind::InvalidFunction, message)
             .hint("It is there for this session alone; executors call functions in sessions of their own."));
@@ -317,7 +309,7 @@ fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
     if takes_many || (function.takes_messages() && returns) {
         return Ok(());
     }
-    let what = kind.name();
+    let what = kind.noun();
     let message = format!("function {} cannot be a {what}", function.signature());
     let detail = match kind {
         HandlerKind::Subscription | HandlerKind::Stream => {
@@ -357,7 +349,7 @@ fn check_privileges(registered: &Registered, kind: HandlerKind, subject: &str) -
 }
 
 fn not_yours(kind: HandlerKind, subject: &str) -> Error {
-    let message = format!("permission denied for the {}", named(kind, subject));
+    let message = format!("permission denied for the {}", kind.describe(subject));
     Error::new(Kind::PermissionDenied, message)
         .hint("Only a role that has the privileges of the one that has registered it may change it.")
 }

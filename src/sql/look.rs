@@ -128,7 +128,6 @@ pub fn missing(server: &str) -> Error {
 /// A row of the table, and what its names mean now.
 struct Registered {
     kind: HandlerKind,
-    kind_name: String,
     server: String,
     subject: String,
     queue_group: Option<String>,
@@ -150,7 +149,7 @@ fn rows() -> Vec<Registered> {
          b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid, \
          h.batch_size, ( \
            SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
-             'durable', coalesce(d.durable, $2 || md5(format('%s %s %s', d.id, $1, current_database()))), \
+             'durable', coalesce(d.durable, $2 || md5(format('%s %s %s', d.id, $1, $3))), \
              'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
              to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
@@ -167,7 +166,11 @@ fn rows() -> Vec<Registered> {
          LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
          ON s.srvname = h.server \
          ORDER BY h.created, h.kind, h.server, h.subject, h.signature",
-        &[Int8(catalog::system_identifier()), Text(OWN)],
+        &[
+            Int8(catalog::system_identifier()),
+            Text(OWN),
+            Oid(catalog::database_oid()),
+        ],
     );
     rows.into_iter().filter_map(registered).collect()
 }
@@ -188,14 +191,8 @@ fn registered(row: Row) -> Option<Registered> {
         batch_size,
         stream,
     ] = <[Option<String>; 13]>::try_from(row).ok()?;
-    let kind_name = kind?;
     Some(Registered {
-        kind: match kind_name.as_str() {
-            "responder" => HandlerKind::Responder,
-            "stream" => HandlerKind::Stream,
-            _ => HandlerKind::Subscription,
-        },
-        kind_name,
+        kind: HandlerKind::named(&kind?),
         server: server?,
         subject: subject?,
         queue_group,
@@ -238,8 +235,9 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
             "role"
         };
         let text = format!(
-            "the {} on subject \"{}\" that called {} is removed: its {gone} does not exist any more",
-            row.kind_name, row.subject, row.signature
+            "the {} that called {} is removed: its {gone} does not exist any more",
+            row.kind.describe(&row.subject),
+            row.signature
         );
         mender.mend(|table| {
             table.delete(row.kind, &row.server, &row.subject, &row.signature);
@@ -248,7 +246,7 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
         return None;
     };
     if !row.is_bound {
-        let key = [row.kind_name.as_str(), &row.server, &row.subject, &row.signature];
+        let key = [row.kind.name(), &row.server, &row.subject, &row.signature];
         mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
     }
     let takes_many = Function::find(function).is_some_and(|function| function.takes_batches());
@@ -292,7 +290,7 @@ fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
         HandlerKind::Stream => (f.takes_messages() || f.takes_batches()) && row.stream.is_some(),
     });
     if !fits {
-        let message = format!("function {} cannot be a {}", row.signature, row.kind_name);
+        let message = format!("function {} cannot be a {}", row.signature, row.kind.noun());
         return Err(Error::new(Kind::InvalidFunction, message));
     }
     if let Some(why) = row.stream.as_ref().and_then(|stream| stream.stopped.clone()) {
