@@ -539,12 +539,14 @@ GRANT SELECT ON litmus_pgnats.dead_letters, litmus_pgnats.outbox_waiting TO pg_m
 -- Users name these in their own tables and statements.
 GRANT USAGE ON SCHEMA litmus_pgnats TO PUBLIC;
 
--- What the workers do.
+-- What the workers do. None of these asks NATS.
 
 CREATE FUNCTION litmus_pgnats.stat_handlers(
     OUT kind text, OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
-    OUT messages bigint, OUT errors bigint, OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint,
-    OUT last_error text, OUT last_error_seconds double precision) RETURNS SETOF record
+    OUT messages bigint, OUT calls bigint, OUT errors bigint, OUT last_error text, OUT last_error_seconds double precision,
+    OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint, OUT pending bigint, OUT lag_seconds double precision,
+    OUT total_exec_time double precision, OUT max_exec_time double precision, OUT exec_time_histogram bigint[],
+    OUT reset_seconds double precision) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_handlers';
 COMMENT ON FUNCTION litmus_pgnats.stat_handlers() IS 'what the runtime worker counts of subscriptions and responders';
 
@@ -552,6 +554,37 @@ CREATE FUNCTION litmus_pgnats.stat_executors(
     OUT database oid, OUT pid integer, OUT state text, OUT handler text, OUT seconds double precision) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_executors';
 COMMENT ON FUNCTION litmus_pgnats.stat_executors() IS 'executors of all databases';
+
+CREATE FUNCTION litmus_pgnats.stat_connections(
+    OUT database oid, OUT server oid, OUT server_name text, OUT user_mapping oid, OUT pid integer, OUT sessions bigint,
+    OUT state text, OUT host text, OUT since_seconds double precision, OUT reconnects bigint,
+    OUT last_error text, OUT last_error_seconds double precision, OUT rtt double precision,
+    OUT in_msgs bigint, OUT out_msgs bigint, OUT in_bytes bigint, OUT out_bytes bigint,
+    OUT queued bigint, OUT queued_bytes bigint, OUT reset_seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_connections';
+COMMENT ON FUNCTION litmus_pgnats.stat_connections() IS 'NATS connections of all databases';
+
+CREATE FUNCTION litmus_pgnats.stat_transfers(
+    OUT pid integer, OUT database oid, OUT server oid, OUT server_name text, OUT command text, OUT store text, OUT name text,
+    OUT bytes_processed bigint, OUT bytes_total bigint, OUT since_seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_transfers';
+COMMENT ON FUNCTION litmus_pgnats.stat_transfers() IS 'objects that are being put and got, in all databases';
+
+CREATE FUNCTION litmus_pgnats.stat_control_channel(
+    OUT pid integer, OUT started_seconds double precision, OUT connections bigint, OUT calls bigint, OUT queued_bytes bigint,
+    OUT frames_in bigint, OUT frames_out bigint, OUT bytes_in bigint, OUT bytes_out bigint,
+    OUT reset_seconds double precision) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_control_channel';
+COMMENT ON FUNCTION litmus_pgnats.stat_control_channel() IS 'what passes between the runtime worker and all other processes';
+
+CREATE FUNCTION litmus_pgnats.stat_reset() RETURNS void
+  LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_reset';
+COMMENT ON FUNCTION litmus_pgnats.stat_reset() IS 'count anew: the handlers and connections of this database, and the control channel';
+
+CREATE FUNCTION litmus_pgnats.exec_time_bounds() RETURNS double precision[]
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+  AS $$ SELECT '{0.1,0.25,0.5,1,2.5,5,10,25,50,100,250,1000,5000,30000}'::double precision[] $$;
+COMMENT ON FUNCTION litmus_pgnats.exec_time_bounds() IS 'upper bounds in milliseconds of the buckets of exec_time_histogram, whose last one has none';
 
 CREATE VIEW litmus_pgnats.handlers AS
   SELECT h.kind, h.server, h.subject, h.queue_group, h.signature AS function, h.role,
@@ -562,15 +595,19 @@ CREATE VIEW litmus_pgnats.handlers AS
          END AS problem, coalesce(s.messages, 0) AS messages,
          coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,
-         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at
+         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at,
+         s.pending, pg_catalog.make_interval(secs => s.lag_seconds) AS lag, coalesce(s.calls, 0) AS calls,
+         coalesce(s.total_exec_time, 0) AS total_exec_time,
+         s.total_exec_time OPERATOR(pg_catalog./) nullif(s.calls, 0) AS mean_exec_time,
+         s.max_exec_time, s.exec_time_histogram, pg_catalog.to_timestamp(s.reset_seconds) AS stats_reset
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_handlers() s
     ON s.kind OPERATOR(pg_catalog.=) h.kind AND s.server OPERATOR(pg_catalog.=) h.server
     AND s.subject OPERATOR(pg_catalog.=) h.subject AND s.function OPERATOR(pg_catalog.=) h.signature;
-COMMENT ON VIEW litmus_pgnats.handlers IS 'subscriptions and responders of this database, and what became of their messages since the runtime worker knows them';
+COMMENT ON VIEW litmus_pgnats.handlers IS 'subscriptions and responders of this database, what is wrong with each, and what became of its messages';
 
 CREATE VIEW litmus_pgnats.subscriptions AS
   SELECT server, subject, queue_group, function, role, state, problem, messages, errors, dropped, queued, queued_bytes,
-         last_error, last_error_at
+         last_error, last_error_at, lag, calls, total_exec_time, mean_exec_time, max_exec_time, exec_time_histogram, stats_reset
   FROM litmus_pgnats.handlers WHERE kind OPERATOR(pg_catalog.=) 'subscription';
 COMMENT ON VIEW litmus_pgnats.subscriptions IS 'the subscriptions among litmus_pgnats.handlers';
 
@@ -579,7 +616,8 @@ CREATE VIEW litmus_pgnats.stream_subscriptions AS
          coalesce((SELECT CASE WHEN pg_catalog.lower(a) OPERATOR(pg_catalog.=) 0 THEN pg_catalog.upper(a) OPERATOR(pg_catalog.-) 1 END
                    FROM pg_catalog.unnest(d.applied) a LIMIT 1), 0) AS applied_to,
          (SELECT pg_catalog.max(pg_catalog.upper(a)) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a) AS latest,
-         h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at
+         h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at,
+         h.pending, h.lag, h.calls, h.total_exec_time, h.mean_exec_time, h.max_exec_time, h.exec_time_histogram, h.stats_reset
   FROM litmus_pgnats.handlers h JOIN litmus_pgnats.handler_stream d
     ON d.kind OPERATOR(pg_catalog.=) h.kind AND d.server OPERATOR(pg_catalog.=) h.server
     AND d.subject OPERATOR(pg_catalog.=) h.subject AND d.signature OPERATOR(pg_catalog.=) h.function;
@@ -587,7 +625,7 @@ COMMENT ON VIEW litmus_pgnats.stream_subscriptions IS 'the durable subscriptions
 
 CREATE VIEW litmus_pgnats.responders AS
   SELECT server, subject, queue_group, function, role, state, problem, messages, errors, dropped, queued, queued_bytes,
-         last_error, last_error_at
+         last_error, last_error_at, lag, calls, total_exec_time, mean_exec_time, max_exec_time, exec_time_histogram, stats_reset
   FROM litmus_pgnats.handlers WHERE kind OPERATOR(pg_catalog.=) 'responder';
 COMMENT ON VIEW litmus_pgnats.responders IS 'the responders among litmus_pgnats.handlers';
 
@@ -597,12 +635,48 @@ CREATE VIEW litmus_pgnats.executors AS
   FROM litmus_pgnats.stat_executors() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database;
 COMMENT ON VIEW litmus_pgnats.executors IS 'executors of all databases, and those that lack a worker slot';
 
-REVOKE ALL ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() FROM PUBLIC;
+CREATE VIEW litmus_pgnats.connections AS
+  SELECT coalesce(d.datname::text, s.database::text) AS database, coalesce(f.srvname::text, s.server_name) AS server,
+         coalesce(u.usename::text, s.user_mapping::text) AS user_mapping, s.pid, s.state, s.host,
+         pg_catalog.to_timestamp(s.since_seconds) AS since, s.reconnects, s.last_error,
+         pg_catalog.to_timestamp(s.last_error_seconds) AS last_error_at, s.rtt,
+         s.in_msgs, s.out_msgs, s.in_bytes, s.out_bytes, s.sessions, s.queued, s.queued_bytes,
+         pg_catalog.to_timestamp(s.reset_seconds) AS stats_reset
+  FROM litmus_pgnats.stat_connections() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database
+    LEFT JOIN pg_catalog.pg_foreign_server f
+      ON f.oid OPERATOR(pg_catalog.=) s.server AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+    LEFT JOIN pg_catalog.pg_user_mappings u
+      ON u.umid OPERATOR(pg_catalog.=) s.user_mapping AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+COMMENT ON VIEW litmus_pgnats.connections IS 'NATS connections of all databases';
+
+CREATE VIEW litmus_pgnats.object_transfers AS
+  SELECT s.pid, coalesce(d.datname::text, s.database::text) AS database, s.server_name AS server, s.command, s.store, s.name,
+         s.bytes_processed, s.bytes_total, pg_catalog.to_timestamp(s.since_seconds) AS since
+  FROM litmus_pgnats.stat_transfers() s LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.database;
+COMMENT ON VIEW litmus_pgnats.object_transfers IS 'objects that are being put and got, in all databases, and how far each is';
+
+CREATE VIEW litmus_pgnats.control_channel AS
+  SELECT s.pid, pg_catalog.to_timestamp(s.started_seconds) AS started, s.connections, s.calls, s.queued_bytes,
+         s.frames_in, s.frames_out, s.bytes_in, s.bytes_out, pg_catalog.to_timestamp(s.reset_seconds) AS stats_reset
+  FROM litmus_pgnats.stat_control_channel() s;
+COMMENT ON VIEW litmus_pgnats.control_channel IS 'the runtime worker, and what passes between it and all other processes';
+
+CREATE FUNCTION litmus_pgnats.doctor(
+    OUT check_name text, OUT object text, OUT status text, OUT found text, OUT advice text) RETURNS SETOF record
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_doctor';
+COMMENT ON FUNCTION litmus_pgnats.doctor() IS 'examine installation, foreign servers, NATS and handlers: what is well, what is wrong, and what to do';
+
+REVOKE ALL ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
+  litmus_pgnats.stat_transfers(), litmus_pgnats.stat_control_channel(), litmus_pgnats.stat_reset(), litmus_pgnats.doctor()
+  FROM PUBLIC;
 GRANT USAGE ON SCHEMA litmus_pgnats TO pg_monitor;
 GRANT SELECT ON litmus_pgnats.handlers, litmus_pgnats.subscriptions, litmus_pgnats.stream_subscriptions,
-  litmus_pgnats.responders, litmus_pgnats.executors
+  litmus_pgnats.responders, litmus_pgnats.executors, litmus_pgnats.connections, litmus_pgnats.object_transfers,
+  litmus_pgnats.control_channel
   TO pg_monitor;
-GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
+  litmus_pgnats.stat_transfers(), litmus_pgnats.stat_control_channel(), litmus_pgnats.doctor()
+  TO pg_monitor;
 
 -- The connection.
 

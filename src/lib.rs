@@ -6,7 +6,7 @@
 //! - `channel`: the control channel, a Unix socket between backends and the runtime worker;
 //! - `actors`: the actor system in the runtime worker, which owns every NATS connection.
 //!
-//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `flood`, `nats`,
+//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `findings`, `flood`, `nats`,
 //! `patroni` and `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
 
 #![cfg_attr(
@@ -27,6 +27,7 @@ pub mod actors;
 mod bgw;
 pub mod channel;
 pub mod error;
+pub mod findings;
 mod flood;
 pub mod nats;
 pub mod patroni;

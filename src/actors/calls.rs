@@ -14,8 +14,9 @@ use super::key_value::InBucket;
 use super::object_store::{InStore, Parts};
 use super::status::{self, until_up};
 use super::supervisor::{Handle, stopped};
-use super::{delivery, dispatcher, registry};
-use crate::channel::message::{Api, JetStreamCall, Reply, Statistics};
+use super::transfers::Progress;
+use super::{delivery, dispatcher};
+use crate::channel::message::{Api, JetStreamCall, Reply};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
 
@@ -133,19 +134,6 @@ pub async fn vacate(actors: Actors, database: u32) -> Result<Answer> {
     Ok((Reply::Done, Bytes::new()))
 }
 
-/// What the runtime has counted.
-pub async fn statistics(actors: Actors, database: u32, of: Statistics) -> Result<Answer> {
-    let rows = match of {
-        Statistics::Handlers => {
-            let subscriptions = actors.subscriptions.send(registry::Rows(database)).await;
-            let responders = actors.responders.send(registry::Rows(database)).await;
-            subscriptions.and_then(|rows| Ok([rows, responders?].concat()))
-        }
-        Statistics::Executors => actors.dispatcher.send(dispatcher::Rows).await,
-    };
-    Ok((Reply::Rows(rows.map_err(|_| stopped())?), Bytes::new()))
-}
-
 /// A call of JetStream, of a bucket or of a store.
 pub async fn jetstream(
     handle: Handle,
@@ -153,6 +141,7 @@ pub async fn jetstream(
     call: JetStreamCall,
     body: Bytes,
     parts: Parts,
+    progress: Progress,
 ) -> Result<Answer> {
     let Api {
         domain,
@@ -198,6 +187,7 @@ pub async fn jetstream(
                     store,
                     call,
                     parts,
+                    progress,
                 })
                 .await;
             let lost = || {

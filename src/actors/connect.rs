@@ -137,6 +137,11 @@ async fn with_credential(options: ConnectOptions, credential: &Credential) -> Re
     })
 }
 
+/// Whether a credential's file can be used.
+pub(super) async fn check_credential(credential: &Credential) -> Result<()> {
+    with_credential(ConnectOptions::new(), credential).await.map(drop)
+}
+
 fn seed(path: &str, text: String) -> Result<String> {
     match nkeys::KeyPair::from_seed(&text) {
         Ok(_) => Ok(text),
@@ -168,7 +173,8 @@ async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> 
     })
 }
 
-async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
+/// For `tls_insecure`, and to look at a certificate without judging it.
+pub(super) async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: rustls::Error| {
         Error::new(Kind::TlsFailed, "could not set up TLS").detail(format!("{error}."))
@@ -187,7 +193,7 @@ async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
 }
 
 /// The certificates in a PEM file; at least one.
-async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'static>>> {
+pub(super) async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_slice_iter(&read(option, path).await?)
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(|error| file_error(option, path, format!("{error}.")))?;
@@ -197,7 +203,7 @@ async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-async fn private_key(option: &str, path: &str) -> Result<PrivateKeyDer<'static>> {
+pub(super) async fn private_key(option: &str, path: &str) -> Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_slice(&read(option, path).await?)
         .map_err(|_| file_error(option, path, "It holds no private key.".into()))
 }
@@ -298,7 +304,7 @@ fn file_error(option: &str, path: &str, why: String) -> Error {
     Error::new(Kind::FileUnreadable, message).cause(&why)
 }
 
-fn unreachable(host: &Host, why: String) -> Error {
+pub(super) fn unreachable(host: &Host, why: String) -> Error {
     Error::new(
         Kind::Unreachable,
         format!("could not connect to NATS server {host}"),

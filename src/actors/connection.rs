@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use async_nats::message::OutboundMessage;
@@ -28,7 +28,8 @@ use super::requester::Requester;
 use super::status::{Status, not_connected};
 use super::steadiness::Steadiness;
 use super::system::Vital;
-use crate::channel::message::Link;
+use super::tally::Tally;
+use crate::channel::message::{Link, Row};
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::settings::Settings;
@@ -41,6 +42,9 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
+/// Between two measurements of the round-trip time, and the longest wait for one.
+const RTT_INTERVAL: Duration = Duration::from_secs(10);
+const RTT_LIMIT: Duration = Duration::from_secs(2);
 /// Between two attempts to leave a server that is about to stop.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -68,6 +72,16 @@ pub struct Correct(pub Settings);
 #[rtype(result = "()")]
 pub struct Nudge;
 
+/// Its row in `litmus_pgnats.connections`.
+#[derive(Message)]
+#[rtype(result = "Row")]
+pub struct Describe;
+
+/// Counts anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reset;
+
 /// Writes out what is held, as far as `0` allows, and stops.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -88,6 +102,15 @@ enum State {
     /// A new client takes the held messages; later ones queue up behind them.
     Handover(Requester),
     Up(Requester),
+}
+
+impl State {
+    fn client(&self) -> Option<&Requester> {
+        match self {
+            State::Up(client) | State::Handover(client) => Some(client),
+            State::Down => None,
+        }
+    }
 }
 
 /// The outcome of an attempt to connect.
@@ -123,6 +146,7 @@ pub struct Connection {
     /// Servers that the NATS cluster told us of.
     discovered: Vec<Host>,
     steadiness: Steadiness,
+    tally: Tally,
     server_errors: Flood,
     slow_consumer: Flood,
     _vital: Vital,
@@ -155,6 +179,7 @@ impl Connection {
             retry: None,
             discovered: Vec::new(),
             steadiness: Steadiness::default(),
+            tally: Tally::new(),
             server_errors: Flood::default(),
             slow_consumer: Flood::default(),
             _vital: vital,
@@ -239,6 +264,7 @@ impl Connection {
         if self.status.borrow().error.as_ref() != Some(&error) {
             log::warn!("{}: {error}", self.name);
         }
+        self.tally.failed(error.to_string());
         let longest = match error.kind {
             Kind::AuthenticationRefused => MAX_BACKOFF_REFUSED,
             _ => MAX_BACKOFF,
@@ -274,6 +300,7 @@ impl Connection {
             info.version
         );
         self.steadiness.connected();
+        self.tally.connected(host, client.client().statistics());
         self.status.send_modify(|status| {
             status.generation = generation;
             status.client = None;
@@ -284,11 +311,14 @@ impl Connection {
         let senders = std::mem::take(&mut self.senders);
         self.retiring += 1;
         let retirement = async move {
-            if let State::Up(old) | State::Handover(old) = old {
-                let _ = timeout(FLUSH_LIMIT, retire(&old, &senders)).await;
-            }
+            let old = old.client()?;
+            let _ = timeout(FLUSH_LIMIT, retire(old, &senders)).await;
+            Some(old.client().statistics())
         };
-        ctx.spawn(retirement.into_actor(self).map(|(), actor, ctx| {
+        ctx.spawn(retirement.into_actor(self).map(|retired, actor, ctx| {
+            if let Some(retired) = retired {
+                actor.tally.retired(&retired);
+            }
             actor.retiring = actor.retiring.saturating_sub(1);
             actor.hand_over(ctx);
         }));
@@ -335,6 +365,36 @@ impl Connection {
             status.failures = 0;
             status.error = None;
         });
+        self.measure(ctx);
+    }
+
+    /// Measures the round-trip time, now and from time to time: a look at the statistics asks nobody.
+    fn measure(&mut self, ctx: &mut Context<Self>) {
+        let State::Up(client) = &self.state else {
+            return;
+        };
+        let (client, generation) = (client.clone(), self.generation());
+        let measurement = async move {
+            let began = Instant::now();
+            let outcome = timeout(RTT_LIMIT, client.round_trip()).await;
+            outcome
+                .is_ok_and(|outcome| outcome.is_ok())
+                .then(|| began.elapsed())
+        };
+        ctx.spawn(measurement.into_actor(self).map(move |rtt, actor, ctx| {
+            if generation != actor.generation() {
+                return;
+            }
+            actor.tally.rtt = rtt;
+            // Who may not publish to an inbox of his own is not asked again.
+            if rtt.is_some() {
+                ctx.run_later(RTT_INTERVAL, move |actor, ctx| {
+                    if generation == actor.generation() {
+                        actor.measure(ctx);
+                    }
+                });
+            }
+        }));
     }
 
     /// Leaves a server before it stops. It takes no new connections, so one that is made is to another server; until
@@ -359,7 +419,12 @@ impl Connection {
     }
 
     fn lost(&mut self, ctx: &mut Context<Self>) {
+        if let Some(client) = self.state.client() {
+            self.tally.retired(&client.client().statistics());
+        }
         self.state = State::Down;
+        self.tally.lost();
+        self.tally.failed("connection to the NATS server lost".into());
         let pause = self.steadiness.lost();
         if let Some(suppressed) = self.steadiness.line() {
             log::warn!("{}: connection to the NATS server lost{suppressed}", self.name);
@@ -503,10 +568,7 @@ impl Handler<Finish> for Connection {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, Finish(limit): Finish, _: &mut Self::Context) -> Self::Result {
-        let client = match &self.state {
-            State::Up(client) | State::Handover(client) => Some(client.clone()),
-            State::Down => None,
-        };
+        let client = self.state.client().cloned();
         let senders = self.senders.clone();
         let flush = async move {
             if let Some(client) = client {
@@ -531,6 +593,23 @@ impl Handler<Finish> for Connection {
     }
 }
 
+impl Handler<Describe> for Connection {
+    type Result = MessageResult<Describe>;
+
+    fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
+        let bytes = self.held.iter().map(|message| message.payload.len()).sum();
+        MessageResult(self.tally.row(self.held.len(), bytes))
+    }
+}
+
+impl Handler<Reset> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, _: Reset, _: &mut Self::Context) {
+        self.tally.reset();
+    }
+}
+
 impl Handler<Lost> for Connection {
     type Result = ();
 
@@ -552,8 +631,13 @@ impl Handler<Happened> for Connection {
         match event {
             Event::ServerError(ServerError::Other(what)) => {
                 if let Some((subject, client)) = forbidden(&what).zip(self.status.borrow().client.as_ref()) {
+                    if client.is_inbox(subject) {
+                        // Of a measurement, which nobody else need know of.
+                        return;
+                    }
                     client.forbidden(subject);
                 }
+                self.tally.failed(format!("the NATS server reports: {what}"));
                 if let Some(suppressed) = self.server_errors.pass() {
                     log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
                 }

@@ -213,8 +213,8 @@ impl Dispatcher {
         let Some(task) = self.pool.task(ticket) else {
             return;
         };
-        let count = (worked.messages as usize).min(task.messages.len());
-        let done: Vec<_> = task.messages.drain(..count).collect();
+        let done = task.done(worked.messages as usize);
+        let count = done.len();
         // The rest of a transaction whose replies are too many for one frame is done too.
         task.committing = task.committing.saturating_sub(worked.messages);
         let each = task.since.elapsed() / u32::try_from(count.max(1)).unwrap_or(1);
@@ -224,6 +224,9 @@ impl Dispatcher {
             let mut inner = handler.lock();
             inner.mean = Some(inner.mean.map_or(each, |mean| (mean * 3 + each) / 4));
             inner.counts.messages += count as u64;
+            for us in &worked.times_us {
+                inner.counts.times.add(Duration::from_micros((*us).into()));
+            }
         }
         for failure in &worked.failures {
             handler.failed(&failure.sqlstate, &failure.message);

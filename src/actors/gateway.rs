@@ -10,8 +10,10 @@ use super::dispatcher::Dispatcher;
 use super::load::Load;
 use super::outbox::Outbox;
 use super::pace::Pace;
+use super::patroni_watcher::PatroniWatcher;
 use super::responder_registry::ResponderRegistry;
 use super::session::Session;
+use super::statistics::Counters;
 use super::subscription_registry::SubscriptionRegistry;
 use super::supervisor::Supervisor;
 use super::system::Vital;
@@ -25,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[rtype(result = "()")]
 pub struct Finish(pub Duration);
 
-/// Whom sessions speak to.
+/// Whom sessions speak to, and what counts them.
 #[derive(Clone)]
 pub struct Actors {
     pub supervisor: Addr<Supervisor>,
@@ -33,6 +35,8 @@ pub struct Actors {
     pub subscriptions: Addr<SubscriptionRegistry>,
     pub responders: Addr<ResponderRegistry>,
     pub outbox: Addr<Outbox>,
+    pub patroni: Addr<PatroniWatcher>,
+    pub counters: Counters,
 }
 
 /// The actor.

@@ -1,16 +1,20 @@
 //! A handler as the actors hold it: its definition, the messages that wait for it, and what is counted. Shared by the
 //! registry that subscribes for it and the dispatcher that has it executed. In the actor thread.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 use super::in_hand::InHand;
 use super::queue::{Incoming, Limits, Pushed, Queue};
+use super::statistics::{milliseconds, seconds};
 use super::supervisor;
+use super::times::Times;
+use crate::channel::message::Row;
 use crate::channel::work::{Definition, HandlerKind};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::flood::Flood;
 
 /// Whether a handler gets messages.
@@ -25,15 +29,31 @@ pub enum State {
     Over,
 }
 
-/// What is counted, since the handler was found.
-#[derive(Clone, Debug, Default)]
+/// What is counted, since the handler was found or the last reset.
+#[derive(Clone, Debug)]
 pub struct Counts {
+    pub since: SystemTime,
     /// Messages that were executed, failures among them.
     pub messages: u64,
     pub errors: u64,
     /// Messages that were not executed, for want of room, of time, or of an executor that lives.
     pub dropped: u64,
     pub last_error: Option<(String, SystemTime)>,
+    /// What calls of the function took.
+    pub times: Times,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts {
+            since: SystemTime::now(),
+            messages: 0,
+            errors: 0,
+            dropped: 0,
+            last_error: None,
+            times: Times::default(),
+        }
+    }
 }
 
 /// What changes of a handler.
@@ -43,8 +63,11 @@ pub struct Inner {
     pub counts: Counts,
     /// It stands in the line for an executor.
     pub lined_up: bool,
-    /// Executors that have messages of it: one at most for a subscription, which keeps their order.
-    pub executors: u32,
+    /// Executors that have messages of it, by ticket, and the time of the first message that each has (as
+    /// [`Incoming::time_us`]): one executor at most for a subscription, which keeps their order.
+    pub at_work: HashMap<u32, i64>,
+    /// Of a durable subscription: messages that JetStream had still to deliver, when it delivered the last one.
+    pub undelivered: u64,
     /// What a message takes, lately.
     pub mean: Option<Duration>,
     /// Somebody will look after requests that have waited for too long.
@@ -54,6 +77,16 @@ pub struct Inner {
     /// Why a durable subscription gets no messages.
     pub trouble: Option<Error>,
     dropping: Flood,
+}
+
+impl Inner {
+    /// How long ago the oldest message that waits, or is at work, arrived, or was taken by its stream.
+    fn lag(&self) -> Duration {
+        let oldest = self.at_work.values().copied().chain(self.queue.oldest_us()).min();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = |us: i64| Duration::from_micros(u64::try_from(us).unwrap_or(0));
+        oldest.map_or(Duration::ZERO, |oldest| now.saturating_sub(since(oldest)))
+    }
 }
 
 /// A handler.
@@ -95,7 +128,8 @@ impl Handler {
                 queue: Queue::new(limits),
                 counts: Counts::default(),
                 lined_up: false,
-                executors: 0,
+                at_work: HashMap::new(),
+                undelivered: 0,
                 mean: None,
                 watched: false,
                 held_until: None,
@@ -171,6 +205,57 @@ impl Handler {
         let mut inner = self.lock();
         inner.counts.errors += 1;
         inner.counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now()));
+    }
+
+    /// Its row in the views.
+    pub fn row(&self) -> Row {
+        let state = *self.state.borrow();
+        let inner = self.lock();
+        let definition = &inner.definition;
+        let state = match (state, &definition.source) {
+            (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
+            (State::Waiting, _) => "waiting",
+            (State::Live, _) => "live",
+            (State::Disabled | State::Over, _) => "disabled",
+        };
+        let problem = match (&definition.source, &self.connection) {
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(_), Some(connection)) => {
+                let error = connection.status.borrow().error.clone();
+                error
+                    .or_else(|| inner.trouble.clone())
+                    .map(|error| error.to_string())
+            }
+            (Ok(_), None) => None,
+        };
+        let (counts, times) = (&inner.counts, &inner.counts.times);
+        let last = counts.last_error.as_ref();
+        let pending = definition
+            .consumer
+            .is_some()
+            .then(|| inner.undelivered + self.in_hand.count() as u64);
+        vec![
+            Some(definition.kind.name().to_string()),
+            Some(definition.server.clone()),
+            Some(definition.subject.clone()),
+            Some(definition.function.clone()),
+            Some(state.to_string()),
+            problem,
+            Some(counts.messages.to_string()),
+            Some(times.calls.to_string()),
+            Some(counts.errors.to_string()),
+            last.map(|(what, _)| what.clone()),
+            last.map(|(_, when)| seconds(*when)),
+            Some(counts.dropped.to_string()),
+            Some(inner.queue.len().to_string()),
+            Some(inner.queue.bytes().to_string()),
+            pending.map(|pending| pending.to_string()),
+            Some(inner.lag().as_secs_f64().to_string()),
+            Some(milliseconds(times.total)),
+            Some(milliseconds(times.max)),
+            Some(times.histogram()),
+            Some(seconds(counts.since)),
+        ]
     }
 
     /// Counts messages that are not executed, and says so in the log now and then.

@@ -51,15 +51,20 @@ impl Api {
         let status = status.borrow();
         let client = status.client.clone()?;
         let domain = domain.or_else(|| status.domain.clone());
+        Some(Api::to(client, domain, timeout))
+    }
+
+    /// By this client, in this domain.
+    pub fn to(client: Requester, domain: Option<String>, timeout: Duration) -> Api {
         let prefix = domain
             .as_ref()
             .map_or("$JS.API".into(), |domain| format!("$JS.{domain}.API"));
-        Some(Api {
+        Api {
             client,
             domain,
             prefix,
             timeout,
-        })
+        }
     }
 
     /// The subject under which JetStream of the domain takes what is published to a bucket's own subject.

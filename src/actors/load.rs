@@ -41,6 +41,11 @@ impl Load {
         Call(self.clone())
     }
 
+    /// Calls in flight.
+    pub fn now(&self) -> u16 {
+        self.lock().now
+    }
+
     /// The most calls in flight at a time, lately.
     pub fn peak(&self) -> u16 {
         let mut load = self.lock();

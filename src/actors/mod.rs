@@ -16,7 +16,10 @@
 //! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
 //!   `executor_session.rs` talks to one, `host.rs` is who starts them;
 //! - `outbox.rs` has each database's outbox delivered, by `outbox_delivery.rs`;
+//! - `statistics.rs` gathers what the views show: `times.rs` of functions, `tally.rs` and `traffic.rs` of
+//!   connections, `transfers.rs` of objects;
 //! - `backoff.rs` says how long to wait after failures;
+//! - `examine.rs` finds out what is wrong with a connection, with `greeting.rs` and `certificate.rs`;
 //! - `role.rs` is what they know of the server; `notifier.rs` tells NATS when it changes, `patroni_watcher.rs` follows Patroni;
 //! - `system.rs` starts, watches and stops them.
 
@@ -25,13 +28,16 @@
 mod acks;
 mod backoff;
 mod calls;
+mod certificate;
 pub mod connect;
 pub mod connection;
 pub mod consumer;
 mod delivery;
 pub mod dispatcher;
+pub mod examine;
 mod executor_session;
 pub mod gateway;
+mod greeting;
 pub mod handler;
 pub mod host;
 pub mod in_hand;
@@ -54,10 +60,15 @@ pub mod requester;
 pub mod responder_registry;
 pub mod role;
 mod session;
+pub mod statistics;
 pub mod status;
 pub mod steadiness;
 mod stream_pump;
 pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;
+mod tally;
 mod task;
+mod times;
+mod traffic;
+mod transfers;

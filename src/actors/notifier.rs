@@ -206,7 +206,7 @@ impl Teller {
         let member = match &self.source.settings.patroni_url {
             Some(url) => {
                 let asked = timeout(WHO_LIMIT, self.patroni.send(WhoAmI(url.clone()))).await;
-                asked.ok().and_then(Result::ok).flatten()
+                asked.ok().and_then(Result::ok).and_then(Result::ok)
             }
             None => None,
         };

@@ -36,6 +36,7 @@ impl Store {
             )
             .detail(format!("It has {size} bytes, the limit is {MAX_OBJECT}.")));
         }
+        self.progress.set_total(size);
         send(&parts, Reply::Size(size), Bytes::new()).await?;
         let stream = context(&self.api).get_stream_no_info(self.stream()).await;
         let stream = stream.map_err(|error| self.failed("open", &error))?;
@@ -88,7 +89,9 @@ impl Store {
             if received > size {
                 return Err(self.damaged(name, &format!("It goes on after its {size} bytes.")));
             }
+            let length = chunk.payload.len();
             send(parts, Reply::Part, chunk.message.payload).await?;
+            self.progress.add(length);
             if pending == 0 {
                 break;
             }

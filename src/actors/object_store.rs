@@ -12,7 +12,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
-use futures::{FutureExt, TryStreamExt};
+use futures::{FutureExt, TryFutureExt, TryStreamExt};
 use ring::digest::SHA256_OUTPUT_LEN;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::jetstream::Api;
 use super::key_value::{causes, collect, context, timestamp};
 use super::status::Status;
+use super::transfers::Progress;
 use crate::channel::message::{Reply, Row, StoreCall};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names::check_store;
@@ -46,6 +47,7 @@ pub struct InStore {
     pub store: String,
     pub call: StoreCall,
     pub parts: Parts,
+    pub progress: Progress,
 }
 
 /// The actor.
@@ -74,6 +76,7 @@ impl Handler<InStore> for ObjectStore {
             store,
             call,
             parts,
+            progress,
         }: InStore,
         _: &mut Self::Context,
     ) -> Self::Result {
@@ -81,7 +84,12 @@ impl Handler<InStore> for ObjectStore {
             return Box::pin(std::future::ready(None));
         };
         Box::pin(async move {
-            let reply = Store { api, name: store }.answer(call, parts).await;
+            let store = Store {
+                api,
+                name: store,
+                progress,
+            };
+            let reply = store.answer(call, parts).await;
             Some(reply.map(|reply| (reply, Bytes::new())))
         })
     }
@@ -91,6 +99,7 @@ impl Handler<InStore> for ObjectStore {
 pub(super) struct Store {
     pub(super) api: Api,
     pub(super) name: String,
+    pub(super) progress: Progress,
 }
 
 impl Store {
@@ -348,6 +357,7 @@ impl Store {
         parts: &mut mpsc::Receiver<Bytes>,
         waiting: &mut FuturesOrdered<LocalBoxFuture<'a, Result<u64>>>,
     ) -> Result<(usize, Bytes)> {
+        self.progress.set_total(size);
         let (mut chunks, mut taken) = (0, 0);
         while taken < size {
             let mut part = self.part(parts).await?;
@@ -358,8 +368,10 @@ impl Store {
                 if waiting.len() >= WINDOW {
                     waiting.next().await.transpose()?;
                 }
+                let length = chunk.len();
                 let published = self.api.publish_plain(subject.to_string(), None, chunk);
-                waiting.push_back(published.boxed_local());
+                let counted = published.inspect_ok(move |_| self.progress.add(length));
+                waiting.push_back(counted.boxed_local());
             }
         }
         let digest = self.part(parts).await?;
@@ -390,6 +402,7 @@ impl Store {
         let store = Store {
             api: self.api.clone(),
             name: link.bucket.clone(),
+            progress: self.progress.clone(),
         };
         let info = store.info(target).await?;
         // Clients make no such links; following them could go round in circles.

@@ -18,6 +18,8 @@ const TIMEOUT: Duration = Duration::from_millis(1500);
 /// Between two looks; after failures up to ten times as long.
 const INTERVAL: Duration = Duration::from_secs(2);
 const MOST_FAILURES: u32 = 10;
+/// What answers is something else.
+const NOT_PATRONI: &str = "its answer is not that of Patroni";
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -29,9 +31,9 @@ pub struct Follow {
     pub urls: BTreeSet<String>,
 }
 
-/// Who this node is, in Patroni's words; `None` if it cannot be asked.
+/// Who this node is, in Patroni's words, or why it cannot be asked.
 #[derive(Message)]
-#[rtype(result = "Option<Member>")]
+#[rtype(result = "Result<Member, String>")]
 pub struct WhoAmI(pub String);
 
 /// What one look at Patroni has shown.
@@ -165,7 +167,7 @@ async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
     if patroni::member(&answer).is_none() {
         (holds_lock, answer) = get(&client, &format!("{base}/master")).await?;
     }
-    let member = patroni::member(&answer).ok_or("its answer is not that of Patroni")?;
+    let member = patroni::member(&answer).ok_or(NOT_PATRONI)?;
     let config = get(&client, &format!("{base}/config")).await;
     let ttl = config.ok().and_then(|(_, config)| patroni::ttl(&config));
     Ok(Seen {
@@ -175,14 +177,14 @@ async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
     })
 }
 
-async fn who_am_i(client: reqwest::Client, url: String) -> Option<Member> {
+async fn who_am_i(client: reqwest::Client, url: String) -> Result<Member, String> {
     let base = patroni::base_url(&url);
-    let (_, answer) = get(&client, &format!("{base}/patroni")).await.ok()?;
-    let mut member = patroni::member(&answer)?;
+    let (_, answer) = get(&client, &format!("{base}/patroni")).await?;
+    let mut member = patroni::member(&answer).ok_or(NOT_PATRONI)?;
     if let Ok((_, cluster)) = get(&client, &format!("{base}/cluster")).await {
         patroni::complete(&mut member, base, &cluster);
     }
-    Some(member)
+    Ok(member)
 }
 
 /// Whether the answer is a success, and its body, which Patroni sends with failures as well.
@@ -244,7 +246,7 @@ impl Handler<Follow> for PatroniWatcher {
 }
 
 impl Handler<WhoAmI> for PatroniWatcher {
-    type Result = ResponseFuture<Option<Member>>;
+    type Result = ResponseFuture<Result<Member, String>>;
 
     fn handle(&mut self, WhoAmI(url): WhoAmI, _: &mut Self::Context) -> Self::Result {
         Box::pin(who_am_i(self.client.clone(), url))

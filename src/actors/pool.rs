@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::backoff::backoff;
-use super::handler::{Handler, State};
+use super::handler::Handler;
 use super::host::{Host, Notice, Sizes};
 use super::load::Load;
 use super::task::{Order, Task};
@@ -199,7 +199,7 @@ impl Pool {
             self.settle(handler.database);
         }
         let inner = handler.lock();
-        inner.lined_up || inner.executors > 0
+        inner.lined_up || !inner.at_work.is_empty()
     }
 
     /// Puts a handler into the line, if it has messages that nobody takes yet.
@@ -207,7 +207,7 @@ impl Pool {
         let mut inner = handler.lock();
         let in_order = inner.definition.kind != HandlerKind::Responder;
         let is_held = inner.held_until.is_some_and(|time| Instant::now() < time);
-        if inner.lined_up || inner.queue.is_empty() || is_held || (in_order && inner.executors > 0) {
+        if inner.lined_up || inner.queue.is_empty() || is_held || (in_order && !inner.at_work.is_empty()) {
             return false;
         }
         inner.lined_up = true;
@@ -243,13 +243,8 @@ impl Pool {
     }
 
     fn return_task(&mut self, task: Task) {
-        let mut inner = task.handler.lock();
-        inner.executors = inner.executors.saturating_sub(1);
-        if *task.handler.state.borrow() != State::Over {
-            inner.queue.give_back(task.messages.into_iter());
-        }
-        drop(inner);
-        self.line_up(&task.handler);
+        let handler = task.end();
+        self.line_up(&handler);
     }
 
     /// The executor's channel is closed or its process has ended.

@@ -38,6 +38,11 @@ impl Limits {
         })
     }
 
+    /// Bytes that wait in all queues.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether a queue of so many messages and bytes may have one of `more` bytes: within its own limits and those of
     /// all. One message is let in whatever its size, by the one if the queue is empty and by the other if all are.
     fn allows(&self, messages: usize, bytes: usize, more: usize) -> bool {
@@ -160,6 +165,11 @@ impl Queue {
             }
         }
         expired
+    }
+
+    /// The message that has waited longest: when the stream took it, or it arrived, in microseconds since 1970.
+    pub fn oldest_us(&self) -> Option<i64> {
+        self.waiting.front().map(|message| message.time_us)
     }
 
     /// When the message at the front arrived.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use actix::prelude::*;
 use futures::future::join_all;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::handler::{Handler, State};
+use super::handler::{Counts, Handler, State};
 use super::pump::{Inlet, pump};
 use super::queue::Limits;
 use super::stream_pump::stream_pump;
@@ -19,7 +19,6 @@ use super::supervisor::{Left, Open, Supervisor};
 use super::system::Vital;
 use crate::channel::message::Row;
 use crate::channel::work::{Definition, Identity};
-use crate::error::Kind;
 
 /// Longest wait for new handlers to be subscribed; they go on trying afterwards.
 const LIVE_LIMIT: Duration = Duration::from_secs(3);
@@ -39,6 +38,11 @@ pub struct Apply {
 #[derive(Message)]
 #[rtype(result = "Vec<Row>")]
 pub struct Rows(pub u32);
+
+/// Has the handlers of a database count anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reset(pub u32);
 
 struct Entry {
     handler: Arc<Handler>,
@@ -139,8 +143,18 @@ impl<I: Inlet> actix::Handler<Rows> for Registry<I> {
         entries
             .into_iter()
             .flatten()
-            .map(|entry| row(&entry.handler))
+            .map(|entry| entry.handler.row())
             .collect()
+    }
+}
+
+impl<I: Inlet> actix::Handler<Reset> for Registry<I> {
+    type Result = ();
+
+    fn handle(&mut self, Reset(database): Reset, _: &mut Self::Context) {
+        for entry in self.live.get(&database).into_iter().flatten() {
+            entry.handler.lock().counts = Counts::default();
+        }
     }
 }
 
@@ -189,47 +203,4 @@ async fn start(
         })
     });
     Entry { handler, stop, pump }
-}
-
-fn row(handler: &Handler) -> Row {
-    let state = *handler.state.borrow();
-    let inner = handler.lock();
-    let definition = &inner.definition;
-    let state = match (state, &definition.source) {
-        (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
-        (State::Waiting, _) => "waiting",
-        (State::Live, _) => "live",
-        (State::Disabled | State::Over, _) => "disabled",
-    };
-    let problem = match (&definition.source, &handler.connection) {
-        (Err(error), _) => Some(error.to_string()),
-        (Ok(_), Some(connection)) => {
-            let error = connection.status.borrow().error.clone();
-            error
-                .or_else(|| inner.trouble.clone())
-                .map(|error| error.to_string())
-        }
-        (Ok(_), None) => None,
-    };
-    let last = inner.counts.last_error.as_ref();
-    let seconds = |time: &std::time::SystemTime| {
-        time.duration_since(UNIX_EPOCH)
-            .map_or(0.0, |since| since.as_secs_f64())
-            .to_string()
-    };
-    vec![
-        Some(definition.kind.name().to_string()),
-        Some(definition.server.clone()),
-        Some(definition.subject.clone()),
-        Some(definition.function.clone()),
-        Some(state.to_string()),
-        problem,
-        Some(inner.counts.messages.to_string()),
-        Some(inner.counts.errors.to_string()),
-        Some(inner.counts.dropped.to_string()),
-        Some(inner.queue.len().to_string()),
-        Some(inner.queue.bytes().to_string()),
-        last.map(|(what, _)| what.clone()),
-        last.map(|(_, when)| seconds(when)),
-    ]
 }

@@ -150,6 +150,11 @@ impl Requester {
         (Begun { reply, request }, inbox)
     }
 
+    /// Whether replies to this client come there.
+    pub fn is_inbox(&self, subject: &str) -> bool {
+        subject.starts_with(&self.inbox.prefix)
+    }
+
     /// NATS has refused what was published to a subject: nobody waits for its reply any longer.
     pub fn forbidden(&self, subject: &str) {
         let mut waiting = self.inbox.waiting.lock();

@@ -17,14 +17,17 @@ use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 use super::calls::{self, Answer, header_map};
 use super::connection::Publish;
 use super::dispatcher::{Look, Met, Promoted, Release};
+use super::examine::examine;
 use super::executor_session;
 use super::gateway::Actors;
 use super::load::Load;
 use super::object_store::Parts;
 use super::outbox::{Wake, is_courier};
 use super::pace::Pace;
+use super::statistics;
 use super::status::Status;
-use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, stopped};
+use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Seat, stopped};
+use super::transfers::{Transfer, Underway};
 use crate::channel::frame::Frame;
 use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Peer, Reply, Request, StoreCall};
 use crate::channel::server::{FrameReader, FrameWriter};
@@ -48,7 +51,9 @@ type Changed = Option<(u16, watch::Receiver<Status>)>;
 
 struct Slot {
     key: Key,
+    server_name: String,
     handle: Handle,
+    _seat: Seat,
 }
 
 /// The state of a session.
@@ -60,8 +65,10 @@ pub struct Session {
     /// For `pace`.
     seen: u64,
     welcome: bool,
-    /// Ticket and process of an executor, which is served elsewhere.
-    executor: Option<(u32, u32)>,
+    /// The process at the other end.
+    pid: u32,
+    /// Ticket of an executor, which is served elsewhere.
+    executor: Option<u32>,
     /// Databases that the session has had vacated.
     vacated: Vec<u32>,
     slots: HashMap<u16, Slot>,
@@ -88,6 +95,7 @@ impl Session {
             pace,
             seen: 0,
             welcome: false,
+            pid: 0,
             executor: None,
             vacated: Vec::new(),
             slots: HashMap::new(),
@@ -113,7 +121,8 @@ impl Session {
         for database in std::mem::take(&mut self.vacated) {
             self.actors.dispatcher.do_send(Release(database));
         }
-        if let Some((ticket, pid)) = self.executor {
+        if let Some(ticket) = self.executor {
+            let pid = self.pid;
             let Actors {
                 dispatcher, outbox, ..
             } = self.actors;
@@ -169,8 +178,9 @@ impl Session {
     }
 
     /// The connection may have no user any more.
-    fn leave(&self, Slot { key, handle }: Slot) {
-        drop(handle);
+    fn leave(&self, slot: Slot) {
+        let key = slot.key;
+        drop(slot);
         self.actors.supervisor.do_send(Left(key));
     }
 
@@ -271,8 +281,9 @@ impl Session {
         match request {
             Request::Hello { protocol, pid, peer } => {
                 self.welcome = protocol == PROTOCOL;
+                self.pid = pid;
                 if let (Peer::Executor { ticket }, true) = (peer, self.welcome) {
-                    self.executor = Some((ticket, pid));
+                    self.executor = Some(ticket);
                 }
                 let outcome = if self.welcome {
                     done(Reply::Welcome { protocol })
@@ -323,7 +334,7 @@ impl Session {
                 settings,
                 wait_ms,
             } => {
-                let key = target.key;
+                let (key, server_name) = (target.key, target.server_name.clone());
                 self.actors.dispatcher.do_send(Met(key.database));
                 let opened = self
                     .actors
@@ -342,6 +353,8 @@ impl Session {
                     slot,
                     Slot {
                         key,
+                        server_name,
+                        _seat: handle.seat(),
                         handle: handle.clone(),
                     },
                 );
@@ -365,8 +378,12 @@ impl Session {
             }
             Request::JetStream { slot, api, call } => {
                 let parts = self.parts(id, &call);
-                self.call_slot(id, slot, |handle| {
-                    calls::jetstream(handle, api, call, body, parts)
+                let underway = self.underway(slot, &call);
+                let progress = underway.as_ref().map(|underway| underway.progress.clone());
+                self.call_slot(id, slot, |handle| async move {
+                    let _underway = underway;
+                    let progress = progress.unwrap_or_default();
+                    calls::jetstream(handle, api, call, body, parts, progress).await
                 })
                 .await
             }
@@ -436,7 +453,20 @@ impl Session {
                 self.call(id, calls::vacate(self.actors.clone(), database)).await
             }
             Request::Statistics { database, of } => {
-                self.call(id, calls::statistics(self.actors.clone(), database, of))
+                self.call(id, statistics::rows(self.actors.clone(), database, of))
+                    .await
+            }
+            Request::Examine { settings, limit_ms } => {
+                let (patroni, limit) = (
+                    self.actors.patroni.clone(),
+                    Duration::from_millis(limit_ms.into()),
+                );
+                let examination = examine(*settings, patroni, limit);
+                self.call(id, async move { done(Reply::Rows(examination.await)) })
+                    .await
+            }
+            Request::ResetStatistics { database } => {
+                self.call(id, statistics::reset(self.actors.clone(), database))
                     .await
             }
             Request::Promoted { timeline, databases } => {
@@ -487,6 +517,27 @@ impl Session {
             Some(slot) => self.call(id, call(slot.handle.clone())).await,
             None => self.reply(id, Err(unknown_slot())).await,
         }
+    }
+
+    /// Has the object that a call may transfer shown as long as it does.
+    fn underway(&self, slot: u16, call: &JetStreamCall) -> Option<Underway> {
+        let JetStreamCall::Store { store, call } = call else {
+            return None;
+        };
+        let (command, name) = match call {
+            StoreCall::Put { name, .. } => ("put", name),
+            StoreCall::Get { name } => ("get", name),
+            StoreCall::Delete { .. } | StoreCall::Info { .. } | StoreCall::List => return None,
+        };
+        let slot = self.slots.get(&slot)?;
+        Some(self.actors.counters.transfers.begin(Transfer {
+            pid: self.pid,
+            database: slot.key.database,
+            server: (slot.key.server, slot.server_name.clone()),
+            command,
+            store: store.clone(),
+            name: name.clone(),
+        }))
     }
 
     /// Channels for the object that a call may stream.

@@ -199,6 +199,7 @@ impl Supply {
             place.after = after;
         }
         message.place = Some(place);
+        handler.lock().undelivered = delivery.pending;
         message.time_us = delivery.time_us;
         if !handler.in_hand.add(place.sequence, place.after, &reply) {
             return true;
@@ -299,6 +300,7 @@ mod tests {
             consumer_sequence,
             deliveries,
             time_us: 0,
+            pending: 0,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -14,7 +15,7 @@ use super::key_value::KeyValue;
 use super::object_store::ObjectStore;
 use super::status::Status;
 use super::system::Vital;
-use crate::channel::message::{Key, Target};
+use crate::channel::message::{Key, Row, Target};
 use crate::error::{Error, Kind, Result};
 use crate::settings::Settings;
 
@@ -40,8 +41,28 @@ pub struct Handle {
     pub key_value: Addr<KeyValue>,
     pub object_store: Addr<ObjectStore>,
     pub status: watch::Receiver<Status>,
+    /// Of the foreign server, when the connection was made.
+    server_name: Arc<str>,
     /// Counts the users; one is the supervisor itself.
     users: Arc<()>,
+    /// Counts the sessions among them.
+    sessions: Arc<AtomicUsize>,
+}
+
+/// A session's place at a connection, until it is dropped.
+pub struct Seat(Arc<AtomicUsize>);
+
+impl Handle {
+    pub fn seat(&self) -> Seat {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        Seat(self.sessions.clone())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A session no longer uses the connection of this key.
@@ -68,6 +89,16 @@ pub struct Reload {
     pub force: bool,
     pub limit: Duration,
 }
+
+/// A row for each connection.
+#[derive(Message)]
+#[rtype(result = "Vec<Row>")]
+pub struct Rows;
+
+/// Has the connections of a database count anew.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reset(pub u32);
 
 /// Stops all connections, which first write what they hold.
 #[derive(Message)]
@@ -122,6 +153,8 @@ impl Handler<Open> for Supervisor {
                 object_store: ObjectStore::new(status.clone()).start(),
                 status,
                 users: Arc::new(()),
+                sessions: Arc::default(),
+                server_name: target.server_name.into(),
             }
         });
         Ok(handle.clone())
@@ -229,6 +262,43 @@ impl Handler<Reload> for Supervisor {
                 .into_iter()
                 .try_for_each(|outcome| outcome.unwrap_or_else(|_| Err(stopped())))
         })
+    }
+}
+
+impl Handler<Rows> for Supervisor {
+    type Result = ResponseFuture<Vec<Row>>;
+
+    fn handle(&mut self, _: Rows, _: &mut Self::Context) -> Self::Result {
+        let rows = self.connections.iter().map(|(key, handle)| {
+            let known = [
+                Some(key.database.to_string()),
+                Some(key.server.to_string()),
+                Some(handle.server_name.to_string()),
+                (key.mapping != 0).then(|| key.mapping.to_string()),
+                (key.private_to != 0).then(|| key.private_to.to_string()),
+                Some(handle.sessions.load(Ordering::Relaxed).to_string()),
+            ];
+            let rest = handle.connection.send(connection::Describe);
+            async move {
+                // One that ends meanwhile has no row.
+                let rest = rest.await.ok()?;
+                Some([known.to_vec(), rest].concat())
+            }
+        });
+        let rows = futures::future::join_all(rows);
+        Box::pin(async move { rows.await.into_iter().flatten().collect() })
+    }
+}
+
+impl Handler<Reset> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Reset(database): Reset, _: &mut Self::Context) {
+        for (key, handle) in &self.connections {
+            if key.database == database {
+                handle.connection.do_send(connection::Reset);
+            }
+        }
     }
 }
 

@@ -20,8 +20,10 @@ use super::queue::Limits;
 use super::registry::Registry;
 use super::responder_registry::Requests;
 use super::role::{Fencing, Identity, Role};
+use super::statistics::Counters;
 use super::subscription_registry::Subscriptions;
 use super::supervisor::{self, Supervisor};
+use crate::channel::counts::Counts;
 use crate::channel::server::Listener;
 
 /// At the end, what sessions have sent is taken in for so long, and written to NATS for so long.
@@ -90,7 +92,8 @@ pub fn run(config: Config, stop: oneshot::Receiver<()>) -> End {
 }
 
 async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()>) -> End {
-    let listener = match Listener::bind(&config.socket) {
+    let counts = Arc::new(Counts::default());
+    let listener = match Listener::bind(&config.socket, counts.clone()) {
         Ok(listener) => listener,
         Err(error) => {
             return End::Failed(format!(
@@ -118,12 +121,12 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
     let (to, of) = (supervisor.clone(), dispatcher.clone());
     let subscriptions = Registry::new(to, limits.clone(), Subscriptions(of), vital.clone()).start();
     let (to, of) = (supervisor.clone(), dispatcher.clone());
-    let responders = Registry::new(to, limits, Requests(of), vital.clone()).start();
+    let responders = Registry::new(to, limits.clone(), Requests(of), vital.clone()).start();
     dispatcher.do_send(Registries {
         subscriptions: subscriptions.clone(),
         responders: responders.clone(),
         notifier,
-        patroni,
+        patroni: patroni.clone(),
         outbox: outbox.clone(),
     });
     dispatcher.do_send(Scan(config.databases));
@@ -150,6 +153,8 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         subscriptions,
         responders,
         outbox,
+        patroni,
+        counters: Counters::new(counts, load.clone(), limits.clone()),
     };
     let gateway = Gateway::new(listener, actors, load, pace, vital).start();
     tokio::select! {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::handler::Handler;
+use super::handler::{Handler, State};
 use super::load::Call;
 use super::queue::Incoming;
 use super::responder_registry::answer_busy;
@@ -25,6 +25,8 @@ pub type Order = (Told, Bytes);
 
 /// Messages that an executor has.
 pub struct Task {
+    /// Of the executor.
+    ticket: u32,
     pub handler: Arc<Handler>,
     pub messages: VecDeque<Incoming>,
     /// So many of them are about to commit.
@@ -38,7 +40,7 @@ pub struct Task {
 
 impl Task {
     /// Takes messages of a handler for an executor; `None` if there are none.
-    pub fn take(handler: &Arc<Handler>, in_flight: Call) -> Option<(Task, Order)> {
+    pub fn take(handler: &Arc<Handler>, ticket: u32, in_flight: Call) -> Option<(Task, Order)> {
         let timeout = handler.responder_timeout();
         let mut inner = handler.lock();
         let is_responder = inner.definition.kind == HandlerKind::Responder;
@@ -67,7 +69,9 @@ impl Task {
         // What is called once with many gets all that there is.
         let most = batch_size.map_or(most, |size| size as usize);
         let messages = inner.queue.take(most, WORK_BYTES);
-        let first = messages.first()?.arrived;
+        let (first, oldest_us) = messages
+            .first()
+            .map(|message| (message.arrived, message.time_us))?;
         let mut body = BytesMut::with_capacity(messages.iter().map(|m| m.payload.len()).sum());
         let delivered = messages.iter().map(|message| {
             body.extend_from_slice(&message.payload);
@@ -109,9 +113,10 @@ impl Task {
             }),
             messages: delivered.collect(),
         };
-        inner.executors += 1;
+        inner.at_work.insert(ticket, oldest_us);
         drop(inner);
         let task = Task {
+            ticket,
             handler: handler.clone(),
             messages: messages.into(),
             committing: 0,
@@ -120,6 +125,26 @@ impl Task {
             _in_flight: in_flight,
         };
         Some((task, (Told::Work(Box::new(work)), body.freeze())))
+    }
+
+    /// Takes the first messages, which are done with.
+    pub fn done(&mut self, count: usize) -> Vec<Incoming> {
+        let done = self.messages.drain(..count.min(self.messages.len())).collect();
+        if let Some(next) = self.messages.front() {
+            self.handler.lock().at_work.insert(self.ticket, next.time_us);
+        }
+        done
+    }
+
+    /// It is over: gives what is left of it back to its handler.
+    pub fn end(self) -> Arc<Handler> {
+        let mut inner = self.handler.lock();
+        inner.at_work.remove(&self.ticket);
+        if *self.handler.state.borrow() != State::Over {
+            inner.queue.give_back(self.messages.into_iter());
+        }
+        drop(inner);
+        self.handler
     }
 
     /// The executor has ended in the middle of it: counts that, and gives up what must not or should not be repeated.

@@ -46,6 +46,11 @@ thread_local! {
     static PRELOADED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// Whether the library is preloaded.
+pub fn is_preloaded() -> bool {
+    PRELOADED.get()
+}
+
 /// Starts the runtime for a session that finds none.
 #[derive(Default)]
 pub struct Starter {
@@ -55,7 +60,7 @@ pub struct Starter {
 impl Starter {
     /// Asks the postmaster once for a worker, unless one comes with the server anyway.
     pub fn ensure(&mut self) -> Result<()> {
-        if self.asked || PRELOADED.get() {
+        if self.asked || is_preloaded() {
             return Ok(());
         }
         if worker::is_binary_upgrade() {

@@ -1,5 +1,6 @@
 //! Executes messages: each has its effects or none, and waiting messages share a transaction. Runs in executors.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,9 @@ type Message<'a> = (&'a Delivered, Bytes);
 /// A message's result: a reply's payload, or why there is none.
 type Outcome = std::result::Result<Option<Bytes>, Caught>;
 
+/// What calls of the function took, in microseconds; also those that have failed, which end by an unwind.
+type Times = RefCell<Vec<u32>>;
+
 /// What a transaction has committed.
 struct Executed {
     outcomes: Vec<Outcome>,
@@ -83,7 +87,7 @@ impl Worker {
         if *self.role.get_or_insert(work.role) != work.role {
             return Err(Error::new(Kind::Protocol, "messages for a second role"));
         }
-        let began = Instant::now();
+        let (began, times) = (Instant::now(), Times::default());
         let messages: Vec<Message<'_>> = work
             .messages
             .iter()
@@ -98,7 +102,7 @@ impl Worker {
                 .unwrap_or_else(|| group_size(work, rest))
                 .min(rest.len());
             let (group, others) = rest.split_at(size);
-            let executed = match self.execute(work, group, &mut say) {
+            let executed = match self.execute(work, group, &times, &mut say) {
                 Ok(Ok(executed)) => executed,
                 Ok(Err(error)) if size == 1 => Executed::of(vec![Err(error)]),
                 Ok(Err(_)) => {
@@ -118,7 +122,7 @@ impl Worker {
             // What has failed is tried to its end, or the next executor would begin anew.
             let has_time = began.elapsed() < SHARE || !sizes.is_empty();
             let goes_on = !rest.is_empty() && has_time && !stops;
-            self.report(work, group, executed, goes_on, &mut say)?;
+            self.report(work, group, executed, times.take(), goes_on, &mut say)?;
             if !goes_on {
                 break;
             }
@@ -131,6 +135,7 @@ impl Worker {
         &mut self,
         work: &Work,
         group: &[Message<'_>],
+        times: &Times,
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> std::result::Result<std::result::Result<Executed, Caught>, Vanished> {
         let settings = match self.settings(work.role) {
@@ -151,10 +156,10 @@ impl Worker {
                 // PostgreSQL defers nothing in a security-restricted operation: it could end as somebody else's.
                 query("SET CONSTRAINTS ALL IMMEDIATE", &[]);
                 let Some(stream) = &work.stream else {
-                    return Some(Executed::of(call_all(work, &function, group, |_| false)));
+                    return Some(Executed::of(call_all(work, &function, group, times, |_| false)));
                 };
                 let applied = Applied::lock(stream)?;
-                let outcomes = call_all(work, &function, group, |message| applied.has(message));
+                let outcomes = call_all(work, &function, group, times, |message| applied.has(message));
                 let floor = applied.add(stream, done(group, &outcomes));
                 Some(Executed { outcomes, floor })
             })?;
@@ -192,6 +197,7 @@ impl Worker {
         work: &Work,
         group: &[Message<'_>],
         Executed { outcomes, floor }: Executed,
+        times_us: Vec<u32>,
         goes_on: bool,
         say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
     ) -> Result<()> {
@@ -238,6 +244,7 @@ impl Worker {
         }
         worked.goes_on = goes_on;
         worked.floor = floor;
+        worked.times_us = times_us;
         say(Said::Worked(worked), &replies)
     }
 
@@ -278,6 +285,7 @@ fn call_all(
     work: &Work,
     function: &Function,
     group: &[Message<'_>],
+    times: &Times,
     is_skipped: impl Fn(&Delivered) -> bool,
 ) -> Vec<Outcome> {
     let _identity = Identity::restricted(work.role);
@@ -289,15 +297,15 @@ fn call_all(
             return group.iter().map(|_| Err(Caught::deadly())).collect();
         }
         if !called.is_empty() {
-            call_with_many(work, function, &called);
+            call_with_many(work, function, &called, times);
         }
         return group.iter().map(|_| Ok(None)).collect();
     }
     let one = |message: &Message<'_>| match message {
         (message, _) if is_skipped(message) => Ok(None),
         (message, _) if message.is_deadly => Err(Caught::deadly()),
-        _ if group.len() == 1 => Ok(call(work, function, message)),
-        _ => subtransaction(|| call(work, function, message)),
+        _ if group.len() == 1 => Ok(call(work, function, message, times)),
+        _ => subtransaction(|| call(work, function, message, times)),
     };
     let mut outcomes = Vec::with_capacity(group.len());
     for message in group {
@@ -333,8 +341,8 @@ fn group_size(work: &Work, messages: &[Message<'_>]) -> usize {
     messages.iter().take(GROUP).take_while(together).count().max(1)
 }
 
-fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> Option<Bytes> {
-    let _statement = Statement::begin(work);
+fn call(work: &Work, function: &Function, (message, payload): &Message<'_>, times: &Times) -> Option<Bytes> {
+    let _statement = Statement::begin(work, times);
     let arguments = Arguments {
         payload,
         subject: &message.subject,
@@ -344,8 +352,8 @@ fn call(work: &Work, function: &Function, (message, payload): &Message<'_>) -> O
     callback::call(function, &arguments)
 }
 
-fn call_with_many(work: &Work, function: &Function, messages: &[&Message<'_>]) {
-    let _statement = Statement::begin(work);
+fn call_with_many(work: &Work, function: &Function, messages: &[&Message<'_>], times: &Times) {
+    let _statement = Statement::begin(work, times);
     let elements: Vec<Element<'_>> = messages
         .iter()
         .map(|(message, payload)| Element {
@@ -365,15 +373,29 @@ fn headers_of(message: &Delivered) -> Option<String> {
     (!message.headers.is_empty()).then(|| headers::to_json(&message.headers))
 }
 
-/// A call as a statement of its own: in order of being dropped, its timeout, and what the function sets, which is not
-/// for the next one.
-struct Statement {
+/// A call as a statement of its own: in order of being dropped, its time is taken, its timeout ends, and so does what the
+/// function sets, which is not for the next one.
+struct Statement<'a> {
+    _watch: Stopwatch<'a>,
     _timeout: Option<Timeout>,
     _parameters: Parameters,
 }
 
-impl Statement {
-    fn begin(work: &Work) -> Statement {
+/// Notes a time when it is dropped.
+struct Stopwatch<'a> {
+    began: Instant,
+    times: &'a Times,
+}
+
+impl Drop for Stopwatch<'_> {
+    fn drop(&mut self) {
+        let us = u32::try_from(self.began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.times.borrow_mut().push(us);
+    }
+}
+
+impl<'a> Statement<'a> {
+    fn begin(work: &Work, times: &'a Times) -> Statement<'a> {
         begin_statement();
         let parameters = Parameters::of(&[]);
         let limit = match work.timeout_ms {
@@ -384,6 +406,10 @@ impl Statement {
             limit => Some(Duration::from_millis(limit.into())),
         };
         Statement {
+            _watch: Stopwatch {
+                began: Instant::now(),
+                times,
+            },
             _timeout: limit.map(Timeout::after),
             _parameters: parameters,
         }

@@ -14,7 +14,7 @@ use crate::nats::headers::Headers;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,6 +107,16 @@ pub enum Request {
         database: u32,
         of: Statistics,
     },
+    /// Counts anew: the handlers and connections of a database, and the control channel.
+    ResetStatistics {
+        database: u32,
+    },
+    /// Answered with rows: what is found out about a connection with these settings, which is made for that. The limit is
+    /// for each step.
+    Examine {
+        settings: Box<Settings>,
+        limit_ms: u32,
+    },
     /// From the herald: the server takes writes now, and these databases allow connections.
     Promoted {
         timeline: u32,
@@ -138,8 +148,11 @@ pub enum Peer {
 pub enum Statistics {
     /// Of the session's database.
     Handlers,
-    /// Of all databases.
+    /// These of all databases.
     Executors,
+    Connections,
+    Transfers,
+    Channel,
 }
 
 /// Where and for how long a JetStream call asks.

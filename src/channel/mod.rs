@@ -5,9 +5,11 @@
 //! - `work.rs`: what executors and the runtime say, a part of that table;
 //! - `frame.rs`: how a message becomes bytes;
 //! - `server.rs`: the runtime's end, on tokio;
+//! - `counts.rs`: what passes, counted;
 //! - `client.rs`: the blocking end of backends and executors, without threads and tokio.
 
 pub mod client;
+pub mod counts;
 pub mod frame;
 pub mod message;
 pub mod outbox;

@@ -5,12 +5,14 @@
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::counts::{Counts, Open};
 use super::frame::{Frame, decode, encode};
 use super::message::{Reply, Request};
 
@@ -23,12 +25,13 @@ const BATCH: usize = 1024;
 pub struct Listener {
     listener: UnixListener,
     owner: u32,
+    counts: Arc<Counts>,
 }
 
 impl Listener {
     /// Binds the socket, in place of one that a dead runtime left behind. The caller has made sure that no other
     /// runtime lives.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    pub fn bind(path: &Path, counts: Arc<Counts>) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -36,7 +39,11 @@ impl Listener {
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let owner = std::fs::metadata(path)?.uid();
-        Ok(Listener { listener, owner })
+        Ok(Listener {
+            listener,
+            owner,
+            counts,
+        })
     }
 
     /// The next connection; one of another user is closed and reported as an error.
@@ -49,21 +56,23 @@ impl Listener {
                 format!("connection from user id {peer} refused"),
             ));
         }
-        Ok(split(stream))
+        Ok(split(stream, &self.counts))
     }
 }
 
 /// The two halves of a connection, for frames.
-pub fn split(stream: UnixStream) -> (FrameReader, FrameWriter) {
+fn split(stream: UnixStream, counts: &Arc<Counts>) -> (FrameReader, FrameWriter) {
     let (read, write) = stream.into_split();
     (
         FrameReader {
             read,
             buffer: BytesMut::new(),
+            open: Open::of(counts),
         },
         FrameWriter {
             write,
             buffer: Vec::new(),
+            counts: counts.clone(),
         },
     )
 }
@@ -72,6 +81,7 @@ pub fn split(stream: UnixStream) -> (FrameReader, FrameWriter) {
 pub struct FrameReader {
     read: OwnedReadHalf,
     buffer: BytesMut,
+    open: Open,
 }
 
 impl FrameReader {
@@ -86,14 +96,17 @@ impl FrameReader {
                 }
             }
             if !batch.is_empty() {
+                Counts::add(&self.open.0.frames_in, batch.len());
                 return Ok(true);
             }
             if self.buffer.capacity() - self.buffer.len() < READ / 2 {
                 self.buffer.reserve(READ);
             }
-            if self.read.read_buf(&mut self.buffer).await? == 0 {
+            let read = self.read.read_buf(&mut self.buffer).await?;
+            if read == 0 {
                 return Ok(false);
             }
+            Counts::add(&self.open.0.bytes_in, read);
         }
     }
 }
@@ -102,6 +115,7 @@ impl FrameReader {
 pub struct FrameWriter {
     write: OwnedWriteHalf,
     buffer: Vec<u8>,
+    counts: Arc<Counts>,
 }
 
 impl FrameWriter {
@@ -110,6 +124,8 @@ impl FrameWriter {
         self.buffer.clear();
         encode(&mut self.buffer, id, load, reply, body).map_err(io::Error::other)?;
         self.write.write_all(&self.buffer).await?;
+        Counts::add(&self.counts.frames_out, 1);
+        Counts::add(&self.counts.bytes_out, self.buffer.len());
         // Room that a large frame has left goes with the next small one: parts of an object follow each other.
         if self.buffer.len() < READ {
             self.buffer.shrink_to(READ);

@@ -322,6 +322,8 @@ pub struct Worked {
     pub goes_on: bool,
     /// Of a durable subscription: all messages up to this sequence are done with.
     pub floor: Option<u64>,
+    /// What each call of the function took, in microseconds: those of attempts that were rolled back too.
+    pub times_us: Vec<u32>,
 }
 
 /// Why a message's function failed; nothing of its effects remains.

@@ -13,6 +13,8 @@ pub struct Delivery {
     pub deliveries: u32,
     /// When the stream took it: microseconds since 1970.
     pub time_us: i64,
+    /// Messages that the consumer had still to deliver for the first time.
+    pub pending: u64,
 }
 
 /// Reads the subject that a message is acknowledged on; `None` if it is no such subject.
@@ -25,7 +27,17 @@ pub fn parse(reply: &str) -> Option<Delivery> {
         ["$JS", "ACK", _, _, rest @ ..] if rest.len() >= 7 => rest,
         _ => return None,
     };
-    let [_, _, deliveries, sequence, consumer_sequence, nanoseconds, ..] = rest else {
+    let [
+        _,
+        _,
+        deliveries,
+        sequence,
+        consumer_sequence,
+        nanoseconds,
+        pending,
+        ..,
+    ] = rest
+    else {
         return None;
     };
     let nanoseconds: i64 = nanoseconds.parse().ok()?;
@@ -34,6 +46,7 @@ pub fn parse(reply: &str) -> Option<Delivery> {
         consumer_sequence: consumer_sequence.parse().ok()?,
         deliveries: deliveries.parse().ok()?,
         time_us: nanoseconds / 1000,
+        pending: pending.parse().ok()?,
     })
 }
 
@@ -48,6 +61,7 @@ mod tests {
             consumer_sequence: 7,
             deliveries: 2,
             time_us: 1_600_000_000_000_000,
+            pending: 3,
         });
         assert_eq!(parse("$JS.ACK.s.c.2.10.7.1600000000000000000.3"), expected);
         assert_eq!(parse("$JS.ACK._.hash.s.c.2.10.7.1600000000000000000.3"), expected);

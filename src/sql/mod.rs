@@ -4,7 +4,7 @@
 //! - `handlers.rs`: registering subscriptions and responders, `look.rs`: reading them, `changes.rs`: noticing that they change;
 //! - `stream_handlers.rs`: registering durable subscriptions, `durable.rs`: reading them;
 //! - `on_commit.rs` and `outbox.rs`: publishes that wait for the commit, `dead_letters.rs`: what could not be delivered;
-//! - `statistics.rs`: what the views show;
+//! - `statistics.rs`: what the views show, `doctor.rs`: what is wrong;
 //! - `call.rs`: the single way from a function to the control channel and back;
 //! - `server.rs`: which foreign server a call means, and whether the role may use it;
 //! - `fdw.rs`: the validator of the foreign-data wrapper;
@@ -14,6 +14,7 @@
 pub mod call;
 pub mod changes;
 mod dead_letters;
+mod doctor;
 mod durable;
 pub mod errors;
 #[cfg(debug_assertions)]

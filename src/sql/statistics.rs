@@ -12,6 +12,16 @@ sql_function!(litmus_pgnats_stat_handlers, |_: &Call<'_>| rows(
 sql_function!(litmus_pgnats_stat_executors, |_: &Call<'_>| rows(
     Statistics::Executors
 ));
+sql_function!(litmus_pgnats_stat_connections, |_: &Call<'_>| rows(
+    Statistics::Connections
+));
+sql_function!(litmus_pgnats_stat_transfers, |_: &Call<'_>| rows(
+    Statistics::Transfers
+));
+sql_function!(litmus_pgnats_stat_control_channel, |_: &Call<'_>| rows(
+    Statistics::Channel
+));
+sql_function!(litmus_pgnats_stat_reset, |_: &Call<'_>| reset());
 
 /// No rows if the runtime does not run: nothing is started to be looked at.
 fn rows(of: Statistics) -> Result<Value> {
@@ -24,4 +34,16 @@ fn rows(of: Statistics) -> Result<Value> {
         Reply::Rows(rows) => Ok(Value::Rows(rows)),
         _ => Err(call::unexpected_reply()),
     }
+}
+
+/// A runtime that does not run has nothing to forget.
+fn reset() -> Result<Value> {
+    if call::join_runtime_if_running() {
+        let database = catalog::database_oid();
+        call::tell(
+            &Request::ResetStatistics { database },
+            settings::connect_timeout(),
+        )?;
+    }
+    Ok(Value::Void)
 }

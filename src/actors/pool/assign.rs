@@ -92,7 +92,7 @@ impl Pool {
         }
         while let Some(handler) = self.next_for(ticket, number) {
             handler.lock().lined_up = false;
-            let Some((task, order)) = Task::take(&handler, self.load.call()) else {
+            let Some((task, order)) = Task::take(&handler, ticket, self.load.call()) else {
                 continue;
             };
             if let Some(executor) = self.executors.get_mut(&ticket) {

@@ -1,0 +1,58 @@
+//! What passes over the control channel, counted by the runtime's end. Pure.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of all connections to the channel.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections that are open, those of executors and couriers included.
+    open: AtomicU64,
+    pub frames_in: AtomicU64,
+    pub frames_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+}
+
+impl Counts {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, number: usize) {
+        counter.fetch_add(number as u64, Ordering::Relaxed);
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// What was counted, in the order of the view `litmus_pgnats.control_channel`.
+    pub fn totals(&self) -> [u64; 4] {
+        [&self.frames_in, &self.frames_out, &self.bytes_in, &self.bytes_out]
+            .map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    pub fn reset(&self) {
+        for counter in [&self.frames_in, &self.frames_out, &self.bytes_in, &self.bytes_out] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An open connection, until it is dropped.
+#[derive(Debug)]
+pub struct Open(pub Arc<Counts>);
+
+impl Open {
+    pub fn of(counts: &Arc<Counts>) -> Open {
+        counts.open.fetch_add(1, Ordering::Relaxed);
+        Open(counts.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

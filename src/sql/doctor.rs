@@ -1,0 +1,298 @@
+//! `litmus_pgnats.doctor()`: what is well, what is wrong, and what to do. What concerns NATS is found out by the runtime
+//! worker, in `actors/examine.rs`. Runs in backends.
+
+use super::{call, server, settings};
+use crate::actors::examine::STEPS;
+use crate::bgw::runtime;
+use crate::channel::message::{Key, Reply, Request, Row};
+use crate::error::Result;
+use crate::findings::{Findings, Status};
+use crate::pg::catalog::{self, Server};
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::query;
+use crate::pg::transaction::Parameters;
+
+sql_function!(litmus_pgnats_doctor, doctor);
+
+/// Options of a server that every user of the database can read.
+const SECRETS: [&str; 3] = ["password", "token", "nkey_seed"];
+
+fn doctor(_: &Call<'_>) -> Result<Value> {
+    // The caller's search path has no say in what the queries mean.
+    let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+    let mut findings = Findings::default();
+    preload(&mut findings);
+    let is_running = runtime_worker(&mut findings);
+    worker_slots(&mut findings);
+    versions(&mut findings);
+    let servers = catalog::servers()?;
+    if servers.is_empty() {
+        let advice = "CREATE SERVER name FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host 'localhost') defines one.";
+        findings.wrong("foreign server", "", "there is none in this database", advice);
+    }
+    for server in &servers {
+        foreign_server(server, is_running, &mut findings);
+    }
+    handlers(&mut findings);
+    outbox(&mut findings);
+    Ok(Value::Rows(findings.into_rows()))
+}
+
+fn preload(findings: &mut Findings) {
+    if runtime::is_preloaded() {
+        findings.ok("preload", "", "the library is in shared_preload_libraries");
+    } else {
+        let found = "the library is not in shared_preload_libraries: after a restart nothing runs before the first call";
+        let advice = "Add litmus_pgnats to shared_preload_libraries and restart.";
+        findings.warn("preload", "", found, advice);
+    }
+}
+
+/// Whether it answers; it is started if need be.
+fn runtime_worker(findings: &mut Findings) -> bool {
+    match call::ensure_runtime() {
+        Ok(()) => {
+            let pid = "SELECT string_agg(pid::text, ', ') FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats runtime'";
+            let pid = first(&query(pid, &[])).unwrap_or_default();
+            findings.ok("runtime worker", "", format!("answers; its process is {pid}"));
+            true
+        }
+        Err(error) => {
+            let advice =
+                "Look for \"litmus_pgnats\" in the server log; reconnect if the library was replaced.";
+            findings.failed("runtime worker", "", &error, advice);
+            false
+        }
+    }
+}
+
+fn worker_slots(findings: &mut Findings) {
+    const ADVICE: &str = "Raise max_worker_processes, and restart.";
+    let missing =
+        "SELECT string_agg(database, ', ') FROM litmus_pgnats.executors WHERE state = 'no worker slot'";
+    let missing = first(&query(missing, &[]));
+    // All that is not a background worker is named; a parallel worker is one.
+    let slots = "SELECT current_setting('max_worker_processes')::int - count(*), current_setting('max_worker_processes'),
+           current_setting('litmus_pgnats.max_executors')
+         FROM pg_stat_activity WHERE backend_type NOT IN ('client backend', 'autovacuum launcher', 'autovacuum worker',
+           'archiver', 'background writer', 'checkpointer', 'startup', 'walreceiver', 'walsender', 'walwriter',
+           'walsummarizer', 'slotsync worker', 'io worker', 'standalone backend')";
+    let slots = query(slots, &[]);
+    let number = |column: usize| -> i64 {
+        let text = slots.first().and_then(|row| row.get(column)).cloned().flatten();
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    let (free, all, executors) = (number(0), number(1), number(2));
+    let found = format!("{free} of {all} are free");
+    match missing {
+        Some(databases) => {
+            let found = format!("{found}; there was none for executors of {databases}");
+            findings.wrong("worker slots", "", found, ADVICE);
+        }
+        // One to look, and executors for one more database.
+        None if free < 2 => findings.warn(
+            "worker slots",
+            "",
+            format!("{found}, and a database may want {executors} executors"),
+            ADVICE,
+        ),
+        None => findings.ok("worker slots", "", found),
+    }
+}
+
+fn versions(findings: &mut Findings) {
+    let library = env!("LITMUS_PGNATS_VERSION");
+    let objects = query(
+        "SELECT extversion FROM pg_extension WHERE extname = 'litmus_pgnats'",
+        &[],
+    );
+    match first(&objects) {
+        Some(objects) if objects == library => {
+            findings.ok(
+                "versions",
+                "",
+                format!("library and SQL objects are of version {library}"),
+            );
+        }
+        objects => {
+            let objects = objects.unwrap_or_else(|| "none".into());
+            let found = format!("the library is of version {library}, the SQL objects of {objects}");
+            let advice =
+                "ALTER EXTENSION litmus_pgnats UPDATE; or, if the library is the older one, restart.";
+            findings.warn("versions", "", found, advice);
+        }
+    }
+}
+
+/// The options as the caller's calls would use them, and what becomes of them.
+fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) {
+    const CHECK: &str = "foreign server";
+    let (role, name) = (catalog::current_role(), server.name.as_str());
+    if !catalog::has_usage(role, server.oid) {
+        let found = format!(
+            "not examined: {} has no USAGE privilege",
+            catalog::role_name(role)
+        );
+        let advice = "GRANT USAGE ON FOREIGN SERVER name TO role gives the right.";
+        return findings.warn(CHECK, name, found, advice);
+    }
+    let options = catalog::server_options(server.oid).unwrap_or_default();
+    let open: Vec<&str> = SECRETS
+        .into_iter()
+        .filter(|name| options.contains_key(*name))
+        .collect();
+    if !open.is_empty() {
+        let found = format!(
+            "every user of the database can read its option {}",
+            open.join(", ")
+        );
+        let advice =
+            "Put it into a user mapping, or into a file (password_path, token_path, nkey_seed_path).";
+        findings.warn(CHECK, name, found, advice);
+    }
+    let key = Key {
+        database: catalog::database_oid(),
+        server: server.oid,
+        mapping: catalog::user_mapping(role, server.oid).unwrap_or(0),
+        private_to: 0,
+    };
+    let settings = match server::read_settings(key) {
+        Ok(Some(settings)) => settings,
+        Ok(None) => return,
+        Err(error) => return findings.failed(CHECK, name, &error, "Correct the options."),
+    };
+    let mapping = if key.mapping == 0 {
+        "no user mapping"
+    } else {
+        "a user mapping"
+    };
+    let hosts: Vec<String> = settings.hosts.iter().map(ToString::to_string).collect();
+    let found = format!(
+        "{}, with {mapping} of {}",
+        hosts.join(", "),
+        catalog::role_name(role)
+    );
+    findings.ok(CHECK, name, found);
+    if !is_running {
+        return;
+    }
+    let limit = settings::connect_timeout();
+    let request = Request::Examine {
+        settings: Box::new(settings),
+        limit_ms: call::milliseconds(limit),
+    };
+    match call::tell(&request, limit * STEPS) {
+        Ok(frame) => match frame.message {
+            Reply::Rows(rows) => findings.include(name, rows),
+            _ => findings.failed(CHECK, name, &call::unexpected_reply(), ""),
+        },
+        Err(error) => findings.failed(CHECK, name, &error, ""),
+    }
+}
+
+fn handlers(findings: &mut Findings) {
+    if catalog::is_in_recovery() {
+        return findings.ok("handlers", "", "this server is a standby, where none runs");
+    }
+    let rows = query(
+        "SELECT h.kind || ' ' || h.subject || ' -> ' || h.function, h.state, h.problem, h.role::text, r.rolsuper, o.rolname,
+                o.oid <> h.role AND NOT o.rolsuper, h.messages, h.errors, h.dropped, h.last_error
+         FROM litmus_pgnats.handlers h LEFT JOIN pg_roles r ON r.oid = h.role
+         LEFT JOIN pg_proc p ON p.oid = to_regprocedure(h.function) LEFT JOIN pg_roles o ON o.oid = p.proowner
+         ORDER BY 1",
+        &[],
+    );
+    if rows.is_empty() {
+        findings.ok("handlers", "", "there is none in this database");
+    }
+    for row in rows {
+        if let Ok(
+            [
+                Some(name),
+                Some(state),
+                problem,
+                role,
+                is_superuser,
+                owner,
+                is_others,
+                messages,
+                errors,
+                dropped,
+                last,
+            ],
+        ) = <[Option<String>; 11]>::try_from(row)
+        {
+            let is = |flag: &Option<String>| flag.as_deref() == Some("t");
+            let (role, text) = (role.unwrap_or_default(), |text: Option<String>| {
+                text.unwrap_or_default()
+            });
+            let Some(owner) = owner else {
+                let advice = "Register it again, with a function that exists.";
+                findings.wrong(
+                    "handler",
+                    &name,
+                    "its function or its role does not exist",
+                    advice,
+                );
+                continue;
+            };
+            if state != "live" || problem.is_some() {
+                let found = format!(
+                    "{state}: {}",
+                    problem.unwrap_or_else(|| "it is not subscribed yet".into())
+                );
+                let status = if state == "waiting" {
+                    Status::Warning
+                } else {
+                    Status::Error
+                };
+                let advice = "It goes on by itself when that is put right.";
+                findings.add("handler", &name, status, found, advice);
+            }
+            if is(&is_superuser) {
+                let found = format!("runs as superuser {role}, with whatever anybody sends");
+                findings.warn("handler", &name, found, "Register it as a role with few rights.");
+            } else if is(&is_others) {
+                let found = format!("its function belongs to {owner}, who can have it do anything as {role}");
+                findings.warn(
+                    "handler",
+                    &name,
+                    found,
+                    "Have the function belong to the role that it runs as.",
+                );
+            }
+            let (messages, errors, dropped) = (text(messages), text(errors), text(dropped));
+            let counts = format!("{messages} messages, {errors} errors, {dropped} dropped");
+            if errors == "0" && dropped == "0" {
+                findings.ok("handler", &name, counts);
+            } else {
+                let found = format!("{counts}; last error: {}", last.unwrap_or_else(|| "none".into()));
+                let advice = "The server log tells more; litmus_pgnats.stat_reset() counts anew.";
+                findings.warn("handler", &name, found, advice);
+            }
+        }
+    }
+}
+
+fn outbox(findings: &mut Findings) {
+    let old = "SELECT server || ', ' || role, messages || ' messages wait, the oldest since ' || oldest
+               FROM litmus_pgnats.outbox_waiting WHERE oldest < now() - interval '1 min'";
+    for row in query(old, &[]) {
+        if let Ok([Some(object), Some(found)]) = <[Option<String>; 2]>::try_from(row) {
+            let advice = "The server log says why; see outbox in docs/operations.md.";
+            findings.warn("outbox", &object, found, advice);
+        }
+    }
+    let letters = "SELECT count(*) || ' dead letters, the last one at ' || max(died) || ': ' || (array_agg(error ORDER BY id DESC))[1]
+                   FROM litmus_pgnats.dead_letters HAVING count(*) > 0";
+    if let Some(found) = first(&query(letters, &[])) {
+        let advice =
+            "Put right what they say, then litmus_pgnats.redrive_all(), redrive(id) or purge_dead_letters().";
+        findings.warn("dead letters", "", found, advice);
+    }
+}
+
+/// The first column of the first row.
+fn first(rows: &[Row]) -> Option<String> {
+    rows.first()?.first()?.clone()
+}
