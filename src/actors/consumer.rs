@@ -20,6 +20,8 @@ const NANO: u64 = 1_000_000_000;
 
 /// What is known of the consumer when pulling begins.
 pub struct Found {
+    /// Messages that the consumer has still to deliver for the first time.
+    pub pending: u64,
     /// When the stream was created.
     pub stream_created: String,
     /// The last delivery's number, and its message's sequence in the stream.
@@ -103,6 +105,7 @@ pub async fn find(
     };
     Ok(Found {
         base,
+        pending: made.get("num_pending").and_then(Value::as_u64).unwrap_or(0),
         stream_created,
         consumer_sequence: number(Some(&made), "delivered", "consumer_seq"),
         stream_sequence: number(Some(&made), "delivered", "stream_seq"),
@@ -148,6 +151,13 @@ fn begin(consumer: &Consumer, floor: Option<u64>, former: Option<&Value>) -> Vec
     };
     let settings = [("deliver_policy", json!(policy))].into_iter().chain(from);
     settings.map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+/// How many messages the consumer has still to deliver for the first time.
+pub async fn pending(api: &Api, stream: &str, durable: &str) -> Result<u64> {
+    let name = format!("CONSUMER.INFO.{stream}.{durable}");
+    let info = api.request(&name, &Value::Null).await?;
+    Ok(info.get("num_pending").and_then(Value::as_u64).unwrap_or(0))
 }
 
 /// Asks the consumer for messages, which go to `inbox`.

@@ -29,6 +29,8 @@ const SILENCE: Duration = Duration::from_millis(HEARTBEAT * 2500);
 /// Before the consumer is looked for again; doubled each time, up to the limit.
 const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+/// Between two questions how many messages a stream still has, while no more of them are asked for.
+const PENDING_INTERVAL: Duration = Duration::from_secs(2);
 /// Fewest messages to pull ahead.
 const LEAST_AHEAD: usize = 16;
 /// JetStream is told no more often than this that messages are worked on.
@@ -141,11 +143,16 @@ impl Supply {
         let Ok(mut messages) = api.client.client().subscribe(inbox.clone()).await else {
             return End::Over;
         };
-        handler.lock().trouble = None;
+        {
+            let mut inner = handler.lock();
+            inner.trouble = None;
+            inner.undelivered = found.pending;
+        }
         handler.set_state(State::Live);
         let mut count = Count::from(&found);
         let progress = (Duration::from_millis(consumer.ack_wait_ms) / 3).max(LEAST_PROGRESS);
         let mut clock = interval_at(Instant::now() + progress, progress);
+        let mut behind = interval_at(Instant::now() + PENDING_INTERVAL, PENDING_INTERVAL);
         let mut heard = Instant::now();
         loop {
             let room = self.ahead.saturating_sub(handler.in_hand.count() + count.pending);
@@ -175,6 +182,7 @@ impl Supply {
                 }
                 () = handler.in_hand.fewer.notified() => {}
                 _ = clock.tick() => acks::tell_progress(handler, progress),
+                _ = behind.tick(), if count.pending == 0 => ask_pending(handler, api.clone(), stream, consumer),
                 () = sleep_until(heard + SILENCE), if count.pending > 0 => return End::Lost,
             }
         }
@@ -227,6 +235,16 @@ impl Supply {
             );
         }
     }
+}
+
+/// What is delivered tells how many messages are still to come, but not those that come meanwhile.
+fn ask_pending(handler: &Arc<Handler>, api: Api, stream: &str, consumer: &Consumer) {
+    let (handler, stream, durable) = (handler.clone(), stream.to_string(), consumer.durable.clone());
+    actix::spawn(async move {
+        if let Ok(pending) = consumer::pending(&api, &stream, &durable).await {
+            handler.lock().undelivered = pending;
+        }
+    });
 }
 
 /// Follows the consumer's deliveries.

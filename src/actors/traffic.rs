@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use async_nats::Statistics;
 
-/// Messages and their bytes, without the protocol's own, as NATS's monitoring names them.
+/// Messages, and bytes with those of the protocol, but without TLS's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub in_msgs: u64,

@@ -1,0 +1,436 @@
+//! What the views of schema litmus_pgnats show, against what happened.
+
+mod handlers;
+mod scene;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, stream};
+use handlers::*;
+use scene::*;
+use support::*;
+
+/// Everything but the tables that the views are of.
+const VIEWS: &str = "SELECT viewname::text FROM pg_views WHERE schemaname = 'litmus_pgnats'";
+
+/// Whether a query says so.
+async fn holds(session: &Session, sql: &str) -> bool {
+    let row = session
+        .query_one(&format!("SELECT coalesce(({sql}), false)"), &[])
+        .await;
+    row.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
+}
+
+#[track_caller]
+fn until<'a>(session: &'a Session, sql: &'a str) -> impl Future<Output = ()> + 'a {
+    eventually(SOON, async move || holds(session, sql).await)
+}
+
+async fn jetstream_scene() -> (Scene, Session) {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let scene = Scene::with(Postgres::builder(), nats, "").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    (scene, session)
+}
+
+/// Messages, calls, errors and times of a function; and that all begins anew with a reset.
+#[tokio::test]
+async fn times_of_functions() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE FUNCTION nap(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           PERFORM pg_sleep(msg::float); END $$;
+         CREATE FUNCTION answer(q text) RETURNS text LANGUAGE sql AS 'SELECT q'",
+    )
+    .await;
+    subscribe(&session, "nap", "nap").await;
+    respond(&session, "rpc", "answer").await;
+    let client = scene.nats.client().await;
+    for time in ["0.03", "0", "no time", "0.03"] {
+        say(&client, "nap", time).await;
+    }
+    reply_text(&ask(&client, "rpc", "1").await);
+    let sums = "SELECT messages = 4 AND calls >= 4 AND errors = 1 AND queued = 0
+                  AND last_error LIKE '22P02: %' AND last_error_at > stats_reset
+                  AND total_exec_time >= 60 AND max_exec_time BETWEEN 30 AND total_exec_time
+                  AND abs(mean_exec_time * calls - total_exec_time) < 0.01
+                  AND lag = interval '0'
+                FROM litmus_pgnats.subscriptions WHERE subject = 'nap'";
+    until(&session, sums).await;
+    let histogram =
+        "SELECT cardinality(exec_time_histogram) = cardinality(litmus_pgnats.exec_time_bounds()) + 1
+                  AND calls = (SELECT sum(n) FROM unnest(exec_time_histogram) n)
+                  AND 2 = (SELECT sum(n) FROM unnest(exec_time_histogram) WITH ORDINALITY h (n, bucket)
+                           WHERE bucket > width_bucket(29.9, litmus_pgnats.exec_time_bounds()))
+                FROM litmus_pgnats.subscriptions";
+    assert!(holds(&session, histogram).await);
+    let responder = "SELECT (messages, calls, errors) = (1, 1, 0) FROM litmus_pgnats.responders";
+    until(&session, responder).await;
+
+    run(&session, "SELECT litmus_pgnats.stat_reset()").await;
+    let reset =
+        "SELECT bool_and((messages, calls, errors, total_exec_time) = (0, 0, 0, 0) AND last_error IS NULL
+                   AND stats_reset > now() - interval '10 s' AND state = 'live') FROM litmus_pgnats.handlers";
+    assert!(holds(&session, reset).await);
+    say(&client, "nap", "0").await;
+    until(
+        &session,
+        "SELECT (messages, calls) = (1, 1) FROM litmus_pgnats.subscriptions",
+    )
+    .await;
+}
+
+/// A function that takes many messages is called less often than there are messages.
+#[tokio::test]
+async fn calls_of_batches() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE FUNCTION many(messages litmus_pgnats.message[]) RETURNS void LANGUAGE sql AS $$
+           INSERT INTO public.got (payload) SELECT convert_from(payload, 'utf8') FROM unnest(messages) $$",
+    )
+    .await;
+    subscribe(&session, "many", "many").await;
+    count_off(&scene.nats.client().await, "many", 1..=2000).await;
+    until_number(&session, 2000, "SELECT count(*) FROM got").await;
+    let fewer = "SELECT messages = 2000 AND calls BETWEEN 2 AND 1000 FROM litmus_pgnats.subscriptions";
+    until(&session, fewer).await;
+}
+
+/// While a function hangs, the messages behind it and their lag grow; a durable subscription counts what is in its stream.
+#[tokio::test]
+async fn lag_and_pending() {
+    let (scene, session) = jetstream_scene().await;
+    let context = jetstream::new(scene.nats.client().await);
+    let config = stream::Config {
+        name: "events".into(),
+        subjects: vec!["events".into()],
+        ..Default::default()
+    };
+    context.create_stream(config).await.expect("create a stream");
+    run(
+        &session,
+        "CREATE TABLE gate (); CREATE FUNCTION pass(msg text) RETURNS void LANGUAGE sql AS 'SELECT FROM public.gate';
+         SELECT nats_subscribe('core', 'pass'), nats_subscribe_stream('events', 'pass', batch_size => 10)",
+    )
+    .await;
+    until(
+        &session,
+        "SELECT bool_and(state = 'live') FROM litmus_pgnats.handlers",
+    )
+    .await;
+    let keeper = scene.pg.connect().await;
+    run(&keeper, "BEGIN; LOCK TABLE gate").await;
+    for _ in 0..100 {
+        context
+            .publish("events", "x".into())
+            .await
+            .expect("publish")
+            .await
+            .expect("ack");
+    }
+    count_off(&scene.nats.client().await, "core", 1..=5).await;
+    let behind = "SELECT bool_and(lag > interval '1 s' AND lag < interval '1 min') AND count(*) = 2
+                    AND min(messages) = 0 FROM litmus_pgnats.handlers";
+    until(&session, behind).await;
+    let pending = "SELECT pending = 100 FROM litmus_pgnats.stream_subscriptions";
+    until(&session, pending).await;
+    assert!(
+        holds(
+            &session,
+            "SELECT bool_and((pending IS NULL) = (kind <> 'stream')) FROM litmus_pgnats.handlers"
+        )
+        .await
+    );
+    run(&keeper, "COMMIT").await;
+    until(
+        &session,
+        "SELECT (pending, lag) = (0, interval '0') AND latest = 100 FROM litmus_pgnats.stream_subscriptions",
+    )
+    .await;
+    until(
+        &session,
+        "SELECT lag = interval '0' AND messages = 5 FROM litmus_pgnats.subscriptions",
+    )
+    .await;
+}
+
+/// A connection's traffic is what NATS has counted of it; its sessions, its losses and what waits for it are counted too.
+#[tokio::test]
+async fn connections() {
+    let mut scene = Scene::start().await;
+    let session = scene.pg.connect().await;
+    run(
+        &session,
+        "SELECT nats_publish_text('a', repeat('x', 100)) FROM generate_series(1, 50)",
+    )
+    .await;
+    let other = scene.warm_session().await;
+    let standing = "SELECT state = 'connected' AND server = 'nats' AND database = 'postgres' AND host LIKE '%:' || '{port}'
+                      AND since BETWEEN now() - interval '1 min' AND clock_timestamp() AND reconnects = 0
+                      AND last_error IS NULL AND rtt BETWEEN 0.001 AND 2000 AND sessions = 2 AND queued = 0
+                      AND user_mapping IS NULL AND pid IS NULL AND out_msgs >= 51 AND out_bytes >= 5000
+                    FROM litmus_pgnats.connections"
+        .replace("{port}", &scene.nats.port().to_string());
+    until(&session, &standing).await;
+    let numbers = "SELECT in_msgs || ' ' || out_msgs FROM litmus_pgnats.connections";
+    eventually(SOON, async || {
+        let ours = text(&session, numbers).await;
+        let connz = scene.nats.monitor("/connz").await;
+        let theirs = connz["connections"].as_array().expect("connections").iter();
+        let theirs: Vec<_> = theirs
+            .filter(|c| {
+                c["name"]
+                    .as_str()
+                    .is_some_and(|n| n.starts_with("litmus_pgnats/"))
+            })
+            .collect();
+        let number = |name: &str| theirs[0][name].as_u64().expect("a number");
+        // What comes in there goes out here.
+        let theirs = format!("{} {}", number("out_msgs"), number("in_msgs"));
+        if ours == theirs {
+            Ok(())
+        } else {
+            Err((ours, theirs))
+        }
+    })
+    .await;
+    drop(other);
+    until(&session, "SELECT sessions = 1 FROM litmus_pgnats.connections").await;
+
+    let before = number(&session, "SELECT out_msgs FROM litmus_pgnats.connections").await;
+    scene.nats.kill9();
+    let away =
+        "SELECT state = 'connecting' AND last_error IS NOT NULL AND last_error_at > now() - interval '1 min'
+                  AND rtt IS NULL FROM litmus_pgnats.connections";
+    until(&session, away).await;
+    run(
+        &session,
+        "SELECT nats_publish_text('a', 'four') FROM generate_series(1, 3)",
+    )
+    .await;
+    assert!(
+        holds(
+            &session,
+            "SELECT (queued, queued_bytes) = (3, 12) FROM litmus_pgnats.connections"
+        )
+        .await
+    );
+    scene.nats.restart().await;
+    let back = format!(
+        "SELECT state = 'connected' AND reconnects = 1 AND queued = 0 AND out_msgs >= {before} + 3 AND rtt IS NOT NULL
+         FROM litmus_pgnats.connections"
+    );
+    until(&session, &back).await;
+    run(&session, "SELECT litmus_pgnats.stat_reset()").await;
+    let reset =
+        "SELECT (reconnects, in_msgs, out_msgs) = (0, 0, 0) AND last_error IS NULL AND state = 'connected'
+                 FROM litmus_pgnats.connections";
+    assert!(holds(&session, reset).await);
+}
+
+/// Whose user mapping a connection is of, and which session's whose options are not committed.
+#[tokio::test]
+async fn connections_of_mappings_and_transactions() {
+    let scene = Scene::start().await;
+    let session = scene.warm_session().await;
+    run(
+        &session,
+        "CREATE ROLE shop; GRANT USAGE ON FOREIGN SERVER nats TO shop;
+         CREATE USER MAPPING FOR shop SERVER nats OPTIONS (username 'a', password 'b');
+         SET ROLE shop; SELECT nats_publish_text('a', ''); RESET ROLE",
+    )
+    .await;
+    let mappings = texts(
+        &session,
+        "SELECT coalesce(user_mapping, 'none') FROM litmus_pgnats.connections ORDER BY 1",
+    )
+    .await;
+    assert_eq!(mappings, ["none", "shop"]);
+    run(
+        &session,
+        "BEGIN; ALTER SERVER nats OPTIONS (ADD capacity '7'); SELECT nats_publish_text('a', '')",
+    )
+    .await;
+    let private = "SELECT count(*) FROM litmus_pgnats.connections WHERE pid = pg_backend_pid()";
+    assert_eq!(number(&session, private).await, 1);
+}
+
+/// An object on its way has a row that grows, in both directions; nothing of it is left afterwards.
+#[tokio::test]
+async fn objects_on_their_way() {
+    const SIZE: usize = 48 << 20;
+    let (scene, session) = jetstream_scene().await;
+    run(
+        &session,
+        &format!(
+            "CREATE TABLE f AS SELECT decode(repeat('00ff', {SIZE} / 2), 'hex') AS content;
+                  SELECT nats_put_file('s', 'small', 'x')"
+        ),
+    )
+    .await;
+    let worker = scene.pg.connect().await;
+    for (command, sql) in [
+        ("put", "SELECT nats_put_file('s', 'large', content) FROM f"),
+        ("get", "SELECT length(nats_get_file('s', 'large'))"),
+    ] {
+        let row = format!(
+            "SELECT database = 'postgres' AND server = 'nats' AND store = 's' AND name = 'large' AND command = '{command}'
+               AND pid = {} AND bytes_total = {SIZE} AND bytes_processed BETWEEN 0 AND bytes_total
+               AND since <= clock_timestamp() FROM litmus_pgnats.object_transfers",
+            worker.pid()
+        );
+        let watch = async {
+            until(&session, &row).await;
+            // While it stands still, it is seen to.
+            scene.nats.pause().await;
+            let began = Instant::now();
+            let first = number(
+                &session,
+                "SELECT bytes_processed FROM litmus_pgnats.object_transfers",
+            )
+            .await;
+            assert!(began.elapsed() < PROMPT, "a view asked NATS");
+            scene.nats.resume();
+            first
+        };
+        let (first, ()) = tokio::join!(watch, run(&worker, sql));
+        println!("{command}: {first} bytes when it was looked at");
+        until_number(&session, 0, "SELECT count(*) FROM litmus_pgnats.object_transfers").await;
+    }
+    // What fails, or is given up, leaves no row either.
+    let (error, _) = refused(&worker, "SELECT nats_get_file('s', 'nothing')").await;
+    assert_eq!(error.code, "58P01", "{error:?}");
+    scene.nats.pause().await;
+    let hanging = async { refused(&worker, "SELECT nats_put_file('s', 'other', content) FROM f").await };
+    let cancel = async {
+        until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.object_transfers").await;
+        run(&session, &format!("SELECT pg_cancel_backend({})", worker.pid())).await;
+    };
+    let ((error, _), ()) = tokio::join!(hanging, cancel);
+    assert_eq!(error.code, "57014", "{error:?}");
+    until_number(&session, 0, "SELECT count(*) FROM litmus_pgnats.object_transfers").await;
+    scene.nats.resume();
+}
+
+/// The control channel knows its worker, its connections, and the calls that are under way.
+#[tokio::test]
+async fn the_control_channel() {
+    let scene = Scene::start().await;
+    let session = scene.warm_session().await;
+    let runtime = scene.runtime().await;
+    let idle = format!(
+        "SELECT pid = {runtime} AND started BETWEEN now() - interval '1 min' AND now() AND connections >= 1
+           AND frames_in > 0 AND frames_out > 0 AND bytes_in > 0 AND bytes_out > 0 FROM litmus_pgnats.control_channel"
+    );
+    assert!(holds(&session, &idle).await);
+    let mut requests = scene.silent_responder("slow").await;
+    let other = scene.warm_session().await;
+    let asking = tokio::spawn(async move {
+        let _ = other
+            .query_one("SELECT nats_request_text('slow', '', 10000)", &[])
+            .await;
+        other
+    });
+    futures::StreamExt::next(&mut requests)
+        .await
+        .expect("the request");
+    // Its own look is a call too.
+    assert_eq!(
+        number(&session, "SELECT calls FROM litmus_pgnats.control_channel").await,
+        2
+    );
+    asking.abort();
+    let before = "SELECT frames_in FROM litmus_pgnats.control_channel";
+    let frames = number(&session, before).await;
+    run(
+        &session,
+        "SELECT nats_publish_text('a', '') FROM generate_series(1, 100)",
+    )
+    .await;
+    until(
+        &session,
+        &format!("SELECT frames_in > {frames} + 100 FROM litmus_pgnats.control_channel"),
+    )
+    .await;
+    run(&session, "SELECT litmus_pgnats.stat_reset()").await;
+    assert!(number(&session, before).await < 10);
+}
+
+/// Every view is for members of pg_monitor, and for nobody else; the reset is for neither, unless it is granted.
+#[tokio::test]
+async fn who_may_look() {
+    let scene = Scene::start().await;
+    let session = scene.warm_session().await;
+    run(
+        &session,
+        "CREATE ROLE monitor LOGIN; GRANT pg_monitor TO monitor; CREATE ROLE nobody LOGIN",
+    )
+    .await;
+    let monitor = scene.pg.connect_as("monitor", "postgres").await;
+    let nobody = scene.pg.connect_as("nobody", "postgres").await;
+    let views = texts(&session, VIEWS).await;
+    assert!(views.len() >= 10, "{views:?}");
+    for view in views {
+        run(&monitor, &format!("TABLE litmus_pgnats.{view}")).await;
+        let (error, _) = refused(&nobody, &format!("TABLE litmus_pgnats.{view}")).await;
+        assert_eq!(error.code, "42501", "{view}: {error:?}");
+    }
+    for function in ["stat_reset", "doctor"] {
+        let sql = format!("SELECT litmus_pgnats.{function}()");
+        let (error, _) = refused(&nobody, &sql).await;
+        assert_eq!(error.code, "42501", "{function}: {error:?}");
+    }
+    let (error, _) = refused(&monitor, "SELECT litmus_pgnats.stat_reset()").await;
+    assert_eq!(error.code, "42501", "{error:?}");
+    run(
+        &session,
+        "GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_reset() TO monitor",
+    )
+    .await;
+    run(&monitor, "SELECT litmus_pgnats.stat_reset()").await;
+}
+
+/// No view asks NATS, and none starts the runtime worker.
+#[tokio::test]
+async fn looking_is_cheap() {
+    let scene = Scene::with(Postgres::builder().preload(false), NatsServer::start().await, "").await;
+    let session = scene.pg.connect().await;
+    let views = texts(&session, VIEWS).await;
+    for view in &views {
+        run(&session, &format!("TABLE litmus_pgnats.{view}")).await;
+    }
+    run(&session, "SELECT litmus_pgnats.stat_reset()").await;
+    assert_eq!(scene.pg.worker_pid(RUNTIME).await, None);
+    run(&session, KEEP).await;
+    subscribe(&session, "a", "keep").await;
+    scene.nats.pause().await;
+    let began = Instant::now();
+    for view in &views {
+        run(&session, &format!("TABLE litmus_pgnats.{view}")).await;
+    }
+    let took = began.elapsed();
+    println!("{} views in {took:?}", views.len());
+    assert!(took < PROMPT, "{took:?}");
+    scene.nats.resume();
+}
+
+/// A user that may not publish to inboxes has no round-trip time, and no complaint about that.
+#[tokio::test]
+async fn a_user_without_an_inbox() {
+    let nats = NatsServer::builder()
+        .config("authorization: { users: [{ user: a, password: b, permissions: { publish: [\"a\"] } }] }")
+        .start()
+        .await;
+    let scene = Scene::with(Postgres::builder(), nats, ", username 'a', password 'b'").await;
+    let session = scene.pg.connect().await;
+    run(&session, "SELECT nats_publish_text('a', '')").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let row =
+        "SELECT state = 'connected' AND rtt IS NULL AND last_error IS NULL FROM litmus_pgnats.connections";
+    assert!(holds(&session, row).await);
+    assert!(!scene.pg.log().contains("reports"), "{}", scene.pg.log());
+}
