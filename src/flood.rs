@@ -21,16 +21,66 @@ impl Flood {
             return None;
         }
         self.last = Some(now);
-        match std::mem::take(&mut self.suppressed) {
-            0 => Some(String::new()),
-            more => Some(format!(" ({more} more since the last such line)")),
+        Some(remark(&mut self.suppressed))
+    }
+}
+
+/// Lines that may come at once.
+const BURST: u32 = 20;
+
+/// Lets a burst of lines pass in an interval and counts those beyond.
+#[derive(Debug, Default)]
+pub struct Burst {
+    since: Option<Instant>,
+    passed: u32,
+    suppressed: u64,
+}
+
+impl Burst {
+    /// As [`Flood::pass`].
+    pub fn pass(&mut self) -> Option<String> {
+        let now = Instant::now();
+        if self
+            .since
+            .is_none_or(|since| now.duration_since(since) >= INTERVAL)
+        {
+            self.since = Some(now);
+            self.passed = 0;
         }
+        if self.passed >= BURST {
+            self.suppressed += 1;
+            return None;
+        }
+        self.passed += 1;
+        Some(remark(&mut self.suppressed))
+    }
+}
+
+/// On the lines that were not written since the last one.
+fn remark(suppressed: &mut u64) -> String {
+    match std::mem::take(suppressed) {
+        0 => String::new(),
+        more => format!(" ({more} more since the last such line)"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_passes_and_the_next_line_counts_those_beyond() {
+        let mut burst = Burst::default();
+        for _ in 0..BURST {
+            assert_eq!(burst.pass(), Some(String::new()));
+        }
+        assert_eq!((burst.pass(), burst.pass()), (None, None));
+        burst.since = burst.since.and_then(|since| since.checked_sub(INTERVAL));
+        assert_eq!(
+            burst.pass().as_deref(),
+            Some(" (2 more since the last such line)")
+        );
+    }
 
     #[test]
     fn one_line_passes_and_the_next_one_counts_the_others() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::{pg_guard, pg_sys};
 
 use super::courier::{self, Courier};
+use super::logging;
 use super::work::Worker;
 use crate::actors::outbox::is_courier;
 use crate::channel::SOCKET_PATH;
@@ -16,7 +17,6 @@ use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
 use crate::channel::work::{Said, Told};
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
-use crate::pg::report::{self, Level};
 use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process, Start};
 use crate::sql::look;
@@ -101,12 +101,8 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
     {
         let text = format!("an executor ends: {}", error.message);
-        report::message(
-            Level::Warning,
-            &text,
-            error.detail.as_deref().unwrap_or_default(),
-            "",
-        );
+        let detail = error.detail.as_deref().unwrap_or_default();
+        logging::write(log::Level::Warn, &text, detail, "");
     }
     worker::exit(0)
 }
@@ -126,7 +122,7 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
                         let text = format!(
                             "{left_out} subscriptions and responders are too many for the runtime worker{suppressed}"
                         );
-                        report::message(Level::Warning, &text, "", "");
+                        logging::write(log::Level::Warn, &text, "", "");
                     }
                     Said::Report(report)
                 });

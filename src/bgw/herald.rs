@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use pgrx::{pg_guard, pg_sys};
 
 use super::executor::join;
+use super::logging;
 use crate::channel::message::{Peer, Request};
+use crate::pg::catalog;
 use crate::pg::transaction::transaction;
 use crate::pg::worker::{self, Process, Start};
-use crate::pg::{catalog, report};
 
 const NAME: &str = "litmus_pgnats herald";
 const MAIN: &str = "litmus_pgnats_herald_main";
@@ -33,12 +34,8 @@ pub extern "C-unwind" fn litmus_pgnats_herald_main(_arg: pg_sys::Datum) {
         client.flush(Instant::now() + LIMIT)
     });
     if let Ok(Err(error)) = told {
-        report::message(
-            report::Level::Log,
-            &format!("the litmus_pgnats runtime worker was not told that the server takes writes: {error}"),
-            "",
-            "",
-        );
+        let text = format!("the runtime worker was not told that the server takes writes: {error}");
+        logging::write(log::Level::Error, &text, "", "");
     }
     worker::exit(0)
 }

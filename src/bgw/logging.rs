@@ -1,16 +1,21 @@
-//! Brings log records of the actor thread to the server log, which only the main thread may write.
+//! What the workers write to the server log, in one format: `litmus_pgnats: text`, or before the text the name of the
+//! connection that it concerns, which begins in that way too. `litmus_pgnats.log_level` says what is written.
 //!
-//! Records wait in a bounded queue. A byte on a socket wakes the main thread; the socket's end tells it that the
-//! actor thread is gone.
+//! Only a process's main thread may write there. So records of the actor thread wait for it in a bounded queue; of each
+//! place in the code some get there in ten seconds, and the others are counted. A byte on a socket wakes the main thread;
+//! the socket's end tells it that the actor thread is gone.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::pg::report::{self, Level};
+use crate::flood::Burst;
+use crate::pg::report;
+use crate::sql::settings;
 
 /// Records that may wait; what comes on top is counted only.
 const QUEUE: usize = 1024;
@@ -21,7 +26,12 @@ struct Logger {
     queue: SyncSender<Entry>,
     wake: UnixStream,
     dropped: Arc<AtomicUsize>,
+    /// By the place in the code that a record is from.
+    bursts: Mutex<HashMap<Place, Burst>>,
 }
+
+/// File and line.
+type Place = (Option<&'static str>, Option<u32>);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -55,6 +65,7 @@ pub fn install() -> std::io::Result<(Records, Alive)> {
         queue: sender,
         wake: theirs.try_clone()?,
         dropped: dropped.clone(),
+        bursts: Mutex::default(),
     };
     if log::set_logger(LOGGER.get_or_init(|| logger)).is_err() {
         return Err(std::io::Error::other("a logger is installed already"));
@@ -92,11 +103,13 @@ impl log::Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if self
-            .queue
-            .try_send((record.level(), record.args().to_string()))
-            .is_err()
-        {
+        let place = (record.file_static(), record.line());
+        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(suppressed) = bursts.entry(place).or_default().pass() else {
+            return;
+        };
+        let text = format!("{}{suppressed}", record.args());
+        if self.queue.try_send((record.level(), text)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         wake();
@@ -127,21 +140,34 @@ impl Records {
     /// Writes the records that wait to the server log.
     pub fn write(&mut self) {
         for (level, text) in self.queue.try_iter() {
-            write(level, &text);
+            write(level, &text, "", "");
         }
         match self.dropped.swap(0, Ordering::Relaxed) {
             0 => {}
-            count => write(log::Level::Warn, &format!("{count} log messages were dropped")),
+            count => write(
+                log::Level::Warn,
+                &format!("{count} log messages were dropped"),
+                "",
+                "",
+            ),
         }
     }
 }
 
-fn write(level: log::Level, text: &str) {
+/// Writes a line, unless the parameter says otherwise. On the main thread.
+pub fn write(level: log::Level, text: &str, detail: &str, hint: &str) {
+    if level > settings::log_level() {
+        return;
+    }
     let level = match level {
-        log::Level::Warn => Level::Warning,
+        log::Level::Warn => report::Level::Warning,
         // PostgreSQL's ERROR would end the worker; LOG is written in any case.
-        log::Level::Error | log::Level::Info => Level::Log,
-        log::Level::Debug | log::Level::Trace => Level::Debug,
+        log::Level::Error | log::Level::Info => report::Level::Log,
+        log::Level::Debug | log::Level::Trace => report::Level::Debug,
     };
-    report::message(level, text, "", "");
+    if text.starts_with("litmus_pgnats") {
+        report::message(level, text, detail, hint);
+    } else {
+        report::message(level, &format!("litmus_pgnats: {text}"), detail, hint);
+    }
 }

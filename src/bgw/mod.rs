@@ -9,14 +9,14 @@
 //! - `herald.rs`: tells the runtime when the server takes writes;
 //! - `hooks.rs`: executors give way to DROP DATABASE and its kin;
 //! - `threads.rs`: a thread that PostgreSQL's signals do not reach;
-//! - `logging.rs`: log records of that thread on their way to the server log.
+//! - `logging.rs`: what the workers write to the server log.
 
 mod courier;
 mod dead_letter;
 mod executor;
 mod herald;
 pub mod hooks;
-mod logging;
+pub mod logging;
 mod outbox_read;
 pub mod runtime;
 mod stream_work;

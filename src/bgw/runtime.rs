@@ -18,7 +18,6 @@ use crate::actors::system::{self, Config, End};
 use crate::channel::SOCKET_PATH;
 use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
-use crate::pg::report::{self, Level};
 use crate::pg::transaction::transaction;
 use crate::pg::wait::{Event, LatchWait};
 use crate::pg::worker::{self, Process};
@@ -89,12 +88,8 @@ pub extern "C-unwind" fn litmus_pgnats_runtime_main(_arg: pg_sys::Datum) {
     // Two sessions may have asked for a worker at the same time.
     let Some(_lock) = lock() else { worker::exit(0) };
     if let Err(error) = run() {
-        report::message(
-            Level::Log,
-            &format!("litmus_pgnats runtime worker: {error}"),
-            "",
-            "",
-        );
+        let text = format!("the runtime worker ends: {error}");
+        logging::write(log::Level::Error, &text, "", "");
     }
     worker::exit(1)
 }
@@ -137,8 +132,8 @@ fn run() -> std::io::Result<()> {
     })?;
     let herald = if role.is_primary { None } else { herald::send() };
     if herald.is_none() && !role.is_primary {
-        report::message(
-            Level::Warning,
+        logging::write(
+            log::Level::Warn,
             "no background worker slot is free, so subscriptions and responders will not run after a promotion",
             "",
             "You might need to increase max_worker_processes.",

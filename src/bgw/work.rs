@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::logging;
 use super::stream_work::{self, Applied};
 use crate::channel::work::{Delivered, Failure, HandlerKind, Place, Said, Work, Worked};
 use crate::error::{Error, Kind, Result};
@@ -14,7 +15,6 @@ use crate::nats::headers;
 use crate::pg::batch::{self, Element};
 use crate::pg::callback::{self, Arguments, Function};
 use crate::pg::query::query;
-use crate::pg::report::{self, Level};
 use crate::pg::transaction::{
     Caught, Identity, Parameters, Timeout, begin_statement, statement_timeout, subtransaction, transaction,
     with_snapshot,
@@ -262,7 +262,7 @@ impl Worker {
             message.subject, error.message
         );
         let detail = format!("SQLSTATE {}. Context: {}", error.sqlstate, error.context);
-        report::message(Level::Warning, &text, &detail, "");
+        logging::write(log::Level::Warn, &text, &detail, "");
     }
 }
 

@@ -7,6 +7,7 @@ use super::durable::{self, Durable};
 use super::handlers::Table;
 use super::{changes, server};
 use crate::actors::consumer::OWN;
+use crate::bgw::logging;
 use crate::channel::message::{Key, Row, Target};
 use crate::channel::work::{Definition, HandlerKind, Report, Source};
 use crate::error::{Error, Kind, Result};
@@ -14,7 +15,6 @@ use crate::pg::callback::Function;
 use crate::pg::catalog;
 use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::query;
-use crate::pg::report::{self, Level};
 use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snapshot};
 use crate::pg::wait;
 
@@ -241,7 +241,7 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
         );
         mender.mend(|table| {
             table.delete(row.kind, &row.server, &row.subject, &row.signature);
-            report::message(Level::Log, &text, "", "");
+            logging::write(log::Level::Info, &text, "", "");
         });
         return None;
     };

@@ -134,7 +134,7 @@ pub fn define() {
     );
     GucRegistry::define_enum_guc(
         c"litmus_pgnats.log_level",
-        c"Sets which messages of the runtime worker are written to the server log.",
+        c"Sets which messages of the workers are written to the server log.",
         c"",
         &LOG_LEVEL,
         GucContext::Sighup,
