@@ -21,7 +21,86 @@ const fn rule(process: &'static str, text: &'static str, why: &'static str) -> R
 }
 
 /// What processes other than sessions may say, and what sessions may for another reason than their calls.
-const RULES: &[Rule] = &[];
+const RULES: &[Rule] = &[
+    rule(
+        "client backend",
+        "exists already in bucket",
+        "nats_create_T of a key that is there",
+    ),
+    rule("client backend", "permission denied for foreign server", REVOKED),
+    rule(
+        "client backend",
+        "must be owner of foreign server",
+        "bad input of a role that owns nothing",
+    ),
+    rule(
+        "client backend",
+        "option \"",
+        "options that are as they were to be, or not there to be dropped",
+    ),
+    rule(
+        "client backend",
+        "there is no transaction in progress",
+        "a ROLLBACK after a COMMIT that failed",
+    ),
+    rule(
+        "client backend",
+        "exists with other settings",
+        "a bucket that a put has made again",
+    ),
+    rule(
+        "client backend",
+        "is being accessed by other users",
+        "DROP DATABASE right after the end of a session there",
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "responder public.fail failed",
+        "the responder that fails as asked",
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "canceling statement due to user request",
+        "pg_cancel_backend of an executor",
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "permission denied for foreign server",
+        REVOKED,
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "due to administrator command",
+        TERMINATED,
+    ),
+    rule(
+        "litmus_pgnats courier",
+        "due to administrator command",
+        TERMINATED,
+    ),
+    rule(
+        "litmus_pgnats runtime",
+        "connection to the NATS server lost",
+        AWAY,
+    ),
+    rule("litmus_pgnats runtime", "could not connect to NATS server", AWAY),
+    rule("litmus_pgnats runtime", "could not subscribe", AWAY),
+    rule("litmus_pgnats runtime", "could not remove unused chunks", AWAY),
+    rule(
+        "litmus_pgnats runtime",
+        "messages for an unreachable NATS server are given up",
+        AWAY,
+    ),
+    rule(
+        "litmus_pgnats runtime",
+        "refused the authentication",
+        "the secret is being changed",
+    ),
+];
+
+const AWAY: &str = "NATS is killed, or its connections are cut";
+const REVOKED: &str = "REVOKE USAGE";
+const TERMINATED: &str = "pg_terminate_backend, or PostgreSQL stops";
 
 /// What no fault explains.
 const NEVER: &[&str] = &[
