@@ -79,6 +79,16 @@ const RULES: &[Rule] = &[
         TERMINATED,
     ),
     rule(
+        "litmus_pgnats courier",
+        "canceling statement due to user request",
+        TERMINATED,
+    ),
+    rule(
+        "litmus_pgnats runtime",
+        "were dropped: executors have died with them",
+        TERMINATED,
+    ),
+    rule(
         "litmus_pgnats runtime",
         "connection to the NATS server lost",
         AWAY,
