@@ -195,9 +195,17 @@ async fn server_options(world: &World, random: &mut Random) -> &'static str {
     ]);
     let admin = world.admin(random.pick(&["postgres", "sink"])).await;
     // Some are refused, as when what they add is there.
-    let _ = admin
-        .batch_execute(&format!("ALTER SERVER nats OPTIONS ({change})"))
-        .await;
+    let alter = format!("ALTER SERVER nats OPTIONS ({change})");
+    if random.one_in(2) {
+        // Calls of the transaction use the options already, on a connection of its own.
+        let end = random.pick(&["COMMIT", "ROLLBACK"]);
+        let sql = format!("BEGIN; {alter}; SELECT nats_publish_text('private', '1'); {end}");
+        if admin.batch_execute(&sql).await.is_err() {
+            let _ = admin.batch_execute("ROLLBACK").await;
+        }
+    } else {
+        let _ = admin.batch_execute(&alter).await;
+    }
     let _ = admin.batch_execute("SELECT litmus_pgnats_reload_conf()").await;
     "options changed"
 }

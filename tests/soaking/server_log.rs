@@ -23,6 +23,16 @@ const fn rule(process: &'static str, text: &'static str, why: &'static str) -> R
 /// What processes other than sessions may say, and what sessions may for another reason than their calls.
 const RULES: &[Rule] = &[
     rule(
+        "startup",
+        "base/",
+        "recovery after a kill, of a database that was dropped",
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "cache lookup failed for function",
+        "DROP FUNCTION while it has a message",
+    ),
+    rule(
         "client backend",
         "exists already in bucket",
         "nats_create_T of a key that is there",
