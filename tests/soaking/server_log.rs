@@ -23,6 +23,16 @@ const fn rule(process: &'static str, text: &'static str, why: &'static str) -> R
 /// What processes other than sessions may say, and what sessions may for another reason than their calls.
 const RULES: &[Rule] = &[
     rule(
+        "client backend",
+        "has published are lost",
+        "the runtime worker ended in the moment of the commit",
+    ),
+    rule(
+        "client backend",
+        "stays in the outbox for now",
+        "the runtime worker ended after the commit; it is delivered later",
+    ),
+    rule(
         "startup",
         "base/",
         "recovery after a kill, of a database that was dropped",
