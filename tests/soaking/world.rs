@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, kv, stream};
+use async_nats::jetstream::{self, kv, object_store, stream};
 use async_nats::{Client, ConnectOptions};
 
 use super::proxy::Proxy;
@@ -126,6 +126,12 @@ impl World {
             ..Default::default()
         };
         context.create_key_value(config).await.expect("create a bucket");
+        let config = object_store::Config {
+            bucket: super::stores::STORE.into(),
+            ..Default::default()
+        };
+        let created = context.create_object_store(config).await;
+        created.expect("create an object store");
     }
 
     /// A client of NATS beside the proxy.
