@@ -9,6 +9,7 @@ SHELL := /bin/bash
 
 PG ?= 15
 PROFILE ?= debug
+MINUTES ?= 10
 STATE := $(shell . scripts/common.sh && echo "$$STATE")
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export LITMUS_PGNATS_STATE := $(STATE)
@@ -44,7 +45,7 @@ compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type 
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 flags := $(if $(filter release,$(PROFILE)),RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(cargo_home)=/cargo --remap-path-prefix=$(CURDIR)=/litmus_pgnats")
 
-.PHONY: help setup build private install test test-all test-ha package test-package test-pg-upgrade test-reproducible deny lint demo demo-ha bench clean distclean
+.PHONY: help setup build private install test test-all test-ha soak package test-package test-pg-upgrade test-reproducible deny lint demo demo-ha bench clean distclean
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
@@ -116,6 +117,11 @@ test-ha: ## run the tests of high availability (tests/ha_*), with Patroni, etcd 
 	scripts/setup.sh rust pg15 nats etcd patroni
 	$(MAKE) --no-print-directory private PROFILE=debug
 	$(servers) cargo nextest run --locked --profile ha --test 'ha_*' --success-output immediate $(ARGS)
+
+soak: ## use everything at random for MINUTES=10 while everything is broken, and look what is lost, doubled or leaked; SOAK_SEED=(to repeat the choices of a run)
+	@scripts/setup.sh rust pg15 pg$(PG) nats
+	$(MAKE) --no-print-directory private PROFILE=debug
+	$(servers) SOAK_MINUTES="$(MINUTES)" cargo nextest run --locked --profile soak --test soak --no-capture $(ARGS)
 
 test-package: package ## try the packages for PG=15 as a new user, on a bare Debian 12 without Rust (chroot, needs root)
 	@scripts/setup.sh nats rootfs

@@ -176,3 +176,35 @@ async fn a_deadly_message_goes_to_the_dead_letters() {
     assert_eq!(error, "57P02: executors have died with this message");
     drop(scene);
 }
+
+/// The connection breaks while subscriptions are busy: one that sees its client end before the connection does has to let
+/// the connection, which runs in the same thread, hear of it.
+#[tokio::test]
+async fn a_connection_that_breaks_under_load_leaves_the_runtime_alive() {
+    const SUBSCRIPTIONS: usize = 8;
+    let (mut scene, session, events) = scene().await;
+    events.count_off(1..=5_000).await;
+    for n in 1..=SUBSCRIPTIONS {
+        run(
+            &session,
+            &format!(
+                "CREATE FUNCTION take{n}(msg text) RETURNS void LANGUAGE sql AS 'SELECT 1';
+                 SELECT nats_subscribe_stream('events', 'take{n}', batch_size => 20)"
+            ),
+        )
+        .await;
+    }
+    for _ in 0..8 {
+        until_number(
+            &session,
+            SUBSCRIPTIONS as i64,
+            "SELECT count(*) FROM litmus_pgnats.handlers WHERE state = 'live'",
+        )
+        .await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        scene.nats.kill9();
+        scene.nats.restart().await;
+        // The runtime worker is asked.
+        run(&session, "TABLE litmus_pgnats.handlers").await;
+    }
+}

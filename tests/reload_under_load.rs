@@ -155,6 +155,41 @@ async fn reloads_lose_nothing_of_large_statements() {
     reloads_lose_nothing(20_000).await;
 }
 
+// Nothing was lost and nothing was begun while one connection takes the place of another: a call waits for it.
+#[tokio::test]
+async fn reloads_fail_no_calls_of_files() {
+    let (pg, session) = ready().await;
+    let nats = NatsServer::builder().jetstream().start().await;
+    create_for(&session, nats.port(), &[]).await;
+    let end = Arc::<AtomicBool>::default();
+    let mut users = Vec::new();
+    for number in 0..SESSIONS {
+        let (session, end) = (pg.connect().await, Arc::clone(&end));
+        users.push(tokio::spawn(async move {
+            let mut calls = 0;
+            while !end.load(Ordering::Relaxed) {
+                let put = format!("SELECT nats_put_file('files', '{number}', 'content')");
+                run(&session, &put).await;
+                run(&session, &format!("SELECT nats_get_file('files', '{number}')")).await;
+                run(
+                    &session,
+                    &format!("SELECT nats_get_file_info('files', '{number}')"),
+                )
+                .await;
+                calls += 3;
+            }
+            calls
+        }));
+    }
+    for _ in 0..200 {
+        run(&session, FORCE).await;
+    }
+    end.store(true, Ordering::Relaxed);
+    for user in users {
+        assert!(user.await.expect("no call that fails") > 10);
+    }
+}
+
 // Reloads of several sessions at the same time do not get into each other's way.
 #[tokio::test]
 async fn concurrent_reloads_lose_nothing() {

@@ -177,26 +177,25 @@ pub async fn jetstream(
             .await?
         }
         JetStreamCall::Store { store, call } => {
-            until_up(&mut handle.status.clone(), &handle.connection, deadline).await?;
-            // Asked once: an object's parts can be handed over once only.
-            let answer = handle
-                .object_store
-                .send(InStore {
+            // As `once_up`, but an object's parts can be handed over once only: they come back if nothing was done.
+            let (mut status, mut parts) = (handle.status.clone(), parts);
+            loop {
+                until_up(&mut status, &handle.connection, deadline).await?;
+                let (domain, store, call) = (domain.clone(), store.clone(), call.clone());
+                let call = InStore {
                     domain,
                     timeout,
                     store,
                     call,
                     parts,
-                    progress,
-                })
-                .await;
-            let lost = || {
-                Error::new(
-                    Kind::ConnectionLost,
-                    "the connection to the NATS server was just lost",
-                )
-            };
-            answer.map_err(|_| stopped())?.unwrap_or_else(|| Err(lost()))
+                    progress: progress.clone(),
+                };
+                match handle.object_store.send(call).await.map_err(|_| stopped())? {
+                    Ok(answer) => return answer,
+                    Err(back) => parts = back,
+                }
+                status::changed(&mut status, deadline).await?;
+            }
         }
     }
 }

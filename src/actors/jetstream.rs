@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use actix::prelude::*;
+use async_nats::connection::State;
 use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -73,6 +74,14 @@ impl Api {
             format!("{}.{subject}", self.prefix)
         } else {
             subject.to_string()
+        }
+    }
+
+    /// Why a call of async-nats's own has failed: this, unless the connection broke, of which it has no word.
+    pub fn unless_lost(&self, error: Error) -> Error {
+        match self.client.client().connection_state() {
+            State::Disconnected => lost(),
+            _ => error,
         }
     }
 
@@ -190,7 +199,8 @@ impl Api {
             .publish_with_reply_and_headers(subject.clone(), inbox, headers, payload)
             .await
             .map_err(|error| {
-                Error::new(Kind::JetStreamRefused, "could not publish").detail(format!("{error}."))
+                let refused = Error::new(Kind::JetStreamRefused, "could not publish");
+                self.unless_lost(refused.detail(format!("{error}.")))
             })?;
         let mut elsewhere = None;
         loop {

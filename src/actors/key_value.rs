@@ -409,11 +409,11 @@ impl Store {
     }
 
     fn unread(&self, error: &(dyn std::error::Error + 'static)) -> Error {
-        Error::new(
+        let unread = Error::new(
             Kind::JetStreamRefused,
             format!("could not read key-value bucket \"{}\"", self.bucket),
-        )
-        .detail(format!("{}.", causes(error)))
+        );
+        self.api.unless_lost(unread.detail(format!("{}.", causes(error))))
     }
 }
 

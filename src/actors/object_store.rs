@@ -38,9 +38,9 @@ pub struct Parts {
     pub download: mpsc::Sender<(Reply, Bytes)>,
 }
 
-/// A call to a store; `None` while the connection is not up.
+/// A call to a store; gives back the parts while the connection is not up.
 #[derive(Message)]
-#[rtype(result = "Option<Result<(Reply, Bytes)>>")]
+#[rtype(result = "std::result::Result<Result<(Reply, Bytes)>, Parts>")]
 pub struct InStore {
     pub domain: Option<String>,
     pub timeout: Duration,
@@ -66,7 +66,7 @@ impl Actor for ObjectStore {
 }
 
 impl Handler<InStore> for ObjectStore {
-    type Result = ResponseFuture<Option<Result<(Reply, Bytes)>>>;
+    type Result = ResponseFuture<std::result::Result<Result<(Reply, Bytes)>, Parts>>;
 
     fn handle(
         &mut self,
@@ -81,7 +81,7 @@ impl Handler<InStore> for ObjectStore {
         _: &mut Self::Context,
     ) -> Self::Result {
         let Some(api) = Api::of(&self.status, domain, timeout) else {
-            return Box::pin(std::future::ready(None));
+            return Box::pin(std::future::ready(Err(parts)));
         };
         Box::pin(async move {
             let store = Store {
@@ -90,7 +90,7 @@ impl Handler<InStore> for ObjectStore {
                 progress,
             };
             let reply = store.answer(call, parts).await;
-            Some(reply.map(|reply| (reply, Bytes::new())))
+            Ok(reply.map(|reply| (reply, Bytes::new())))
         })
     }
 }
@@ -118,11 +118,11 @@ impl Store {
     }
 
     pub(super) fn failed(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
-        Error::new(
+        let failed = Error::new(
             Kind::JetStreamRefused,
             format!("could not {what} object store \"{}\"", self.name),
-        )
-        .detail(format!("{}.", causes(error)))
+        );
+        self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
     }
 
     fn missing(&self, name: &str) -> Error {

@@ -66,19 +66,18 @@ pub async fn stream_pump(
         };
         handler.set_state(State::Waiting);
         match end {
-            End::Over => {
-                failures = 0;
-                continue;
-            }
-            End::Lost => failures = 0,
+            End::Over | End::Lost => failures = 0,
             End::Failed(error) => {
                 failures += 1;
                 supply.complain(&handler, &error);
                 handler.lock().trouble = Some(error);
             }
         }
+        // A client that has just ended fails at once, and its connection, which runs in this thread too, has yet to hear
+        // of it: without a pause it never would.
         tokio::select! {
             () = sleep(backoff(PAUSE, PAUSE_LIMIT, failures)) => {}
+            _ = replaced.wait_for(|s| s.client.is_none() || s.generation != generation) => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
