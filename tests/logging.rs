@@ -50,7 +50,7 @@ async fn every_line_says_whose_it_is() {
     let log = scene.pg.log();
     let lines = lines(&log, &["WARNING", "LOG"]);
     for words in [
-        "callback public.fail(text) failed",
+        "callback public.fail failed",
         "were dropped: the queue is full",
         "connection to the NATS server lost",
         "connected to",

@@ -31,6 +31,8 @@ where
     if !matches!(dispatcher.send(Joined { ticket, pid, orders }).await, Ok(true)) {
         return Ok(());
     }
+    // One that has ended takes no orders, but what it has said before is still to be read: that it has committed, say.
+    let mut takes_orders = true;
     let outcome = loop {
         let mut batch = Vec::new();
         tokio::select! {
@@ -39,10 +41,8 @@ where
                 Ok(false) => break Ok(()),
                 Err(error) => break Err(error),
             },
-            Some((told, body)) = incoming.recv() => {
-                if let Err(error) = writer.send(0, 0, &Reply::Executor(told), &body).await {
-                    break Err(error);
-                }
+            Some((told, body)) = incoming.recv(), if takes_orders => {
+                takes_orders = writer.send(0, 0, &Reply::Executor(told), &body).await.is_ok();
             }
             _ = finish.wait_for(|finish| *finish) => break Ok(()),
         }
@@ -54,4 +54,78 @@ where
     };
     dispatcher.do_send(Gone(ticket));
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use actix::{Context, Message};
+
+    use super::*;
+    use crate::channel::counts::Counts;
+    use crate::channel::frame::encode;
+    use crate::channel::server::split;
+    use crate::channel::work::{Said, Told};
+
+    /// In place of the dispatcher: gives an order that nobody takes any more, and notes what is said until the end.
+    struct Listener {
+        heard: u32,
+        told: mpsc::Sender<u32>,
+    }
+
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Joined> for Listener {
+        type Result = bool;
+
+        fn handle(&mut self, joined: Joined, _: &mut Self::Context) -> bool {
+            let order = (Told::Leave, Bytes::new());
+            joined.orders.try_send(order).is_ok()
+        }
+    }
+
+    impl Handler<Heard> for Listener {
+        type Result = <Heard as Message>::Result;
+
+        fn handle(&mut self, Heard(_, said, _): Heard, _: &mut Self::Context) {
+            self.heard += u32::from(matches!(said, Said::Committing { .. }));
+        }
+    }
+
+    impl Handler<Gone> for Listener {
+        type Result = <Gone as Message>::Result;
+
+        fn handle(&mut self, _: Gone, _: &mut Self::Context) {
+            self.told.try_send(self.heard).expect("somebody who asks");
+        }
+    }
+
+    #[test]
+    fn what_an_executor_has_said_is_heard_though_it_has_ended() {
+        actix::System::new().block_on(async {
+            // Whether reading or writing comes first is left to chance.
+            for _ in 0..50 {
+                let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+                let mut frames = Vec::new();
+                for messages in [1, 2] {
+                    let said = Request::Executor(Said::Committing { messages });
+                    encode(&mut frames, 0, 0, &said, b"").expect("a frame");
+                }
+                theirs.write_all(&frames).expect("write");
+                drop(theirs);
+                ours.set_nonblocking(true).expect("nonblocking");
+                let ours = tokio::net::UnixStream::from_std(ours).expect("a stream");
+                let (reader, writer) = split(ours, &Arc::new(Counts::default()));
+                let (told, mut wait) = mpsc::channel(1);
+                let listener = Listener { heard: 0, told }.start();
+                let (_keep, finish) = watch::channel(false);
+                let _ = serve(1, 1, reader, writer, listener, finish).await;
+                assert_eq!(wait.recv().await, Some(2));
+            }
+        });
+    }
 }

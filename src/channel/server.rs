@@ -61,7 +61,7 @@ impl Listener {
 }
 
 /// The two halves of a connection, for frames.
-fn split(stream: UnixStream, counts: &Arc<Counts>) -> (FrameReader, FrameWriter) {
+pub(crate) fn split(stream: UnixStream, counts: &Arc<Counts>) -> (FrameReader, FrameWriter) {
     let (read, write) = stream.into_split();
     (
         FrameReader {
