@@ -28,7 +28,7 @@ mod bgw;
 pub mod channel;
 pub mod error;
 pub mod findings;
-mod flood;
+pub mod flood;
 pub mod nats;
 pub mod patroni;
 #[cfg(feature = "pg")]

@@ -27,9 +27,9 @@
 //! | `core_nats.rs` | `CoreNats`: a broker without headers and JetStream                         |
 //!
 //! Environment: `PG_CONFIG` (default `<state>/pg${PG:-15}/bin/pg_config`), `NATS_SERVER` (default
-//! `<state>/nats/bin/nats-server`), `NATS_PY` (default `<state>/natspy`), `LITMUS_PGNATS_STATE` for `<state>`
-//! (default `target/state`). With `LITMUS_PGNATS_KEEP` the directories of a failing test stay. When the tests run as
-//! root, the servers run as user postgres.
+//! `<state>/nats/bin/nats-server`), `NATS_PY` (default `<state>/natspy`), `PROMETHEUS` (default `<state>/prometheus`),
+//! `LITMUS_PGNATS_STATE` for `<state>` (default `target/state`). With `LITMUS_PGNATS_KEEP` the directories of a failing
+//! test stay. When the tests run as root, the servers run as user postgres.
 
 #![allow(
     dead_code,
