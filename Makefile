@@ -10,6 +10,7 @@ SHELL := /bin/bash
 PG ?= 15
 PROFILE ?= debug
 MINUTES ?= 10
+SECONDS ?= 60
 STATE := $(shell . scripts/common.sh && echo "$$STATE")
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export LITMUS_PGNATS_STATE := $(STATE)
@@ -45,7 +46,12 @@ compile := $(if $(filter release,$(PROFILE)),rustc --release --lib --crate-type 
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 flags := $(if $(filter release,$(PROFILE)),RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(cargo_home)=/cargo --remap-path-prefix=$(CURDIR)=/litmus_pgnats")
 
-.PHONY: help setup build private install test test-all test-ha soak package test-package test-pg-upgrade test-reproducible deny lint demo demo-ha bench clean distclean
+# What libFuzzer learns from: the code that an input reaches, and what the input was compared with there.
+coverage := -Cpasses=sancov-module $(foreach name,level=4 inline-8bit-counters pc-table trace-compares,-Cllvm-args=-sanitizer-coverage-$(name))
+fuzzing := $(abspath $(TARGET))/fuzz
+fuzz_targets := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
+
+.PHONY: help setup build private install test test-all test-ha soak fuzz package test-package test-pg-upgrade test-reproducible deny lint demo demo-ha bench clean distclean
 
 help: ## say what there is
 	@echo 'make TARGET [PG=15|16|17|18]'
@@ -146,6 +152,7 @@ deny: ## check the licences and duplicates of what the library is made of, as de
 lint: ## formatting, clippy, shellcheck, and that the pure half stays free of PostgreSQL
 	@scripts/setup.sh rust pg15
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	PGRX_PG_CONFIG_PATH="$(STATE)/pg15/bin/pg_config" \
 		cargo clippy --locked --all-targets --no-default-features --features pg15 -- -D warnings
@@ -156,6 +163,34 @@ lint: ## formatting, clippy, shellcheck, and that the pure half stays free of Po
 	if command -v shellcheck >/dev/null; then
 		shellcheck -x install.sh .ci/run scripts/*.sh scripts/patroni/*.sh packaging/*.sh docker/*.sh $(wildcard demo/*.sh demo/ha/*.sh bench/*.sh)
 	fi
+
+fuzz: ## have libFuzzer look for input that breaks what reads input; SECONDS=60 (for all), ONLY=frame|options|texts, INPUT=(a file, to run that alone), ARGS=(for libFuzzer)
+	@[ -z "$(INPUT)" ] || [ -n "$(ONLY)" ] || { echo 'error: INPUT is for one program, say ONLY=NAME too' >&2; exit 1; }
+	scripts/setup.sh rust cxx
+	host=$$(rustc --print host-tuple)
+	# With --target the flags are not for what runs while building, which has no libFuzzer in it.
+	RUSTFLAGS="$(RUSTFLAGS) --cfg fuzzing $(coverage)" cargo build --locked --manifest-path fuzz/Cargo.toml \
+		--target "$$host" --target-dir "$(fuzzing)"
+	seconds=$$(($(SECONDS) / $(words $(or $(ONLY),$(fuzz_targets)))))
+	for target in $(or $(ONLY),$(fuzz_targets)); do
+		program="$(fuzzing)/$$host/debug/$$target" corpus="$(fuzzing)/corpus/$$target" log="$(fuzzing)/$$target.log"
+		limits=(-max_len=8192 -timeout=10 -rss_limit_mb=1024 -artifact_prefix="$(fuzzing)/$$target-")
+		if [ -n "$(INPUT)" ]; then
+			RUST_BACKTRACE=1 "$$program" "$${limits[@]}" $(ARGS) "$(INPUT)"
+			continue
+		fi
+		echo "$$target, for $$seconds s"
+		mkdir -p "$$corpus"
+		# 0 seconds would be for ever.
+		"$$program" "$${limits[@]}" -max_total_time=$$((seconds > 0 ? seconds : 1)) $(ARGS) \
+			"$$corpus" $$(compgen -G "fuzz/corpus/$$target") 2>&1 |
+			tee "$$log" | grep --line-buffered -E '(INITED|pulse|DONE) ' || {
+			grep -vE '^(#|INFO|WARNING)' "$$log" >&2 || true
+			input=$$(ls -t "$(fuzzing)/$$target"-* | head -1)
+			echo "error: $$target has failed. Run this input again: make fuzz ONLY=$$target INPUT=$$input" >&2
+			exit 1
+		}
+	done
 
 demo: ## a guided tour in psql, on throw-away servers
 	@scripts/setup.sh rust pg15 pg$(PG) nats

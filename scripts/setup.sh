@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh [COMPONENT...]: install what building, testing and the demo need; all but deny and rootfs when none is named.
+# setup.sh [COMPONENT...]: install what building, testing and the demo need; all but cxx, deny and rootfs when none is
+# named.
 #
 #   tools                 Debian packages: compiler, libclang, make...; part of every run
 #   rust                  checks cargo and rustc, installs cargo-nextest
@@ -9,6 +10,7 @@
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
 #   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
 #   prometheus            Prometheus, promtool, postgres_exporter     $STATE/prometheus/bin
+#   cxx                   a C++ compiler, for libFuzzer               a Debian package
 #   deny                  cargo-deny                                  $STATE/deny/bin/cargo-deny
 #   rootfs                a Debian 12 with PostgreSQL 15 and no more   $STATE/rootfs
 #
@@ -32,7 +34,7 @@ python=/usr/bin/python3
 
 all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy prometheus)
 [ $# -gt 0 ] || set -- "${all[@]}"
-all+=(deny rootfs) # for `make deny` and `make test-package` alone
+all+=(cxx deny rootfs) # for `make fuzz`, `make deny` and `make test-package` alone
 for component; do
     [[ " ${all[*]} " == *" $component "* ]] || die "no component $component; there are: ${all[*]}"
 done
@@ -294,6 +296,8 @@ prometheus() {
     keep prometheus "$prometheus" "$dir"
     say "$("$STATE/prometheus/bin/prometheus" --version | sed -nE '1s/ \(.*//p') in $STATE/prometheus"
 }
+
+cxx() { ensure g++=g++; }
 
 deny() {
     local dir=$tmp/deny
