@@ -3,15 +3,19 @@
 
 chapter "What it does, and whether all is well"
 
-tell "NATS is back. A subscription and a responder run, and a program from outside sends and asks."
+tell "NATS is back, on another port. A subscription and a responder run, and a program from outside sends and asks."
 start_nats first --jetstream
+sql <<SQL
+ALTER SERVER my_nats OPTIONS (SET port '$(nats_port first)');
+SELECT litmus_pgnats_reload_conf();
+SQL
 sql <<'SQL'
-CREATE TABLE speeds (machine text, speed int);
-CREATE FUNCTION note_speed(speed text, subject text) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO public.speeds VALUES (split_part(subject, '.', 2), speed::int) $$;
+CREATE TABLE readings (machine text, speed int);
+CREATE FUNCTION note_reading(speed text, subject text) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO public.readings VALUES (split_part(subject, '.', 2), speed::int) $$;
 CREATE FUNCTION top_speed(machine text) RETURNS text LANGUAGE sql AS $$
-  SELECT max(speed)::text FROM public.speeds s WHERE s.machine = top_speed.machine $$;
-SELECT nats_subscribe('machines.*.speed', 'note_speed'), litmus_pgnats_register_responder('machines.top', 'top_speed');
+  SELECT max(speed)::text FROM public.readings s WHERE s.machine = top_speed.machine $$;
+SELECT nats_subscribe('machines.*.speed', 'note_reading'), litmus_pgnats_register_responder('machines.top', 'top_speed');
 SQL
 run pub machines.7.speed 1200
 run pub machines.7.speed "not a number"

@@ -53,8 +53,7 @@ async fn examine_all(
         Ok(client) => {
             let info = client.server_info();
             let found = format!(
-                "{} accepts {}",
-                info.server_id,
+                "the NATS server accepts {}",
                 credential_name(&settings.credential)
             );
             findings.ok("authentication", "", found);
