@@ -42,7 +42,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
-/// Between two measurements of the round-trip time, and the longest wait for one.
+/// Before the first measurement of the round-trip time, between two, and the longest wait for one.
+const RTT_FIRST: Duration = Duration::from_secs(1);
 const RTT_INTERVAL: Duration = Duration::from_secs(10);
 const RTT_LIMIT: Duration = Duration::from_secs(2);
 /// Between two attempts to leave a server that is about to stop.
@@ -365,14 +366,27 @@ impl Connection {
             status.failures = 0;
             status.error = None;
         });
-        self.measure(ctx);
+        self.measure_after(RTT_FIRST, ctx);
     }
 
-    /// Measures the round-trip time, now and from time to time: a look at the statistics asks nobody.
+    /// Measures the round-trip time soon, and then from time to time: a look at the statistics asks nobody.
+    fn measure_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
+        let generation = self.generation();
+        ctx.run_later(pause, move |actor, ctx| {
+            if generation == actor.generation() {
+                actor.measure(ctx);
+            }
+        });
+    }
+
     fn measure(&mut self, ctx: &mut Context<Self>) {
         let State::Up(client) = &self.state else {
             return;
         };
+        // A connection that is idle stays so.
+        if !self.tally.has_traffic() {
+            return self.measure_after(RTT_INTERVAL, ctx);
+        }
         let (client, generation) = (client.clone(), self.generation());
         let measurement = async move {
             let began = Instant::now();
@@ -385,14 +399,10 @@ impl Connection {
             if generation != actor.generation() {
                 return;
             }
-            actor.tally.rtt = rtt;
+            actor.tally.measured(rtt);
             // Who may not publish to an inbox of his own is not asked again.
             if rtt.is_some() {
-                ctx.run_later(RTT_INTERVAL, move |actor, ctx| {
-                    if generation == actor.generation() {
-                        actor.measure(ctx);
-                    }
-                });
+                actor.measure_after(RTT_INTERVAL, ctx);
             }
         }));
     }

@@ -22,8 +22,10 @@ pub struct Tally {
     reconnects: u64,
     was_connected: bool,
     last_error: Option<(String, SystemTime)>,
-    pub rtt: Option<Duration>,
+    rtt: Option<Duration>,
     traffic: Traffic,
+    /// Messages that had been carried when the round-trip time was measured.
+    measured_at: u64,
     reset: SystemTime,
 }
 
@@ -39,6 +41,7 @@ impl Tally {
             last_error: None,
             rtt: None,
             traffic: Traffic::default(),
+            measured_at: 0,
             reset: now,
         }
     }
@@ -50,6 +53,17 @@ impl Tally {
         self.reconnects += u64::from(std::mem::replace(&mut self.was_connected, true));
         self.rtt = None;
         self.traffic.begin(client);
+    }
+
+    /// Whether anything was carried since the last measurement.
+    pub fn has_traffic(&self) -> bool {
+        self.traffic.all().msgs() != self.measured_at
+    }
+
+    /// A measurement has ended; none if there was no answer.
+    pub fn measured(&mut self, rtt: Option<Duration>) {
+        self.rtt = rtt;
+        self.measured_at = self.traffic.all().msgs();
     }
 
     /// A client that was replaced has delivered what it held, or its connection broke.

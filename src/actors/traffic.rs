@@ -17,6 +17,11 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Messages in both directions. Bytes tell nothing of them: some are PINGs.
+    pub fn msgs(self) -> u64 {
+        self.in_msgs + self.out_msgs
+    }
+
     fn of(statistics: &Statistics) -> Totals {
         Totals {
             in_msgs: statistics.in_messages.load(Ordering::Relaxed),
@@ -79,7 +84,8 @@ impl Traffic {
         }
     }
 
-    fn all(&self) -> Totals {
+    /// Since the connection was first made, resets or not.
+    pub fn all(&self) -> Totals {
         let clients = self.clients.iter().map(|client| Totals::of(client));
         clients.fold(self.past, Totals::add)
     }
