@@ -1,48 +1,134 @@
 //! What a certificate says of itself. Pure.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use x509_cert::Certificate as X509;
 use x509_cert::der::Decode;
 
+const DAY: i64 = 24 * 60 * 60;
+/// The end is near when so much time is left, or a third of the certificate's life if that is less.
+const NEAR: i64 = 30 * DAY;
+
+/// How much of its time is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    NotYet,
+    Good,
+    EndsSoon,
+    Over,
+}
+
 /// The part of a certificate that people ask for.
 pub struct Certificate {
     subject: String,
-    /// Its last day.
-    expires: String,
-    /// Negative when it is over.
-    pub days_left: i64,
+    /// Its first and its last second, since 1970.
+    begins: i64,
+    ends: i64,
+    /// The last day, as people write it.
+    last_day: String,
 }
 
 /// Reads a certificate from DER; `None` if it is none.
 pub fn read(der: &[u8]) -> Option<Certificate> {
     let certificate = X509::from_der(der).ok()?.tbs_certificate;
-    let end = certificate.validity.not_after;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    let seconds = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
-    let left = seconds(end.to_unix_duration().as_secs()) - seconds(now.as_secs());
+    let (begin, end) = (certificate.validity.not_before, certificate.validity.not_after);
+    let subject = certificate.subject.to_string();
     Some(Certificate {
-        subject: certificate.subject.to_string(),
-        expires: end.to_date_time().to_string().chars().take(10).collect(),
-        days_left: left.div_euclid(24 * 60 * 60),
+        // It is somebody else's text, and goes into a line.
+        subject: subject.chars().filter(|c| !c.is_control()).take(200).collect(),
+        begins: seconds(begin.to_unix_duration()),
+        ends: seconds(end.to_unix_duration()),
+        last_day: end.to_date_time().to_string().chars().take(10).collect(),
     })
+}
+
+fn seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+impl Certificate {
+    pub fn validity(&self) -> Validity {
+        let (now, left) = (now(), self.ends.saturating_sub(now()));
+        let life = self.ends.saturating_sub(self.begins);
+        match left {
+            _ if now < self.begins => Validity::NotYet,
+            left if left < 0 => Validity::Over,
+            left if left < NEAR.min(life / 3) => Validity::EndsSoon,
+            _ => Validity::Good,
+        }
+    }
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, seconds)
 }
 
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Certificate {
-            subject,
-            expires,
-            days_left,
-        } = self;
-        if *days_left < 0 {
-            write!(f, "certificate of {subject} has expired on {expires}")
-        } else {
-            write!(
-                f,
-                "certificate of {subject} expires on {expires}, in {days_left} days"
-            )
+        let (subject, day) = (&self.subject, &self.last_day);
+        match self.validity() {
+            Validity::NotYet => write!(f, "certificate of {subject} is not valid yet"),
+            Validity::Over => write!(f, "certificate of {subject} has expired on {day}"),
+            Validity::Good | Validity::EndsSoon => {
+                let days = (self.ends - now()) / DAY;
+                write!(f, "certificate of {subject} expires on {day}, in {days} days")
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    /// From 27 November 2026 to 25 February 2027.
+    const DER: &str = "MIIBhDCCASmgAwIBAgIUSJdJuyhHIqx5/pe4qPqp0UajoukwCgYIKoZIzj0EAwIwFzEVMBMGA1UEAwwMbmF0\
+        cy5leGFtcGxlMB4XDTI2MTEyNzA5MDExNloXDTI3MDIyNTA5MDExNlowFzEVMBMGA1UEAwwMbmF0cy5leGFtcGxlMFkwEwYHKoZI\
+        zj0CAQYIKoZIzj0DAQcDQgAEYLtWIatYYT9J6SZqlF60W2KSjGPr704BoZWpNrpoQIyzq+HIk7Rg+NC0cM8MKVSNUUFrs9ui6HL5\
+        v3bAgwqmEqNTMFEwHQYDVR0OBBYEFFLSXB6uHJbuly1/gQ4MLrwlugDEMB8GA1UdIwQYMBaAFFLSXB6uHJbuly1/gQ4MLrwlugDE\
+        MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhAMj9s9YIwvs0BTjwDsPrQV0hV/96rbdcwpmLz3Sgs/9BAiEApXly\
+        U4lR3b5J6GYmEbK1vXMboqOGbEjjes19QHaRemY=";
+
+    #[test]
+    fn what_is_read() {
+        let certificate = read(&STANDARD.decode(DER).expect("base64")).expect("a certificate");
+        assert_eq!(certificate.subject, "CN=nats.example");
+        assert_eq!(certificate.last_day, "2027-02-25");
+        assert_eq!(certificate.ends - certificate.begins, 90 * DAY);
+        assert!(read(b"no certificate").is_none());
+    }
+
+    #[test]
+    fn the_end_is_near_in_the_last_third_and_in_the_last_month() {
+        let of = |begins: i64, ends: i64| {
+            let certificate = Certificate {
+                subject: "CN=x".into(),
+                begins: now() + begins * DAY,
+                ends: now() + ends * DAY + 60,
+                last_day: "2026-11-27".into(),
+            };
+            (certificate.validity(), certificate.to_string())
+        };
+        assert_eq!(of(-300, 31).0, Validity::Good);
+        let (near, text) = of(-300, 29);
+        assert_eq!(
+            (near, text.as_str()),
+            (
+                Validity::EndsSoon,
+                "certificate of CN=x expires on 2026-11-27, in 29 days"
+            )
+        );
+        assert_eq!((of(-1, 6).0, of(-5, 2).0), (Validity::Good, Validity::EndsSoon));
+        let (over, text) = of(-300, -1);
+        assert_eq!(
+            (over, text.as_str()),
+            (Validity::Over, "certificate of CN=x has expired on 2026-11-27")
+        );
+        assert_eq!(of(1, 90).0, Validity::NotYet);
     }
 }

@@ -10,9 +10,11 @@
 //! Runs in the actor thread. Callers learn the state from a watch channel ([`Status`]) and wait there; the actor
 //! itself never waits.
 
+mod statistics;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use async_nats::message::OutboundMessage;
@@ -21,6 +23,7 @@ use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
 
+pub use self::statistics::{Describe, Reset};
 use super::backoff::backoff;
 use super::connect::{Observer, connect};
 use super::delivery::{FLUSH_LIMIT, retire, send_all};
@@ -29,7 +32,7 @@ use super::status::{Status, not_connected};
 use super::steadiness::Steadiness;
 use super::system::Vital;
 use super::tally::Tally;
-use crate::channel::message::{Link, Row};
+use crate::channel::message::Link;
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::settings::Settings;
@@ -42,10 +45,6 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
-/// Before the first measurement of the round-trip time, between two, and the longest wait for one.
-const RTT_FIRST: Duration = Duration::from_secs(1);
-const RTT_INTERVAL: Duration = Duration::from_secs(10);
-const RTT_LIMIT: Duration = Duration::from_secs(2);
 /// Between two attempts to leave a server that is about to stop.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -72,16 +71,6 @@ pub struct Correct(pub Settings);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Nudge;
-
-/// Its row in `litmus_pgnats.connections`.
-#[derive(Message)]
-#[rtype(result = "Row")]
-pub struct Describe;
-
-/// Counts anew.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Reset;
 
 /// Writes out what is held, as far as `0` allows, and stops.
 #[derive(Message)]
@@ -366,45 +355,7 @@ impl Connection {
             status.failures = 0;
             status.error = None;
         });
-        self.measure_after(RTT_FIRST, ctx);
-    }
-
-    /// Measures the round-trip time soon, and then from time to time: a look at the statistics asks nobody.
-    fn measure_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
-        let generation = self.generation();
-        ctx.run_later(pause, move |actor, ctx| {
-            if generation == actor.generation() {
-                actor.measure(ctx);
-            }
-        });
-    }
-
-    fn measure(&mut self, ctx: &mut Context<Self>) {
-        let State::Up(client) = &self.state else {
-            return;
-        };
-        // A connection that is idle stays so.
-        if !self.tally.has_traffic() {
-            return self.measure_after(RTT_INTERVAL, ctx);
-        }
-        let (client, generation) = (client.clone(), self.generation());
-        let measurement = async move {
-            let began = Instant::now();
-            let outcome = timeout(RTT_LIMIT, client.round_trip()).await;
-            outcome
-                .is_ok_and(|outcome| outcome.is_ok())
-                .then(|| began.elapsed())
-        };
-        ctx.spawn(measurement.into_actor(self).map(move |rtt, actor, ctx| {
-            if generation != actor.generation() {
-                return;
-            }
-            actor.tally.measured(rtt);
-            // Who may not publish to an inbox of his own is not asked again.
-            if rtt.is_some() {
-                actor.measure_after(RTT_INTERVAL, ctx);
-            }
-        }));
+        self.measure_soon(ctx);
     }
 
     /// Leaves a server before it stops. It takes no new connections, so one that is made is to another server; until
@@ -600,23 +551,6 @@ impl Handler<Finish> for Connection {
             });
             ctx.stop();
         }))
-    }
-}
-
-impl Handler<Describe> for Connection {
-    type Result = MessageResult<Describe>;
-
-    fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
-        let bytes = self.held.iter().map(|message| message.payload.len()).sum();
-        MessageResult(self.tally.row(self.held.len(), bytes))
-    }
-}
-
-impl Handler<Reset> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, _: Reset, _: &mut Self::Context) {
-        self.tally.reset();
     }
 }
 

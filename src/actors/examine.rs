@@ -8,7 +8,7 @@ use async_nats::Event;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::certificate;
+use super::certificate::{self, Validity};
 use super::connect::{self, Observer, connect};
 use super::greeting::{Greeting, greet};
 use super::jetstream::Api;
@@ -96,13 +96,7 @@ async fn files(settings: &Settings, findings: &mut Findings) {
     if let Some((certificate, key)) = &tls.client {
         certificates.push(("tls_cert_path", certificate));
         match connect::private_key("tls_key_path", key).await {
-            Ok(_) => findings.add(
-                "file",
-                "tls_key_path",
-                Status::Ok,
-                format!("\"{key}\" is readable"),
-                "",
-            ),
+            Ok(_) => findings.ok("file", "tls_key_path", format!("\"{key}\" is readable")),
             Err(error) => findings.failed("file", "tls_key_path", &error, READABLE),
         }
     }
@@ -190,10 +184,10 @@ fn judge(certificate: Option<&[u8]>) -> (Status, String, &'static str) {
     let Some(certificate) = certificate.and_then(certificate::read) else {
         return (Status::Warning, "no certificate that can be read".into(), "");
     };
-    let status = match certificate.days_left {
-        days if days < 0 => Status::Error,
-        days if days < 30 => Status::Warning,
-        _ => Status::Ok,
+    let status = match certificate.validity() {
+        Validity::Good => Status::Ok,
+        Validity::EndsSoon => Status::Warning,
+        Validity::NotYet | Validity::Over => Status::Error,
     };
     let advice = if status == Status::Ok { "" } else { RENEW };
     (status, certificate.to_string(), advice)

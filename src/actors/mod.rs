@@ -5,9 +5,9 @@
 //! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
 //! - `load.rs` counts calls in flight, `pace.rs` has the thread rest while many publish;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
-//! - `connection.rs` is one NATS connection and its state machine, `status.rs` what others may know of it,
-//!   `delivery.rs` what it hands to its client; `connect.rs` makes the client it is built on,
-//!   `requester.rs` has it ask;
+//! - `connection.rs` is one NATS connection and its state machine, `connection/statistics.rs` what it tells of itself,
+//!   `status.rs` what others may know of it, `delivery.rs` what it hands to its client; `connect.rs` makes the client it
+//!   is built on, `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
