@@ -13,6 +13,15 @@ pub enum Status {
     Error,
 }
 
+/// Longest text of what was found, in characters: it may be a stranger's.
+const LONGEST: usize = 1000;
+
+/// A text in one line, and not too long.
+pub fn line(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(LONGEST).collect()
+}
+
 /// Rows of the check, what it is about, the status, what was found and what to do.
 #[derive(Debug, Default)]
 pub struct Findings(Vec<Row>);
@@ -47,7 +56,7 @@ impl Findings {
             text(check),
             text(object),
             Some(status.to_string()),
-            Some(found.into()),
+            Some(line(&found.into())),
             text(advice),
         ]);
     }
@@ -61,6 +70,11 @@ impl Findings {
             }
             self.0.push(row);
         }
+    }
+
+    /// Takes over what was found elsewhere.
+    pub fn extend(&mut self, rows: Vec<Row>) {
+        self.0.extend(rows);
     }
 
     pub fn into_rows(self) -> Vec<Row> {

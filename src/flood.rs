@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Shortest time between two lines.
-const INTERVAL: Duration = Duration::from_secs(10);
+pub const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lets one log line pass in an interval and counts the others.
 #[derive(Debug, Default)]
@@ -13,6 +13,11 @@ pub struct Flood {
 }
 
 impl Flood {
+    /// Lines that were not written, and that no later one tells of yet.
+    pub fn rest(&self) -> u64 {
+        self.suppressed
+    }
+
     /// `Some` when a line may be written, with a remark on those that were not.
     pub fn pass(&mut self) -> Option<String> {
         let now = Instant::now();

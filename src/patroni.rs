@@ -28,6 +28,19 @@ pub fn base_url(url: &str) -> &str {
     url.strip_suffix("/patroni").unwrap_or(url).trim_end_matches('/')
 }
 
+/// The address without user and password, for people to read.
+pub fn without_password(url: &str) -> String {
+    if !url.contains('@') {
+        return url.to_string();
+    }
+    let shown = url::Url::parse(url).ok().and_then(|mut url| {
+        url.set_username("").ok()?;
+        url.set_password(None).ok()?;
+        Some(url.to_string())
+    });
+    shown.unwrap_or_else(|| "an address that cannot be shown".into())
+}
+
 /// Reads the answer of `/patroni`, `/primary` and their like; `None` if it is no JSON object.
 pub fn member(answer: &[u8]) -> Option<Member> {
     let value: Value = serde_json::from_slice(answer).ok()?;
@@ -107,6 +120,13 @@ fn text(value: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_not_shown() {
+        assert_eq!(without_password("http://a:b@h:1/patroni"), "http://h:1/patroni");
+        assert_eq!(without_password("https://h"), "https://h");
+        assert!(!without_password("http://admin:se/cret@h").contains("cret"));
+    }
 
     const V2: &str = r#"{"state": "running", "postmaster_start_time": "2021-08-07 10:00:00.000 UTC", "role": "master",
         "server_version": 130003, "cluster_unlocked": false, "xlog": {"location": 67109184}, "timeline": 3,

@@ -172,7 +172,7 @@ async fn connections() {
     let standing = "SELECT state = 'connected' AND server = 'nats' AND database = 'postgres' AND host LIKE '%:' || '{port}'
                       AND since BETWEEN now() - interval '1 min' AND clock_timestamp() AND reconnects = 0
                       AND last_error IS NULL AND rtt BETWEEN 0.001 AND 2000 AND sessions = 2 AND queued = 0
-                      AND user_mapping IS NULL AND pid IS NULL AND out_msgs >= 51 AND out_bytes >= 5000
+                      AND user_mapping IS NULL AND pid IS NULL AND out_msgs >= 51 AND out_bytes BETWEEN 5000 + 51 * 15 AND 8000
                     FROM litmus_pgnats.connections"
         .replace("{port}", &scene.nats.port().to_string());
     until(&session, &standing).await;
@@ -433,4 +433,69 @@ async fn a_user_without_an_inbox() {
         "SELECT state = 'connected' AND rtt IS NULL AND last_error IS NULL FROM litmus_pgnats.connections";
     assert!(holds(&session, row).await);
     assert!(!scene.pg.log().contains("reports"), "{}", scene.pg.log());
+}
+
+/// A durable subscription whose messages wait to be tried again is behind; one that has stopped keeps its counts, and does
+/// not say that nothing waits.
+#[tokio::test]
+async fn what_is_tried_again_is_not_done() {
+    let (scene, session) = jetstream_scene().await;
+    let context = jetstream::new(scene.nats.client().await);
+    let config = stream::Config {
+        name: "events".into(),
+        subjects: vec!["events".into()],
+        ..Default::default()
+    };
+    context.create_stream(config).await.expect("create a stream");
+    run(
+        &session,
+        "CREATE FUNCTION fail(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$;
+         CREATE FUNCTION fail_too(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$;
+         SELECT nats_subscribe_stream('events', 'fail', backoff => '{1 h}'),
+                nats_subscribe_stream('events', 'fail_too', backoff => '{10 ms}', max_deliveries => 2, stop_on_failure => true)",
+    )
+    .await;
+    for _ in 0..3 {
+        context
+            .publish("events", "x".into())
+            .await
+            .expect("publish")
+            .await
+            .expect("ack");
+    }
+    let retried = "SELECT state = 'live' AND errors = 3 AND pending = 3 AND lag > interval '1 s'
+                   FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail(%'";
+    until(&session, retried).await;
+    let stopped = "SELECT state = 'disabled' AND pending IS NULL AND lag IS NULL AND errors = 2 AND last_error IS NOT NULL
+                   FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail_too(%'";
+    until(&session, stopped).await;
+    assert!(
+        scene
+            .pg
+            .log()
+            .contains("stops at message 1, which has failed 2 times"),
+        "{}",
+        scene.pg.log()
+    );
+}
+
+/// Where NATS does not let the user subscribe, the handler is not live, and says why.
+#[tokio::test]
+async fn a_subscription_that_nats_refuses() {
+    let nats = NatsServer::builder()
+        .config("authorization: { users: [{ user: a, password: b, permissions: { subscribe: [\"_INBOX.>\", \"open\"] } }] }")
+        .start()
+        .await;
+    let scene = Scene::with(Postgres::builder(), nats, ", username 'a', password 'b'").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    run(
+        &session,
+        "SELECT nats_subscribe('open', 'keep'), nats_subscribe('secret', 'keep')",
+    )
+    .await;
+    let refused = "SELECT state = 'disabled' AND problem LIKE '%does not let this user subscribe%'
+                   FROM litmus_pgnats.handlers WHERE subject = 'secret'";
+    until(&session, refused).await;
+    until_live(&session, "open").await;
 }

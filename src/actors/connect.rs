@@ -31,6 +31,9 @@ const CLIENT_CAPACITY: usize = 2048;
 /// reads before others get their turn (some 8 MB); the bound is the handler's queue behind it.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 20;
 
+/// Our own side of TLS is not right.
+pub(super) const NO_TLS_SETUP: &str = "could not set up TLS";
+
 /// What a client reports while it lives; called in the actor thread.
 pub trait Observer: Clone + Send + Sync + 'static {
     /// The connection broke; this client is of no more use.
@@ -38,19 +41,19 @@ pub trait Observer: Clone + Send + Sync + 'static {
     fn event(&self, event: Event);
 }
 
-/// Connects to the first host that answers, within `limit`, names resolved included.
+/// Connects to the first host that lets us in, within `limit`, names resolved included; says which one that is.
 pub async fn connect<O: Observer>(
     settings: &Settings,
     hosts: &[Host],
     name: &str,
     limit: Duration,
     observer: O,
-) -> Result<Client> {
+) -> Result<(Client, Host)> {
     let each = limit / u32::try_from(hosts.len()).unwrap_or(u32::MAX).max(1);
     let mut failures = Vec::new();
     for host in hosts {
         match timeout(each, dial(settings, host, name, each, observer.clone())).await {
-            Ok(Ok(client)) => return Ok(client),
+            Ok(Ok(client)) => return Ok((client, host.clone())),
             Ok(Err(error)) => failures.push(error),
             Err(_) => failures.push(unreachable(host, "timed out".into())),
         }
@@ -176,9 +179,7 @@ async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> 
 /// For `tls_insecure`, and to look at a certificate without judging it.
 pub(super) async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let failed = |error: rustls::Error| {
-        Error::new(Kind::TlsFailed, "could not set up TLS").detail(format!("{error}."))
-    };
+    let failed = |error: rustls::Error| Error::new(Kind::TlsFailed, NO_TLS_SETUP).detail(format!("{error}."));
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(failed)?

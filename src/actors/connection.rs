@@ -12,7 +12,7 @@
 
 mod statistics;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
+/// Different errors of a server that are told apart in the log.
+const MAX_SERVER_ERRORS: usize = 64;
 /// Between two attempts to leave a server that is about to stop.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,11 @@ pub struct Reload {
     pub force: bool,
     pub limit: Duration,
 }
+
+/// Whether the connection has these settings.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Has(pub Settings);
 
 /// Takes over settings without a reload, if there never was a connection with the present ones.
 #[derive(Message)]
@@ -107,7 +114,8 @@ impl State {
 struct Dialled {
     settings: Settings,
     generation: u64,
-    client: Result<Requester>,
+    /// With the host that it is connected to.
+    client: Result<(Requester, Host)>,
 }
 
 /// The actor.
@@ -137,7 +145,10 @@ pub struct Connection {
     discovered: Vec<Host>,
     steadiness: Steadiness,
     tally: Tally,
-    server_errors: Flood,
+    /// The user may publish to an inbox of his own, as far as is known.
+    may_measure: bool,
+    /// By what the server has said.
+    server_errors: HashMap<String, Flood>,
     slow_consumer: Flood,
     _vital: Vital,
 }
@@ -170,7 +181,8 @@ impl Connection {
             discovered: Vec::new(),
             steadiness: Steadiness::default(),
             tally: Tally::new(),
-            server_errors: Flood::default(),
+            may_measure: true,
+            server_errors: HashMap::new(),
             slow_consumer: Flood::default(),
             _vital: vital,
         };
@@ -208,7 +220,10 @@ impl Connection {
         let (name, hosts) = (self.name.clone(), self.hosts(&settings));
         async move {
             let client = match connect(&settings, &hosts, &name, limit, observer).await {
-                Ok(client) => Requester::start(client).await.map_err(|_| not_connected()),
+                Ok((client, host)) => {
+                    let started = Requester::start(client).await.map_err(|_| not_connected());
+                    started.map(|client| (client, host))
+                }
                 Err(error) => Err(error),
             };
             Dialled {
@@ -254,7 +269,7 @@ impl Connection {
         if self.status.borrow().error.as_ref() != Some(&error) {
             log::warn!("{}: {error}", self.name);
         }
-        self.tally.failed(error.to_string());
+        self.tally.failed(&error.to_string());
         let longest = match error.kind {
             Kind::AuthenticationRefused => MAX_BACKOFF_REFUSED,
             _ => MAX_BACKOFF,
@@ -269,14 +284,13 @@ impl Connection {
     }
 
     /// Puts a connected client in the place of what was there; the old one first delivers what it has taken.
-    fn install(&mut self, client: Requester, generation: u64, ctx: &mut Context<Self>) {
+    fn install(&mut self, (client, host): (Requester, Host), generation: u64, ctx: &mut Context<Self>) {
         let info = client.client().server_info();
         self.discovered = info
             .connect_urls
             .iter()
             .filter_map(|url| parse_url(url))
             .collect();
-        let host = format!("{}:{}", info.host, info.port);
         let level = if self.steadiness.is_unsteady() {
             log::Level::Debug
         } else {
@@ -286,14 +300,16 @@ impl Connection {
             level,
             "{}: connected to NATS server {} {host}, version {}",
             self.name,
-            info.server_id,
+            info.server_name,
             info.version
         );
         self.steadiness.connected();
-        self.tally.connected(host, client.client().statistics());
+        self.tally
+            .connected(host.to_string(), client.client().statistics());
         self.status.send_modify(|status| {
             status.generation = generation;
             status.client = None;
+            status.refused.clear();
             // Already now: whoever asked for a reload goes on before the handover is done.
             status.domain = self.settings.domain.clone();
         });
@@ -385,7 +401,7 @@ impl Connection {
         }
         self.state = State::Down;
         self.tally.lost();
-        self.tally.failed("connection to the NATS server lost".into());
+        self.tally.failed("connection to the NATS server lost");
         let pause = self.steadiness.lost();
         if let Some(suppressed) = self.steadiness.line() {
             log::warn!("{}: connection to the NATS server lost{suppressed}", self.name);
@@ -515,6 +531,14 @@ impl Handler<Correct> for Connection {
     }
 }
 
+impl Handler<Has> for Connection {
+    type Result = bool;
+
+    fn handle(&mut self, Has(settings): Has, _: &mut Self::Context) -> Self::Result {
+        self.settings == settings
+    }
+}
+
 impl Handler<Nudge> for Connection {
     type Result = ();
 
@@ -576,13 +600,22 @@ impl Handler<Happened> for Connection {
             Event::ServerError(ServerError::Other(what)) => {
                 if let Some((subject, client)) = forbidden(&what).zip(self.status.borrow().client.as_ref()) {
                     if client.is_inbox(subject) {
-                        // Of a measurement, which nobody else need know of.
+                        // Of a measurement, which is not repeated, and nobody else need know of.
+                        self.may_measure = false;
                         return;
                     }
                     client.forbidden(subject);
                 }
-                self.tally.failed(format!("the NATS server reports: {what}"));
-                if let Some(suppressed) = self.server_errors.pass() {
+                self.tally.failed(&format!("the NATS server reports: {what}"));
+                if let Some(subject) = refused(&what) {
+                    self.status
+                        .send_if_modified(|status| status.refused.insert(subject.to_string()));
+                }
+                if self.server_errors.len() >= MAX_SERVER_ERRORS {
+                    self.server_errors.clear();
+                }
+                let flood = self.server_errors.entry(what.clone()).or_default();
+                if let Some(suppressed) = flood.pass() {
                     log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
                 }
             }
@@ -624,6 +657,12 @@ impl Observer for Reporter {
 fn forbidden(what: &str) -> Option<&str> {
     let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
     quoted.strip_suffix('"')
+}
+
+/// The subject of a subscription that the server forbids, as it says so.
+fn refused(what: &str) -> Option<&str> {
+    let quoted = what.strip_prefix("Permissions Violation for Subscription to \"")?;
+    quoted.split('"').next()
 }
 
 fn parse_url(url: &str) -> Option<Host> {

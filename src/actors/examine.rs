@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use actix::Addr;
-use async_nats::Event;
+use async_nats::{Client, Event};
+use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -18,6 +19,7 @@ use crate::channel::frame::MAX_FRAME;
 use crate::channel::message::Row;
 use crate::error::Kind;
 use crate::findings::{Findings, Status};
+use crate::patroni;
 use crate::settings::options::Host;
 use crate::settings::{Credential, Settings, Verify};
 
@@ -29,10 +31,20 @@ const NAME: &str = "litmus_pgnats/doctor";
 const CHECK_HOST: &str =
     "Check the options \"host\" and \"port\", the network and the NATS server, from this server's machine.";
 
-/// All that can be found out; each step within `limit`, and all within [`STEPS`] times that.
-pub async fn examine(settings: Settings, patroni: Addr<PatroniWatcher>, limit: Duration) -> Vec<Row> {
+/// All that can be found out, and whether the connection that is running has these settings; each step within `limit`, and all within [`STEPS`] times that.
+pub async fn examine(
+    settings: Settings,
+    running: impl Future<Output = Option<bool>>,
+    watcher: Addr<PatroniWatcher>,
+    limit: Duration,
+) -> Vec<Row> {
     let mut findings = Findings::default();
-    let all = examine_all(&settings, patroni, limit, &mut findings);
+    if running.await == Some(false) {
+        let found = "the running connection has other options than the foreign server has now";
+        let advice = "SELECT litmus_pgnats_reload_conf() applies them.";
+        findings.warn("options", "", found, advice);
+    }
+    let all = examine_all(&settings, watcher, limit, &mut findings);
     if timeout(limit * STEPS, all).await.is_err() {
         findings.wrong("connection", "", "the examination took too long", CHECK_HOST);
     }
@@ -41,48 +53,80 @@ pub async fn examine(settings: Settings, patroni: Addr<PatroniWatcher>, limit: D
 
 async fn examine_all(
     settings: &Settings,
-    patroni: Addr<PatroniWatcher>,
+    watcher: Addr<PatroniWatcher>,
     limit: Duration,
     findings: &mut Findings,
 ) {
     files(settings, findings).await;
-    for host in &settings.hosts {
-        reach(settings, host, limit, findings).await;
+    let hosts = settings.hosts.iter().map(|host| async move {
+        let mut findings = Findings::default();
+        let client = visit(settings, host, limit, &mut findings).await;
+        (findings.into_rows(), client)
+    });
+    let mut connected = None;
+    for (rows, client) in join_all(hosts).await {
+        findings.extend(rows);
+        connected = connected.or(client);
     }
-    match connect(settings, &settings.hosts, NAME, limit, Nobody).await {
-        Ok(client) => {
-            let info = client.server_info();
+    if let Some(client) = connected {
+        max_payload(client.server_info().max_payload, findings);
+        if let Ok(client) = Requester::start(client).await {
+            jetstream(settings, client, limit, findings).await;
+        }
+    }
+    if let Some(url) = &settings.patroni_url {
+        ask_patroni(url, watcher, limit, findings).await;
+    }
+}
+
+/// What is found of one host, and a connection to it.
+async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut Findings) -> Option<Client> {
+    let object = host.to_string();
+    let tls = reach(settings, host, limit, findings).await?;
+    let outcome = connect(settings, std::slice::from_ref(host), NAME, limit, Nobody).await;
+    if let Err(error) = &outcome
+        && error.kind == Kind::TlsFailed
+    {
+        let advice = "Check \"tls_ca_path\", the certificate's names and dates, and the client certificate if the server \
+                      wants one.";
+        let found = format!("{error}; {}", tls.found);
+        findings.wrong(
+            "TLS",
+            &object,
+            found,
+            if tls.status == Status::Error {
+                tls.advice
+            } else {
+                advice
+            },
+        );
+        return None;
+    }
+    findings.add("TLS", &object, tls.status, tls.found, tls.advice);
+    match outcome {
+        Ok((client, _)) => {
             let found = format!(
                 "the NATS server accepts {}",
                 credential_name(&settings.credential)
             );
-            findings.ok("authentication", "", found);
-            max_payload(info.max_payload, findings);
-            if let Ok(client) = Requester::start(client).await {
-                jetstream(settings, client, limit, findings).await;
-            }
+            findings.ok("authentication", &object, found);
+            Some(client)
         }
         Err(error) => {
-            let (check, advice) = match error.kind {
-                Kind::AuthenticationRefused => (
-                    "authentication",
-                    "Correct the credential: the options of the foreign server, the user mapping, or the file.",
-                ),
-                Kind::TlsFailed => (
-                    "TLS",
-                    "Check \"tls_ca_path\", the certificate's names and dates, and \"tls_cert_path\" if the server wants one.",
-                ),
-                // Shown already.
-                Kind::FileUnreadable => ("", ""),
-                _ => ("connection", CHECK_HOST),
-            };
-            if !check.is_empty() {
-                findings.failed(check, "", &error, advice);
+            match error.kind {
+                Kind::AuthenticationRefused => {
+                    let advice =
+                        "Correct the credential: in the foreign server, the user mapping, or the file.";
+                    findings.wrong("authentication", &object, error.to_string(), advice);
+                }
+                Kind::FileUnreadable => {
+                    let found = "not tried, because a file cannot be used";
+                    findings.wrong("authentication", &object, found, "See the check of the file.");
+                }
+                _ => findings.failed("connection", &object, &error, CHECK_HOST),
             }
+            None
         }
-    }
-    if let Some(url) = &settings.patroni_url {
-        ask_patroni(url, patroni, limit, findings).await;
     }
 }
 
@@ -121,57 +165,79 @@ async fn files(settings: &Settings, findings: &mut Findings) {
     }
 }
 
-const READABLE: &str =
-    "The operating system's user that runs PostgreSQL has to be able to read it, on each node.";
+const READABLE: &str = "It has to be what the option wants, and readable for the operating system's user that runs \
+                        PostgreSQL, on each node.";
 
-/// Whether a host can be reached: its name, TCP, who answers there, and TLS.
-async fn reach(settings: &Settings, host: &Host, limit: Duration, findings: &mut Findings) {
+/// How TLS with a host goes.
+struct TlsState {
+    status: Status,
+    found: String,
+    advice: &'static str,
+}
+
+/// Whether a host can be reached: its name, TCP, who answers there; and its TLS, if so.
+async fn reach(
+    settings: &Settings,
+    host: &Host,
+    limit: Duration,
+    findings: &mut Findings,
+) -> Option<TlsState> {
     let object = host.to_string();
     let began = Instant::now();
     let resolved = timeout(limit, tokio::net::lookup_host((host.name.as_str(), host.port))).await;
-    let addresses: Vec<_> = match resolved {
-        Ok(Ok(addresses)) => addresses.collect(),
-        Ok(Err(error)) => {
-            findings.wrong("DNS", &object, error.to_string(), CHECK_HOST);
-            return;
-        }
-        Err(_) => {
-            findings.wrong("DNS", &object, "no answer in time", CHECK_HOST);
-            return;
+    let resolved = resolved.map_err(|_| "no answer in time".to_string());
+    let addresses: Vec<_> = match resolved.and_then(|found| found.map_err(|error| error.to_string())) {
+        Ok(addresses) => addresses.collect(),
+        Err(why) => {
+            findings.wrong("DNS", &object, why, CHECK_HOST);
+            return None;
         }
     };
     let names: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
     let found = format!("{} in {}", names.join(", "), took(began));
     findings.ok("DNS", &object, found);
     let began = Instant::now();
-    let greeting = match greet(&addresses, host, &settings.tls, limit).await {
+    let Greeting { server, tls } = match greet(&addresses, host, &settings.tls, limit).await {
         Ok(greeting) => greeting,
-        Err(error) => return findings.failed("TCP", &object, &error, CHECK_HOST),
+        Err(error) => {
+            findings.failed("TCP", &object, &error, CHECK_HOST);
+            return None;
+        }
     };
-    let Greeting { server, tls } = greeting;
     let found = format!("nats-server {server} answers in {}", took(began));
     findings.ok("TCP", &object, found);
     let is_secret = !matches!(settings.credential, Credential::None);
-    match tls {
-        None if is_secret && !is_loopback(&addresses) => findings.add(
-            "TLS",
-            &object,
+    let state = |status, found: &str, advice| TlsState {
+        status,
+        found: found.to_string(),
+        advice,
+    };
+    Some(match tls {
+        None if is_secret && !is_loopback(&addresses) => state(
             Status::Warning,
             "not used: credentials and messages pass the network unencrypted",
             "Set up TLS in the NATS server, and the option \"tls_ca_path\".",
         ),
-        None => findings.ok("TLS", &object, "not used"),
-        Some(Err(error)) => findings.failed("TLS", &object, &error, "Look into the NATS server's log."),
+        None => state(Status::Ok, "not used", ""),
+        Some(Err(error)) if error.message == connect::NO_TLS_SETUP => state(
+            Status::Error,
+            &error.to_string(),
+            "Check that the file of \"tls_key_path\" is the key of that of \"tls_cert_path\".",
+        ),
+        Some(Err(error)) => state(
+            Status::Error,
+            &error.to_string(),
+            "Look into the NATS server's configuration and log.",
+        ),
         Some(Ok(secured)) => {
             let (mut status, found, mut advice) = judge(secured.certificate.as_deref());
             if settings.tls.verify == Verify::Insecure && status == Status::Ok {
                 status = Status::Warning;
                 advice = "tls_insecure verifies nothing: whoever is between can read all. Set \"tls_ca_path\" instead.";
             }
-            let found = format!("{}, {found}", secured.version);
-            findings.add("TLS", &object, status, found, advice);
+            state(status, &format!("{}, {found}", secured.version), advice)
         }
-    }
+    })
 }
 
 fn is_loopback(addresses: &[std::net::SocketAddr]) -> bool {
@@ -233,8 +299,9 @@ async fn jetstream(settings: &Settings, client: Requester, limit: Duration, find
     }
 }
 
-async fn ask_patroni(url: &str, patroni: Addr<PatroniWatcher>, limit: Duration, findings: &mut Findings) {
-    let asked = timeout(limit, patroni.send(WhoAmI(url.to_string()))).await;
+async fn ask_patroni(url: &str, watcher: Addr<PatroniWatcher>, limit: Duration, findings: &mut Findings) {
+    let object = patroni::without_password(url);
+    let asked = timeout(limit, watcher.send(WhoAmI(url.to_string()))).await;
     let answer = match asked {
         Ok(Ok(answer)) => answer,
         _ => Err("no answer in time".into()),
@@ -247,13 +314,13 @@ async fn ask_patroni(url: &str, patroni: Addr<PatroniWatcher>, limit: Duration, 
                 member.scope.as_deref().unwrap_or("unknown"),
                 member.role.as_deref().unwrap_or("unknown")
             );
-            findings.ok("Patroni", url, found);
+            findings.ok("Patroni", &object, found);
         }
         Err(why) => {
             let advice = "Check the option \"patroni_url\" and that Patroni runs on this node.";
             findings.add(
                 "Patroni",
-                url,
+                &object,
                 Status::Error,
                 format!("cannot be asked: {why}"),
                 advice,

@@ -53,16 +53,23 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
     let info = line
         .strip_prefix("INFO ")
         .and_then(|info| serde_json::from_str::<Value>(info).ok());
+    let has = |name: &str| {
+        let flag = info.as_ref().and_then(|info| info.get(name));
+        flag.and_then(Value::as_bool) == Some(true)
+    };
     let (server, wants_tls) = match (&info, is_silent) {
         (Some(info), _) => {
             let text = |name: &str| info.get(name).and_then(Value::as_str).unwrap_or("unknown");
-            let wants = info.get("tls_required").and_then(Value::as_bool) == Some(true);
-            (format!("{} ({})", text("version"), text("server_name")), wants)
+            let server = format!("{} ({})", text("version"), text("server_name"));
+            (server, has("tls_required"))
         }
-        (None, true) => ("that begins with TLS".into(), true),
-        (None, false) => return Err(unreachable(host, "what answers there is no NATS server".into())),
+        (None, true) if line.is_empty() => ("that begins with TLS".into(), true),
+        (None, _) => return Err(unreachable(host, "what answers there is no NATS server".into())),
     };
-    let tls = if wants_tls || tls.verify != Verify::Platform {
+    let offers_tls = is_silent || wants_tls || has("tls_available");
+    let tls = if !offers_tls && tls.verify != Verify::Platform {
+        Some(Err(Error::new(Kind::TlsFailed, "the NATS server offers no TLS")))
+    } else if wants_tls || tls.verify != Verify::Platform {
         let handshake = timeout(limit, shake_hands(stream.into_inner(), host, tls)).await;
         let late = || {
             Error::new(
@@ -70,7 +77,12 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
                 format!("TLS handshake with NATS server {host} timed out"),
             )
         };
-        Some(handshake.unwrap_or_else(|_| Err(late())))
+        let handshake = handshake.unwrap_or_else(|_| Err(late()));
+        if is_silent && handshake.is_err() {
+            let why = "it says nothing, and does not answer to TLS";
+            return Err(unreachable(host, why.into()));
+        }
+        Some(handshake)
     } else {
         None
     };

@@ -77,12 +77,23 @@ pub struct Inner {
     /// Why a durable subscription gets no messages.
     pub trouble: Option<Error>,
     dropping: Flood,
+    /// Dropped messages that the log does not tell of yet.
+    untold: usize,
 }
 
 impl Inner {
-    /// How long ago the oldest message that waits, or is at work, arrived, or was taken by its stream.
-    fn lag(&self) -> Duration {
-        let oldest = self.at_work.values().copied().chain(self.queue.oldest_us()).min();
+    fn tell_drops(&mut self, why: &str) {
+        let count = std::mem::take(&mut self.untold);
+        if count > 0 {
+            let (subject, function) = (&self.definition.subject, &self.definition.function);
+            log::warn!("{count} messages on subject \"{subject}\" for {function} were dropped: {why}");
+        }
+    }
+
+    /// How long ago the oldest message that waits, is at work, or is in hand, arrived, or was taken by its stream.
+    fn lag(&self, in_hand_us: Option<i64>) -> Duration {
+        let oldest = self.at_work.values().copied().chain(self.queue.oldest_us());
+        let oldest = oldest.chain(in_hand_us).min();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = |us: i64| Duration::from_micros(u64::try_from(us).unwrap_or(0));
         oldest.map_or(Duration::ZERO, |oldest| now.saturating_sub(since(oldest)))
@@ -135,6 +146,7 @@ impl Handler {
                 held_until: None,
                 trouble: None,
                 dropping: Flood::default(),
+                untold: 0,
             }),
         })
     }
@@ -212,13 +224,21 @@ impl Handler {
         let state = *self.state.borrow();
         let inner = self.lock();
         let definition = &inner.definition;
+        let is_refused = self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.status.borrow().refused.contains(&definition.subject));
         let state = match (state, &definition.source) {
             (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
             (State::Waiting, _) => "waiting",
+            (State::Live, _) if is_refused => "disabled",
             (State::Live, _) => "live",
             (State::Disabled | State::Over, _) => "disabled",
         };
         let problem = match (&definition.source, &self.connection) {
+            (Ok(_), Some(_)) if is_refused => {
+                Some("the NATS server does not let this user subscribe to the subject".to_string())
+            }
             (Err(error), _) => Some(error.to_string()),
             (Ok(_), Some(connection)) => {
                 let error = connection.status.borrow().error.clone();
@@ -230,10 +250,13 @@ impl Handler {
         };
         let (counts, times) = (&inner.counts, &inner.counts.times);
         let last = counts.last_error.as_ref();
-        let pending = definition
-            .consumer
-            .is_some()
-            .then(|| inner.undelivered + self.in_hand.count() as u64);
+        // What a handler without a subscription misses is not known.
+        let is_subscribed = state != "disabled" && state != "fenced";
+        let pending = (definition.consumer.is_some() && is_subscribed)
+            .then(|| inner.undelivered.saturating_add(self.in_hand.undone() as u64))
+            // As bigint has it, whatever NATS says.
+            .map(|pending| pending.min(i64::MAX as u64));
+        let lag = is_subscribed.then(|| inner.lag(self.in_hand.oldest_us()));
         vec![
             Some(definition.kind.name().to_string()),
             Some(definition.server.clone()),
@@ -250,7 +273,7 @@ impl Handler {
             Some(inner.queue.len().to_string()),
             Some(inner.queue.bytes().to_string()),
             pending.map(|pending| pending.to_string()),
-            Some(inner.lag().as_secs_f64().to_string()),
+            lag.map(|lag| lag.as_secs_f64().to_string()),
             Some(milliseconds(times.total)),
             Some(milliseconds(times.max)),
             Some(times.histogram()),
@@ -259,16 +282,21 @@ impl Handler {
     }
 
     /// Counts messages that are not executed, and says so in the log now and then.
-    pub fn dropped(&self, count: usize, why: &str) {
+    pub fn dropped(self: &Arc<Self>, count: usize, why: &'static str) {
         let mut inner = self.lock();
         inner.counts.dropped += count as u64;
-        if let Some(suppressed) = inner.dropping.pass() {
-            let Definition {
-                subject, function, ..
-            } = &*inner.definition;
-            log::warn!(
-                "{count} messages on subject \"{subject}\" for {function} were dropped: {why}{suppressed}"
-            );
+        inner.untold += count;
+        if inner.dropping.pass().is_some() {
+            inner.tell_drops(why);
+        } else if inner.untold == count
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // Perhaps no other ones follow, which would tell of these.
+            let handler = self.clone();
+            runtime.spawn(async move {
+                tokio::time::sleep(crate::flood::INTERVAL).await;
+                handler.lock().tell_drops(why);
+            });
         }
     }
 }

@@ -17,14 +17,16 @@ struct Message {
     reply: String,
     /// When it came, or JetStream was last told that it is worked on.
     told: Instant,
+    /// When the stream took it: microseconds since 1970.
+    time_us: i64,
 }
 
 /// The messages, and the stream that they are of.
 #[derive(Default)]
 pub struct InHand {
     messages: Mutex<Messages>,
-    /// Those that will be delivered again, with what `after` was.
-    postponed: Mutex<BTreeMap<u64, u64>>,
+    /// Those that will be delivered again, with what `after` was and when the stream took them.
+    postponed: Mutex<BTreeMap<u64, (u64, i64)>>,
     stream: Mutex<Stream>,
     /// There are fewer than before.
     pub fewer: Notify,
@@ -48,12 +50,25 @@ impl InHand {
         self.lock().len()
     }
 
+    /// Messages that are not done with, those that will come again included.
+    pub fn undone(&self) -> usize {
+        self.count() + self.postponed().len()
+    }
+
+    /// When the stream took the first of them, in microseconds since 1970.
+    pub fn oldest_us(&self) -> Option<i64> {
+        let here = self.lock().values().next().map(|message| message.time_us);
+        let to_come = self.postponed().values().next().map(|(_, time_us)| *time_us);
+        here.into_iter().chain(to_come).min()
+    }
+
     /// A message was delivered. `false` if it is here already: it will be acknowledged as the new delivery.
-    pub fn add(&self, sequence: u64, after: u64, reply: &str) -> bool {
+    pub fn add(&self, sequence: u64, after: u64, reply: &str, time_us: i64) -> bool {
         let message = Message {
             after,
             reply: reply.to_string(),
             told: Instant::now(),
+            time_us,
         };
         self.lock().insert(sequence, message).is_none()
     }
@@ -68,7 +83,8 @@ impl InHand {
     /// It will be delivered again: where that is to be said.
     pub fn postpone(&self, sequence: u64) -> Option<String> {
         let removed = self.lock().remove(&sequence)?;
-        self.postponed().insert(sequence, removed.after);
+        self.postponed()
+            .insert(sequence, (removed.after, removed.time_us));
         self.fewer.notify_one();
         Some(removed.reply)
     }
@@ -76,10 +92,10 @@ impl InHand {
     /// A message comes again: what `after` was the first time.
     pub fn again(&self, sequence: u64) -> Option<u64> {
         let known = self.lock().get(&sequence).map(|message| message.after);
-        known.or_else(|| self.postponed().remove(&sequence))
+        known.or_else(|| self.postponed().remove(&sequence).map(|(after, _)| after))
     }
 
-    fn postponed(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+    fn postponed(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, i64)>> {
         self.postponed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

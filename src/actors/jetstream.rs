@@ -266,8 +266,8 @@ impl Api {
         let description = error
             .get("description")
             .and_then(Value::as_str)
-            .unwrap_or("no description")
-            .to_string();
+            .unwrap_or("no description");
+        let description = crate::findings::line(description);
         let (kind, message) = match number {
             _ if code::NOT_ENABLED.contains(&number) => {
                 return self.unavailable(&format!("JetStream error {number}: {description}."));

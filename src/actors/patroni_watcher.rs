@@ -120,9 +120,10 @@ impl PatroniWatcher {
             Err(_) => "cannot be asked".into(),
         };
         if followed.last.as_ref() != Some(&what) {
+            let shown = patroni::without_password(&url);
             match &seen {
-                Ok(_) => log::info!("Patroni at {url}: {what}"),
-                Err(why) => log::warn!("Patroni at {url} {what}: {why}"),
+                Ok(_) => log::info!("Patroni at {shown}: {what}"),
+                Err(why) => log::warn!("Patroni at {shown} {what}: {why}"),
             }
             followed.last = Some(what);
         }

@@ -18,7 +18,7 @@ use super::stream_pump::stream_pump;
 use super::supervisor::{Left, Open, Supervisor};
 use super::system::Vital;
 use crate::channel::message::Row;
-use crate::channel::work::{Definition, Identity};
+use crate::channel::work::{Definition, HandlerKind, Identity};
 
 /// Longest wait for new handlers to be subscribed; they go on trying afterwards.
 const LIVE_LIMIT: Duration = Duration::from_secs(3);
@@ -103,13 +103,25 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
                 None => new.push(definition),
             }
         }
+        // What was counted of a handler stays when its options, or rights, have changed.
+        let gone = before.values().flatten();
+        let mut counts: HashMap<_, Counts> = gone
+            .map(|entry| {
+                (
+                    name(&entry.handler.definition()),
+                    entry.handler.lock().counts.clone(),
+                )
+            })
+            .collect();
         let ended: Vec<_> = before.into_values().flatten().filter_map(Entry::end).collect();
         self.live.insert(database, kept);
         let (supervisor, limits, inlet) = (self.supervisor.clone(), self.limits.clone(), self.inlet.clone());
         let starts = new.into_iter().map(move |definition| {
+            let counts = counts.remove(&name(&definition)).unwrap_or_default();
             start(
                 database,
                 definition,
+                counts,
                 supervisor.clone(),
                 limits.clone(),
                 inlet.clone(),
@@ -167,9 +179,22 @@ impl Entry {
     }
 }
 
+/// What people know a handler by.
+fn name(definition: &Definition) -> (HandlerKind, String, String, String) {
+    let Definition {
+        kind,
+        server,
+        subject,
+        function,
+        ..
+    } = definition;
+    (*kind, server.clone(), subject.clone(), function.clone())
+}
+
 async fn start(
     database: u32,
     mut definition: Definition,
+    counts: Counts,
     supervisor: Addr<Supervisor>,
     limits: Arc<Limits>,
     inlet: impl Inlet,
@@ -189,6 +214,7 @@ async fn start(
     let stop = watch::Sender::new(false);
     let handle = connection.as_ref().map(|(_, handle)| handle.clone());
     let handler = Handler::new(database, definition, handle, limits);
+    handler.lock().counts = counts;
     let pump = connection.map(|(key, handle)| {
         let (handler, stopped) = (handler.clone(), stop.subscribe());
         actix::spawn(async move {

@@ -65,7 +65,7 @@ fn error_headers(code: &str, message: &str) -> Option<HeaderMap> {
 }
 
 /// Tells requesters at once that nobody has time for them.
-pub fn answer_busy(handler: &Handler, requests: Vec<Incoming>) {
+pub fn answer_busy(handler: &Arc<Handler>, requests: Vec<Incoming>) {
     if requests.is_empty() {
         return;
     }

@@ -26,7 +26,7 @@ use super::outbox::{Wake, is_courier};
 use super::pace::Pace;
 use super::statistics;
 use super::status::Status;
-use super::supervisor::{Handle, Left, MappingsInUse, Open, Reload, Seat, stopped};
+use super::supervisor::{Compare, Handle, Left, MappingsInUse, Open, Reload, Seat, stopped};
 use super::transfers::{Transfer, Underway};
 use crate::channel::frame::Frame;
 use crate::channel::message::{JetStreamCall, Key, PROTOCOL, Peer, Reply, Request, StoreCall};
@@ -202,7 +202,15 @@ impl Session {
         }
         let (reply, body) = outcome.unwrap_or_else(|error| (Reply::Failed(error), Bytes::new()));
         let written = self.writer.send(id, self.load.peak(), &reply, &body).await;
-        self.peer_is_gone = written.is_err();
+        match written {
+            // It is too large for a frame; the peer waits for an answer.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                let failed = Reply::Failed(Error::new(Kind::Protocol, "the answer is too large"));
+                let written = self.writer.send(id, self.load.peak(), &failed, b"").await;
+                self.peer_is_gone = written.is_err();
+            }
+            written => self.peer_is_gone = written.is_err(),
+        }
         Ok(())
     }
 
@@ -456,12 +464,18 @@ impl Session {
                 self.call(id, statistics::rows(self.actors.clone(), database, of))
                     .await
             }
-            Request::Examine { settings, limit_ms } => {
+            Request::Examine {
+                key,
+                settings,
+                limit_ms,
+            } => {
                 let (patroni, limit) = (
                     self.actors.patroni.clone(),
                     Duration::from_millis(limit_ms.into()),
                 );
-                let examination = examine(*settings, patroni, limit);
+                let running = self.actors.supervisor.send(Compare(key, (*settings).clone()));
+                let running = async move { running.await.ok().flatten() };
+                let examination = examine(*settings, running, patroni, limit);
                 self.call(id, async move { done(Reply::Rows(examination.await)) })
                     .await
             }

@@ -1,5 +1,7 @@
 //! What callers may know of a connection, and how they wait for it. In the actor thread.
 
+use std::collections::HashSet;
+
 use actix::Addr;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -18,6 +20,8 @@ pub struct Status {
     /// Attempts that have failed.
     pub failures: u64,
     pub error: Option<Error>,
+    /// Subjects that the NATS server does not let this user subscribe to.
+    pub refused: HashSet<String>,
     /// While the connection is up and nothing is held that has to go first.
     pub client: Option<Requester>,
     /// The default JetStream domain.

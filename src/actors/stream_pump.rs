@@ -208,7 +208,10 @@ impl Supply {
         message.place = Some(place);
         handler.lock().undelivered = delivery.pending;
         message.time_us = delivery.time_us;
-        if !handler.in_hand.add(place.sequence, place.after, &reply) {
+        if !handler
+            .in_hand
+            .add(place.sequence, place.after, &reply, delivery.time_us)
+        {
             return true;
         }
         match handler.push(message) {

@@ -90,6 +90,11 @@ pub struct Reload {
     pub limit: Duration,
 }
 
+/// Whether the connection for a key has these settings; `None` if there is none.
+#[derive(Message)]
+#[rtype(result = "Option<bool>")]
+pub struct Compare(pub Key, pub Settings);
+
 /// A row for each connection.
 #[derive(Message)]
 #[rtype(result = "Vec<Row>")]
@@ -262,6 +267,16 @@ impl Handler<Reload> for Supervisor {
                 .into_iter()
                 .try_for_each(|outcome| outcome.unwrap_or_else(|_| Err(stopped())))
         })
+    }
+}
+
+impl Handler<Compare> for Supervisor {
+    type Result = ResponseFuture<Option<bool>>;
+
+    fn handle(&mut self, Compare(key, settings): Compare, _: &mut Self::Context) -> Self::Result {
+        let handle = self.connections.get(&key);
+        let compared = handle.map(|handle| handle.connection.send(connection::Has(settings)));
+        Box::pin(async move { compared?.await.ok() })
     }
 }
 

@@ -9,6 +9,7 @@ use async_nats::Statistics;
 use super::statistics::{milliseconds, seconds};
 use super::traffic::Traffic;
 use crate::channel::message::Row;
+use crate::findings;
 
 /// What the view `litmus_pgnats.connections` shows, but for what the supervisor knows.
 #[derive(Debug)]
@@ -78,8 +79,8 @@ impl Tally {
     }
 
     /// Notes an error; never one that holds a secret.
-    pub fn failed(&mut self, error: String) {
-        self.last_error = Some((error, SystemTime::now()));
+    pub fn failed(&mut self, error: &str) {
+        self.last_error = Some((findings::line(error), SystemTime::now()));
     }
 
     pub fn reset(&mut self) {

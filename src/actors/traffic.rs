@@ -27,7 +27,10 @@ impl Totals {
             in_msgs: statistics.in_messages.load(Ordering::Relaxed),
             out_msgs: statistics.out_messages.load(Ordering::Relaxed),
             in_bytes: statistics.in_bytes.load(Ordering::Relaxed),
-            out_bytes: statistics.out_bytes.load(Ordering::Relaxed),
+            out_bytes: written(
+                statistics.out_bytes.load(Ordering::Relaxed),
+                statistics.out_messages.load(Ordering::Relaxed),
+            ),
         }
     }
 }
@@ -57,6 +60,15 @@ impl Sub for Totals {
         }
     }
 }
+
+/// async-nats 0.51 counts a message's subject and payload when it takes the message, and all of its bytes when it writes
+/// them. So this is what it has written, but for half of the bytes of headers.
+fn written(counted: u64, messages: u64) -> u64 {
+    (counted + PUB * messages) / 2
+}
+
+/// What the protocol adds to a subject and a payload: `PUB`, the length, spaces and line ends.
+const PUB: u64 = 13;
 
 /// The clients' numbers.
 #[derive(Debug, Default)]

@@ -137,7 +137,10 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
                     .map_err(|error| Error::new(Kind::Protocol, error.message))?;
                 say(&mut client, Said::Fetched(batch.map(Box::new)), &body)?;
             }
-            Reply::Executor(Told::Leave) => return Ok(()),
+            Reply::Executor(Told::Leave) => {
+                worker.farewell();
+                return Ok(());
+            }
             _ => return Err(Error::new(Kind::Protocol, "unexpected order")),
         }
         worker::tidy_up();

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::findings;
 use crate::flood::Burst;
 use crate::pg::report;
 use crate::sql::settings;
@@ -108,7 +109,7 @@ impl log::Log for Logger {
         let Some(suppressed) = bursts.entry(place).or_default().pass() else {
             return;
         };
-        let text = format!("{}{suppressed}", record.args());
+        let text = format!("{}{suppressed}", findings::line(&record.args().to_string()));
         if self.queue.try_send((record.level(), text)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

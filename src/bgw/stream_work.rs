@@ -1,6 +1,7 @@
 //! What a durable subscription has applied: kept in its own table, changed in the transaction of the effects themselves,
 //! so that a message which comes again is skipped. Runs in executors.
 
+use super::logging;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -129,7 +130,15 @@ pub fn give_up(
             true
         })
     });
-    done.unwrap_or(false)
+    let done = done.unwrap_or(false);
+    if done && stream.stop_on_failure {
+        let text = format!(
+            "durable subscription of stream \"{}\" stops at message {}, which has failed {} times: {why}",
+            work.subject, place.sequence, place.deliveries
+        );
+        logging::write(log::Level::Warn, &text, "", "");
+    }
+    done
 }
 
 fn stop(stream: &StreamWork, place: Place, why: &str) {

@@ -248,6 +248,14 @@ impl Worker {
         say(Said::Worked(worked), &replies)
     }
 
+    /// Tells of the failures that no line in the log tells of, before the executor ends.
+    pub fn farewell(&self) {
+        for flood in self.complaints.values().filter(|flood| flood.rest() > 0) {
+            let text = format!("{} more messages have failed lately", flood.rest());
+            logging::write(log::Level::Warn, &text, "", "");
+        }
+    }
+
     fn complain(&mut self, work: &Work, message: &Delivered, error: &Caught) {
         let flood = self.complaints.entry(work.function).or_default();
         let Some(suppressed) = flood.pass() else { return };

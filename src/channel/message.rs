@@ -111,9 +111,10 @@ pub enum Request {
     ResetStatistics {
         database: u32,
     },
-    /// Answered with rows: what is found out about a connection with these settings, which is made for that. The limit is
-    /// for each step.
+    /// Answered with rows: what is found out about a connection with these settings, which is made for that, and about
+    /// the one that runs. The limit is for each step.
     Examine {
+        key: Key,
         settings: Box<Settings>,
         limit_ms: u32,
     },

@@ -119,10 +119,11 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes one frame; waits while the peer does not read.
+    /// Writes one frame; waits while the peer does not read. `InvalidData` if it is too large: nothing is written then.
     pub async fn send(&mut self, id: u32, load: u16, reply: &Reply, body: &[u8]) -> io::Result<()> {
         self.buffer.clear();
-        encode(&mut self.buffer, id, load, reply, body).map_err(io::Error::other)?;
+        let encoded = encode(&mut self.buffer, id, load, reply, body);
+        encoded.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         self.write.write_all(&self.buffer).await?;
         Counts::add(&self.counts.frames_out, 1);
         Counts::add(&self.counts.bytes_out, self.buffer.len());

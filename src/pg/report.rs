@@ -82,6 +82,24 @@ fn copy(text: &str) -> *const c_char {
 /// Text for a message in the database's encoding, where a character that this lacks is escaped.
 fn printable(text: &str) -> CString {
     let text = text.replace('\0', "\\0");
+    let bytes = PgTryBuilder::new(|| to_server(&text).into_owned())
+        .catch_others(|_| escaped(&text).into_bytes())
+        .execute();
+    CString::new(bytes).unwrap_or_default()
+}
+
+/// Text that can be a value in this database, whose encoding may lack a character: then all such are escaped.
+pub fn displayable(text: String) -> String {
+    let has_all = PgTryBuilder::new(|| {
+        to_server(&text);
+        true
+    })
+    .catch_others(|_| false)
+    .execute();
+    if has_all { text } else { escaped(&text) }
+}
+
+fn escaped(text: &str) -> String {
     let escape = |c: char| {
         if c.is_ascii() {
             c.to_string()
@@ -89,11 +107,7 @@ fn printable(text: &str) -> CString {
             c.escape_default().to_string()
         }
     };
-    let escaped = || text.chars().map(escape).collect::<String>().into_bytes();
-    let bytes = PgTryBuilder::new(|| to_server(&text).into_owned())
-        .catch_others(|_| escaped())
-        .execute();
-    CString::new(bytes).unwrap_or_default()
+    text.chars().map(escape).collect()
 }
 
 /// # Safety

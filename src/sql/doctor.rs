@@ -1,14 +1,15 @@
 //! `litmus_pgnats.doctor()`: what is well, what is wrong, and what to do. What concerns NATS is found out by the runtime
 //! worker, in `actors/examine.rs`. Runs in backends.
 
-use super::{call, server, settings};
+use super::{call, server, settings, statistics};
 use crate::actors::examine::STEPS;
 use crate::bgw::runtime;
 use crate::channel::message::{Key, Reply, Request, Row};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::findings::{Findings, Status};
 use crate::pg::catalog::{self, Server};
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::Text;
 use crate::pg::query::query;
 use crate::pg::transaction::Parameters;
 
@@ -23,19 +24,26 @@ fn doctor(_: &Call<'_>) -> Result<Value> {
     let mut findings = Findings::default();
     preload(&mut findings);
     let is_running = runtime_worker(&mut findings);
-    worker_slots(&mut findings);
+    worker_slots(is_running, &mut findings);
     versions(&mut findings);
     let servers = catalog::servers()?;
     if servers.is_empty() {
         let advice = "CREATE SERVER name FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host 'localhost') defines one.";
         findings.wrong("foreign server", "", "there is none in this database", advice);
     }
-    for server in &servers {
-        foreign_server(server, is_running, &mut findings);
+    if servers.len() > 1 && settings::server().is_none() {
+        let found = "there are several, and litmus_pgnats.server names none: calls of this session fail";
+        let advice = "SET litmus_pgnats.server = 'name', or ALTER DATABASE ... SET for all sessions.";
+        findings.warn("foreign server", "", found, advice);
     }
-    handlers(&mut findings);
+    for server in &servers {
+        foreign_server(server, is_running, &mut findings)?;
+    }
+    if is_running {
+        handlers(&mut findings);
+    }
     outbox(&mut findings);
-    Ok(Value::Rows(findings.into_rows()))
+    Ok(statistics::displayable(findings.into_rows()))
 }
 
 fn preload(findings: &mut Findings) {
@@ -66,7 +74,7 @@ fn runtime_worker(findings: &mut Findings) -> bool {
     }
 }
 
-fn worker_slots(findings: &mut Findings) {
+fn worker_slots(is_running: bool, findings: &mut Findings) {
     const ADVICE: &str = "Raise max_worker_processes, and restart.";
     let missing =
         "SELECT string_agg(database, ', ') FROM litmus_pgnats.executors WHERE state = 'no worker slot'";
@@ -88,6 +96,14 @@ fn worker_slots(findings: &mut Findings) {
         Some(databases) => {
             let found = format!("{found}; there was none for executors of {databases}");
             findings.wrong("worker slots", "", found, ADVICE);
+        }
+        None if free < 1 && !is_running => {
+            findings.wrong(
+                "worker slots",
+                "",
+                format!("{found}: the runtime worker wants one"),
+                ADVICE,
+            );
         }
         // One to look, and executors for one more database.
         None if free < 2 => findings.warn(
@@ -124,8 +140,8 @@ fn versions(findings: &mut Findings) {
     }
 }
 
-/// The options as the caller's calls would use them, and what becomes of them.
-fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) {
+/// The options as the caller's calls would use them, and what becomes of them. Fails if the statement is cancelled.
+fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) -> Result<()> {
     const CHECK: &str = "foreign server";
     let (role, name) = (catalog::current_role(), server.name.as_str());
     if !catalog::has_usage(role, server.oid) {
@@ -134,13 +150,17 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) {
             catalog::role_name(role)
         );
         let advice = "GRANT USAGE ON FOREIGN SERVER name TO role gives the right.";
-        return findings.warn(CHECK, name, found, advice);
+        findings.warn(CHECK, name, found, advice);
+        return Ok(());
     }
     let options = catalog::server_options(server.oid).unwrap_or_default();
-    let open: Vec<&str> = SECRETS
+    let mut open: Vec<&str> = SECRETS
         .into_iter()
         .filter(|name| options.contains_key(*name))
         .collect();
+    if options.get("patroni_url").is_some_and(|url| url.contains('@')) {
+        open.push("patroni_url");
+    }
     if !open.is_empty() {
         let found = format!(
             "every user of the database can read its option {}",
@@ -158,26 +178,24 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) {
     };
     let settings = match server::read_settings(key) {
         Ok(Some(settings)) => settings,
-        Ok(None) => return,
-        Err(error) => return findings.failed(CHECK, name, &error, "Correct the options."),
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            findings.failed(CHECK, name, &error, "Correct the options.");
+            return Ok(());
+        }
     };
-    let mapping = if key.mapping == 0 {
-        "no user mapping"
-    } else {
-        "a user mapping"
-    };
+    let mapping = if key.mapping == 0 { "no" } else { "a" };
     let hosts: Vec<String> = settings.hosts.iter().map(ToString::to_string).collect();
-    let found = format!(
-        "{}, with {mapping} of {}",
-        hosts.join(", "),
-        catalog::role_name(role)
-    );
+    let role = catalog::role_name(role);
+    let found = format!("{}, as role {role} with {mapping} user mapping", hosts.join(", "));
     findings.ok(CHECK, name, found);
     if !is_running {
-        return;
+        return Ok(());
     }
+    running_connections(name, findings);
     let limit = settings::connect_timeout();
     let request = Request::Examine {
+        key,
         settings: Box::new(settings),
         limit_ms: call::milliseconds(limit),
     };
@@ -186,7 +204,24 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) {
             Reply::Rows(rows) => findings.include(name, rows),
             _ => findings.failed(CHECK, name, &call::unexpected_reply(), ""),
         },
-        Err(error) => findings.failed(CHECK, name, &error, ""),
+        Err(error) if error.kind == Kind::Interrupted => return Err(error),
+        Err(error) => findings.failed(CHECK, name, &error, "Look into the server log."),
+    }
+    Ok(())
+}
+
+/// Those that sessions and handlers share, and that do not stand now.
+fn running_connections(server: &str, findings: &mut Findings) {
+    let down = query(
+        "SELECT 'connecting since ' || since || coalesce(': ' || last_error, '') || ', ' || queued || ' messages wait'
+         FROM litmus_pgnats.connections
+         WHERE database = current_database() AND server = $1 AND state <> 'connected'",
+        &[Text(server)],
+    );
+    for found in down.into_iter().flatten().flatten() {
+        let advice = "It goes on by itself; options that were changed since it was made are applied by \
+                      litmus_pgnats_reload_conf().";
+        findings.wrong("running connection", server, found, advice);
     }
 }
 
@@ -194,9 +229,26 @@ fn handlers(findings: &mut Findings) {
     if catalog::is_in_recovery() {
         return findings.ok("handlers", "", "this server is a standby, where none runs");
     }
+    let superusers = query(
+        "SELECT h.role::text, count(*) FROM litmus_pgnats.handlers h JOIN pg_roles r ON r.oid = h.role AND r.rolsuper
+         GROUP BY 1 ORDER BY 1",
+        &[],
+    );
+    for row in superusers {
+        if let Ok([Some(role), Some(count)]) = <[Option<String>; 2]>::try_from(row) {
+            let found = format!("{count} run as superuser, with whatever anybody sends");
+            findings.warn(
+                "handlers",
+                &role,
+                found,
+                "Register them as a role with few rights.",
+            );
+        }
+    }
     let rows = query(
-        "SELECT h.kind || ' ' || h.subject || ' -> ' || h.function, h.state, h.problem, h.role::text, r.rolsuper, o.rolname,
-                o.oid <> h.role AND NOT o.rolsuper, h.messages, h.errors, h.dropped, h.last_error
+        "SELECT h.kind || ' ' || h.subject || ' -> ' || h.function, h.state, h.problem, h.role::text, o.rolname,
+                o.oid <> h.role AND NOT o.rolsuper AND NOT r.rolsuper, h.messages, h.errors, h.dropped, h.queued,
+                h.last_error, h.lag > interval '1 min', h.lag
          FROM litmus_pgnats.handlers h LEFT JOIN pg_roles r ON r.oid = h.role
          LEFT JOIN pg_proc p ON p.oid = to_regprocedure(h.function) LEFT JOIN pg_roles o ON o.oid = p.proowner
          ORDER BY 1",
@@ -206,71 +258,73 @@ fn handlers(findings: &mut Findings) {
         findings.ok("handlers", "", "there is none in this database");
     }
     for row in rows {
-        if let Ok(
-            [
-                Some(name),
-                Some(state),
-                problem,
-                role,
-                is_superuser,
-                owner,
-                is_others,
-                messages,
-                errors,
-                dropped,
-                last,
-            ],
-        ) = <[Option<String>; 11]>::try_from(row)
-        {
-            let is = |flag: &Option<String>| flag.as_deref() == Some("t");
-            let (role, text) = (role.unwrap_or_default(), |text: Option<String>| {
-                text.unwrap_or_default()
-            });
-            let Some(owner) = owner else {
-                let advice = "Register it again, with a function that exists.";
-                findings.wrong(
-                    "handler",
-                    &name,
-                    "its function or its role does not exist",
-                    advice,
-                );
-                continue;
-            };
-            if state != "live" || problem.is_some() {
-                let found = format!(
-                    "{state}: {}",
-                    problem.unwrap_or_else(|| "it is not subscribed yet".into())
-                );
-                let status = if state == "waiting" {
-                    Status::Warning
-                } else {
-                    Status::Error
-                };
-                let advice = "It goes on by itself when that is put right.";
-                findings.add("handler", &name, status, found, advice);
-            }
-            if is(&is_superuser) {
-                let found = format!("runs as superuser {role}, with whatever anybody sends");
-                findings.warn("handler", &name, found, "Register it as a role with few rights.");
-            } else if is(&is_others) {
-                let found = format!("its function belongs to {owner}, who can have it do anything as {role}");
-                findings.warn(
-                    "handler",
-                    &name,
-                    found,
-                    "Have the function belong to the role that it runs as.",
-                );
-            }
-            let (messages, errors, dropped) = (text(messages), text(errors), text(dropped));
-            let counts = format!("{messages} messages, {errors} errors, {dropped} dropped");
-            if errors == "0" && dropped == "0" {
-                findings.ok("handler", &name, counts);
-            } else {
-                let found = format!("{counts}; last error: {}", last.unwrap_or_else(|| "none".into()));
-                let advice = "The server log tells more; litmus_pgnats.stat_reset() counts anew.";
-                findings.warn("handler", &name, found, advice);
-            }
+        if let Ok(row) = <[Option<String>; 13]>::try_from(row) {
+            handler(row, findings);
         }
+    }
+}
+
+fn handler(row: [Option<String>; 13], findings: &mut Findings) {
+    const CHECK: &str = "handler";
+    let [
+        name,
+        state,
+        problem,
+        role,
+        owner,
+        is_others,
+        messages,
+        errors,
+        dropped,
+        queued,
+        last,
+        is_late,
+        lag,
+    ] = row.map(Option::unwrap_or_default);
+    if owner.is_empty() {
+        let advice = "Register it again, with a function that exists.";
+        return findings.wrong(CHECK, &name, "its function or its role does not exist", advice);
+    }
+    if is_others == "t" {
+        let found = format!("its function belongs to {owner}, who can have it do anything as {role}");
+        findings.warn(
+            CHECK,
+            &name,
+            found,
+            "Have the function belong to the role that it runs as.",
+        );
+    }
+    if state != "live" || !problem.is_empty() {
+        let status = if state == "waiting" {
+            Status::Warning
+        } else {
+            Status::Error
+        };
+        let advice = if problem.contains("has failed") {
+            "Correct the function, then call nats_subscribe_stream again."
+        } else {
+            "It goes on by itself when that is put right; changed options want litmus_pgnats_reload_conf()."
+        };
+        let why = if problem.is_empty() {
+            "it is not subscribed yet"
+        } else {
+            &problem
+        };
+        return findings.add(CHECK, &name, status, format!("{state}: {why}"), advice);
+    }
+    let counts = format!("{messages} messages, {errors} errors, {dropped} dropped, {queued} queued");
+    if errors != "0" || dropped != "0" {
+        let found = format!(
+            "{counts}; last error: {}",
+            if last.is_empty() { "none" } else { &last }
+        );
+        let advice = "The server log tells more; litmus_pgnats.stat_reset() counts anew.";
+        findings.warn(CHECK, &name, found, advice);
+    } else if is_late == "t" {
+        let advice = "The function is slower than its messages come, or fails again and again.";
+        findings.warn(CHECK, &name, format!("{counts}, {lag} behind"), advice);
+    } else {
+        findings.ok(CHECK, &name, counts);
     }
 }
 
@@ -279,7 +333,7 @@ fn outbox(findings: &mut Findings) {
                FROM litmus_pgnats.outbox_waiting WHERE oldest < now() - interval '1 min'";
     for row in query(old, &[]) {
         if let Ok([Some(object), Some(found)]) = <[Option<String>; 2]>::try_from(row) {
-            let advice = "The server log says why; see outbox in docs/operations.md.";
+            let advice = "The server log says why; docs/operations.md has causes, under Troubleshooting.";
             findings.warn("outbox", &object, found, advice);
         }
     }

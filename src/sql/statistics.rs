@@ -1,10 +1,11 @@
 //! What the runtime counts, as rows for the views of schema `litmus_pgnats`.
 
 use super::{call, settings};
-use crate::channel::message::{Reply, Request, Statistics};
+use crate::channel::message::{Reply, Request, Row, Statistics};
 use crate::error::Result;
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::report;
 
 sql_function!(litmus_pgnats_stat_handlers, |_: &Call<'_>| rows(
     Statistics::Handlers
@@ -31,9 +32,19 @@ fn rows(of: Statistics) -> Result<Value> {
     let database = catalog::database_oid();
     let request = Request::Statistics { database, of };
     match call::tell(&request, settings::connect_timeout())?.message {
-        Reply::Rows(rows) => Ok(Value::Rows(rows)),
+        Reply::Rows(rows) => Ok(displayable(rows)),
         _ => Err(call::unexpected_reply()),
     }
+}
+
+/// Names of other databases, and of NATS, may have characters that this one lacks.
+pub fn displayable(rows: Vec<Row>) -> Value {
+    let row = |row: Row| {
+        row.into_iter()
+            .map(|text| text.map(report::displayable))
+            .collect()
+    };
+    Value::Rows(rows.into_iter().map(row).collect())
 }
 
 /// A runtime that does not run has nothing to forget.

@@ -60,8 +60,7 @@ impl Connection {
                 return;
             }
             actor.tally.measured(rtt);
-            // Who may not publish to an inbox of his own is not asked again.
-            if rtt.is_some() {
+            if actor.may_measure {
                 actor.measure_after(RTT_INTERVAL, ctx);
             }
         }));
