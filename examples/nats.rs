@@ -37,6 +37,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(mut arguments: Vec<String>) -> Outcome {
+    if arguments.iter().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return Ok(());
+    }
     let server = option(&mut arguments, "--server")?.unwrap_or_else(|| "nats://127.0.0.1:4222".into());
     let count = option(&mut arguments, "--count")?
         .map(|n| n.parse())
