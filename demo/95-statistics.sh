@@ -16,11 +16,13 @@ CREATE FUNCTION note_reading(speed text, subject text) RETURNS void LANGUAGE sql
 CREATE FUNCTION top_speed(machine text) RETURNS text LANGUAGE sql AS $$
   SELECT max(speed)::text FROM public.readings s WHERE s.machine = top_speed.machine $$;
 SELECT nats_subscribe('machines.*.speed', 'note_reading'), litmus_pgnats_register_responder('machines.top', 'top_speed');
+-- What a session asks next waits until they are there.
+SELECT server_name FROM nats_get_server_info();
 SQL
 run pub machines.7.speed 1200
 run pub machines.7.speed "not a number"
 sql <<'SQL'
-SELECT pg_sleep(0.2);
+SELECT pg_sleep(0.5);
 SELECT nats_request_text('machines.top', '7');
 SQL
 expect 1200
@@ -47,4 +49,4 @@ SELECT check_name, object, status, found FROM litmus_pgnats.doctor();
 SELECT check_name, found, advice FROM litmus_pgnats.doctor() WHERE status <> 'ok' LIMIT 1 \gx
 SQL
 expect "nats-server"
-expect "Register it as a role with few rights."
+expect "Register them as a role with few rights."
