@@ -153,6 +153,8 @@ lint: ## formatting, clippy, shellcheck, and that the pure half stays free of Po
 	@scripts/setup.sh rust pg15
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	# Its lock file has what the library is made of too.
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	cargo clippy --locked --all-targets -- -D warnings
 	PGRX_PG_CONFIG_PATH="$(STATE)/pg15/bin/pg_config" \
 		cargo clippy --locked --all-targets --no-default-features --features pg15 -- -D warnings
