@@ -43,8 +43,8 @@ pub struct Worker {
     role: Option<u32>,
     /// The role's settings, and the version of all settings that they were read at.
     settings: Option<(u64, Vec<(String, String)>)>,
-    /// By function.
-    complaints: HashMap<u32, Flood>,
+    /// By function, with what people call it.
+    complaints: HashMap<u32, (Flood, String)>,
 }
 
 /// A message with its payload.
@@ -250,14 +250,14 @@ impl Worker {
 
     /// Tells of the failures that no line in the log tells of, before the executor ends.
     pub fn farewell(&self) {
-        for flood in self.complaints.values().filter(|flood| flood.rest() > 0) {
-            let text = format!("{} more messages have failed lately", flood.rest());
+        for (flood, who) in self.complaints.values().filter(|(flood, _)| flood.rest() > 0) {
+            let text = format!("{who} failed for {} more messages", flood.rest());
             logging::write(log::Level::Warn, &text, "", "");
         }
     }
 
     fn complain(&mut self, work: &Work, message: &Delivered, error: &Caught) {
-        let flood = self.complaints.entry(work.function).or_default();
+        let (flood, who) = self.complaints.entry(work.function).or_default();
         let Some(suppressed) = flood.pass() else { return };
         let function = transaction(|| Function::find(work.function)).ok().flatten();
         let name = function.map_or_else(|| work.function.to_string(), |function| function.name);
@@ -265,8 +265,9 @@ impl Worker {
             HandlerKind::Subscription | HandlerKind::Stream => "callback",
             HandlerKind::Responder => "responder",
         };
+        *who = format!("{what} {name}");
         let text = format!(
-            "{what} {name} failed for a message on subject \"{}\": {}{suppressed}",
+            "{who} failed for a message on subject \"{}\": {}{suppressed}",
             message.subject, error.message
         );
         let detail = format!("SQLSTATE {}. Context: {}", error.sqlstate, error.context);
