@@ -87,6 +87,45 @@ async fn what_is_new_is_so_from_the_registration_on() {
     }
 }
 
+/// A nats-server that is killed while it removes a consumer forgets the consumer, but leaves its state for the next one of
+/// the same name: what that one had in hand comes again.
+#[tokio::test]
+async fn a_consumer_that_was_half_removed_takes_nothing_with_it() {
+    for durable in ["", ", durable => 'named'"] {
+        let (mut scene, session, events) = scene().await;
+        run(
+            &session,
+            &format!("SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s' {durable})"),
+        )
+        .await;
+        events.count_off(1..=3).await;
+        until_number(&session, 3, "SELECT count(*) FROM got").await;
+        eventually_eq(SOON, 3, async || {
+            events.consumer().await.ack_floor.stream_sequence
+        })
+        .await;
+        // What is delivered now waits for a lock, and is forgotten with the runtime.
+        run(&session, "BEGIN; LOCK TABLE got").await;
+        events.count_off(4..=10).await;
+        eventually_eq(SOON, 10, async || {
+            events.consumer().await.delivered.stream_sequence
+        })
+        .await;
+        scene.nats.stop().await;
+        let consumers = scene.nats.jetstream_dir().join("jetstream/$G/streams/events/obs");
+        for consumer in std::fs::read_dir(consumers).expect("the consumers") {
+            let checksum = consumer.expect("a consumer").path().join("meta.sum");
+            std::fs::remove_file(checksum).expect("a checksum");
+        }
+        scene.pg.restart(Stop::Immediate).await;
+        scene.nats.restart().await;
+        let session = scene.pg.connect().await;
+        until_number(&session, 10, "SELECT count(DISTINCT payload) FROM got").await;
+        assert_eq!(number(&session, "SELECT count(*) FROM got").await, 10);
+        until_number(&session, 10, &format!("SELECT applied_to FROM {ALL}")).await;
+    }
+}
+
 /// The commit stands and its acknowledgement is lost: the redelivery is skipped.
 #[tokio::test]
 async fn what_was_applied_is_skipped_when_it_comes_again() {

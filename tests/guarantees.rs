@@ -140,10 +140,35 @@ async fn nothing_lost_nothing_twice(sink: &str, victims: &[Victim], cycles: usiz
     // The last kill has yet to be noticed.
     tokio::time::sleep(Duration::from_secs(1)).await;
     println!("{sink}: {kills:?}");
-    all_moved_once(&scene.pg).await;
+    all_moved_once(&scene.nats, &scene.pg).await;
 }
 
-async fn all_moved_once(pg: &Postgres) {
+/// Where what has not been moved may be.
+async fn standing(nats: &NatsServer, source: &Session, sink: &Session) -> String {
+    let numbers = async |session: &Session, sql| -> Vec<i32> {
+        let rows = session.query(sql, &[]).await.expect("numbers");
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let moved = numbers(sink, "SELECT n FROM moved").await;
+    let mut missing = numbers(source, "SELECT n FROM sent ORDER BY n").await;
+    missing.retain(|n| !moved.contains(n));
+    let waiting = number(source, WAITING).await;
+    let rows = async |session, view: &str| {
+        text(
+            session,
+            &format!("SELECT coalesce(json_agg(v), '[]')::text FROM litmus_pgnats.{view} v"),
+        )
+        .await
+    };
+    let outbox = rows(source, "outbox_waiting").await;
+    let subscription = rows(sink, "stream_subscriptions").await;
+    let jetstream = nats.monitor("/jsz?streams=true&consumers=true").await;
+    format!(
+        "missing {missing:?}\n{waiting} in the outbox {outbox}\nsubscription {subscription}\nJetStream {jetstream}"
+    )
+}
+
+async fn all_moved_once(nats: &NatsServer, pg: &Postgres) {
     let began = Instant::now();
     let connect =
         async |database| eventually(LONG, async || pg.try_connect_as("postgres", database).await.ok()).await;
@@ -154,8 +179,13 @@ async fn all_moved_once(pg: &Postgres) {
         let moved = number(&session, "SELECT count(*) FROM moved").await;
         if moved >= sent {
             Ok(())
+        } else if began.elapsed() < LONG.mul_f32(0.9) {
+            Err(String::new())
         } else {
-            Err(format!("{moved} of {sent}"))
+            Err(format!(
+                "{moved} of {sent}; {}",
+                standing(nats, &source, &session).await
+            ))
         }
     })
     .await;
@@ -228,5 +258,5 @@ async fn a_standby_is_promoted_in_the_middle() {
         write_from(standby.config(), &new, last + 1_000_000).await;
     };
     tokio::join!(promotion, writing);
-    all_moved_once(&standby).await;
+    all_moved_once(&scene.nats, &standby).await;
 }

@@ -86,9 +86,7 @@ pub async fn find(
         );
     }
     if begins_anew {
-        let name = format!("CONSUMER.DELETE.{stream}.{durable}");
-        api.request_unless(code::CONSUMER_NOT_FOUND, &name, &Value::Null)
-            .await?;
+        delete(api, stream, durable).await?;
     }
     let former = existing.as_ref().filter(|_| !begins_anew);
     let mut config = configuration(consumer);
@@ -96,20 +94,34 @@ pub async fn find(
     let floor = if retention == "workqueue" { Some(0) } else { floor };
     config.extend(begin(consumer, floor, former));
     let body = json!({"stream_name": stream, "config": config});
-    let made = api
-        .request(&format!("CONSUMER.CREATE.{stream}.{durable}"), &body)
-        .await?;
-    let base = match former {
-        Some(_) => acknowledged,
-        None => number(Some(&made), "delivered", "stream_seq"),
+    let create = format!("CONSUMER.CREATE.{stream}.{durable}");
+    let mut made = api.request(&create, &body).await?;
+    let has_delivered = |made: &Value| number(Some(made), "delivered", "consumer_seq") > 0;
+    // A nats-server that is killed while it removes a consumer leaves its state behind, which the next one of that name
+    // takes up: what it had in hand, and acknowledgements of what the database has lost.
+    let is_ahead = |made| floor.is_some_and(|floor| number(Some(made), "ack_floor", "stream_seq") > floor);
+    if former.is_none() && has_delivered(&made) && (is_own || is_ahead(&made)) {
+        delete(api, stream, durable).await?;
+        made = api.request(&create, &body).await?;
+    }
+    let begins_after = if has_delivered(&made) {
+        "ack_floor"
+    } else {
+        "delivered"
     };
     Ok(Found {
-        base,
+        base: number(Some(&made), begins_after, "stream_seq"),
         pending: made.get("num_pending").and_then(Value::as_u64).unwrap_or(0),
         stream_created,
         consumer_sequence: number(Some(&made), "delivered", "consumer_seq"),
         stream_sequence: number(Some(&made), "delivered", "stream_seq"),
     })
+}
+
+async fn delete(api: &Api, stream: &str, durable: &str) -> Result<()> {
+    let name = format!("CONSUMER.DELETE.{stream}.{durable}");
+    let deleted = api.request_unless(code::CONSUMER_NOT_FOUND, &name, &Value::Null);
+    deleted.await.map(|_| ())
 }
 
 fn configuration(consumer: &Consumer) -> Map<String, Value> {

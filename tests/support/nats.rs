@@ -80,7 +80,7 @@ impl NatsServer {
     }
 
     fn write_config(&self) {
-        let (path, store) = (self.config_path(), self.work.path().join("jetstream"));
+        let (path, store) = (self.config_path(), self.jetstream_dir());
         let text = self
             .config
             .render(self.port(), self.monitor_port.number(), &store);
@@ -143,6 +143,11 @@ impl NatsServer {
     /// Everything in the server's log.
     pub fn log(&self) -> String {
         self.daemon.log()
+    }
+
+    /// Where the server keeps its streams.
+    pub fn jetstream_dir(&self) -> PathBuf {
+        self.work.path().join("jetstream")
     }
 
     /// Kills the server with SIGKILL.
