@@ -6,7 +6,7 @@ mod support;
 use async_nats::jetstream::{self, kv};
 use serde_json::json;
 use stage::*;
-use support::Session;
+use support::{Session, eventually_eq};
 
 /// What a query returns, each row as text.
 async fn rows(session: &Session, sql: &str) -> Vec<String> {
@@ -311,6 +311,34 @@ async fn many_keys() {
     run(&session, "SELECT nats_put_text('b', 'some.tokens.' || n || '.' || repeat('t.', 100) || 'end', n::text) FROM generate_series(1, 500) n").await;
     let right = "SELECT count(*) = 500 AND bool_and(nats_get_text('b', k) = split_part(k, '.', 3)) FROM nats_list_keys('b') k";
     assert!(value::<bool>(&session, right).await);
+}
+
+/// NATS limits how many consumers a stream has: however often a bucket is read, it has none in the end, and few meanwhile.
+#[tokio::test]
+async fn reading_leaves_no_consumer() {
+    let stage = Stage::jetstream().await;
+    let session = stage.pg.connect().await;
+    let mut bucket = json!({
+        "name": "KV_b", "subjects": ["$KV.b.>"], "retention": "limits", "storage": "memory", "num_replicas": 1,
+        "max_msgs_per_subject": 64, "discard": "new", "allow_rollup_hdrs": true, "allow_direct": true,
+    });
+    bucket["max_consumers"] = 10.into();
+    let client = stage.nats.client().await;
+    let made = client
+        .request("$JS.API.STREAM.CREATE.KV_b", bucket.to_string().into())
+        .await;
+    let made = String::from_utf8_lossy(&made.expect("an answer").payload).into_owned();
+    assert!(!made.contains("error"), "{made}");
+    let put = "SELECT count(nats_put_text('b', 'k' || n % 10, n::text)) FROM generate_series(1, 640) n";
+    run(&session, put).await;
+    let read = "SELECT count(*) FROM generate_series(1, 200) n
+        WHERE (SELECT count(*) FROM nats_list_keys('b') k WHERE n > 0) = 10
+          AND (SELECT count(*) FROM nats_get_history('b', 'k' || n % 10)) = 64";
+    assert_eq!(value::<i64>(&session, read).await, 200);
+    eventually_eq(SOON, Some(0), async || {
+        stage.nats.monitor("/jsz").await["consumers"].as_u64()
+    })
+    .await;
 }
 
 /// A bucket is made as told; what the server cannot do is its error, and another bucket of the name is not mistaken

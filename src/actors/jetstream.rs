@@ -291,7 +291,7 @@ impl Api {
     }
 }
 
-fn lost() -> Error {
+pub fn lost() -> Error {
     Error::new(
         Kind::ConnectionLost,
         "the connection to the NATS server was lost while waiting for the answer",

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use async_nats::jetstream::kv::{Config, Operation};
+use async_nats::jetstream::kv::Config;
 use async_nats::jetstream::{self, stream::StorageType};
 use async_nats::{HeaderMap, StatusCode};
 use base64::Engine;
@@ -16,9 +16,14 @@ use tokio::sync::watch;
 use super::jetstream::Api;
 use super::requester::Failure;
 use super::status::Status;
+use super::stream_read::{Part, StreamRead, Unread};
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
 use crate::error::{Error, Kind, Result};
 
+/// Most entries of a key that a bucket can keep.
+const MAX_HISTORY: usize = 64;
+/// Keys that are under way at a time while they are listed.
+const KEYS_AHEAD: usize = 1024;
 /// Most bytes of rows in one answer.
 const MAX_ROWS: usize = 48 * 1024 * 1024;
 const OPERATION: &str = "KV-Operation";
@@ -359,14 +364,18 @@ impl Store {
     }
 
     async fn keys(&self) -> Result<Vec<Row>> {
-        let Some(store) = self.open().await? else {
-            return Ok(Vec::new());
+        let prefix = self.subject("");
+        let part = Part {
+            subject: self.subject(">"),
+            is_latest: true,
+            headers_only: true,
+            window: KEYS_AHEAD,
         };
-        let keys = store.keys().await.map_err(|error| self.unread(&error))?;
-        let rows = keys
-            .map_err(|error| self.unread(&error))
-            .map_ok(|key| vec![Some(key)]);
-        collect(rows).await
+        self.read(part, |message| {
+            let key = message.subject.strip_prefix(&prefix)?;
+            (stored_operation(message) == PUT).then(|| vec![Some(key.into())])
+        })
+        .await
     }
 
     async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
@@ -384,36 +393,48 @@ impl Store {
                 latest.map(|entry| row(entry.revision, entry.operation, &entry.value, entry.created));
             return Ok(latest.into_iter().collect());
         }
-        let Some(store) = self.open().await? else {
-            return Ok(Vec::new());
+        let part = Part {
+            subject: self.subject(key),
+            is_latest: false,
+            headers_only: false,
+            window: MAX_HISTORY,
         };
-        let row = |entry: jetstream::kv::Entry| {
-            let operation = match entry.operation {
-                Operation::Put => PUT,
-                Operation::Delete => DELETE,
-                Operation::Purge => PURGE,
-            };
-            row(entry.revision, operation, &entry.value, timestamp(entry.created))
-        };
-        let entries = store.history(key).await.map_err(|error| self.unread(&error))?;
-        collect(entries.map_err(|error| self.unread(&error)).map_ok(row)).await
+        self.read(part, |message| {
+            let info = message.info().ok()?;
+            let operation = stored_operation(message);
+            let created = timestamp(info.published);
+            Some(row(info.stream_sequence, operation, &message.payload, created))
+        })
+        .await
     }
 
-    /// The bucket as async-nats knows it; `None` if there is none.
-    async fn open(&self) -> Result<Option<jetstream::kv::Store>> {
+    /// The rows that a part of the bucket's stream makes; none without a bucket.
+    async fn read(&self, part: Part, row: impl Fn(&jetstream::Message) -> Option<Row>) -> Result<Vec<Row>> {
         if !self.api.has_stream(&self.stream()).await? {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let store = context(&self.api).get_key_value(&self.bucket).await;
-        store.map(Some).map_err(|error| self.unread(&error))
+        let unread = |unread| self.unread(unread);
+        let reading = StreamRead::begin(&self.api, &self.stream(), part).await;
+        let rows = futures::stream::try_unfold(reading.map_err(unread)?, async |mut reading| {
+            let message = reading.next().await.map_err(unread)?;
+            Ok(message.map(|message| (row(&message), reading)))
+        });
+        collect(rows.try_filter_map(async |row| Ok(row))).await
     }
 
-    fn unread(&self, error: &(dyn std::error::Error + 'static)) -> Error {
-        let unread = Error::new(
-            Kind::JetStreamRefused,
-            format!("could not read key-value bucket \"{}\"", self.bucket),
-        );
-        self.api.unless_lost(unread.detail(format!("{}.", causes(error))))
+    fn unread(&self, unread: Unread) -> Error {
+        let bucket = &self.bucket;
+        unread.error(
+            || {
+                let message = format!("key-value bucket \"{bucket}\" could not be read in time");
+                Error::new(Kind::AckTimeout, message)
+            },
+            |error| {
+                let message = format!("could not read key-value bucket \"{bucket}\"");
+                let failed = Error::new(Kind::JetStreamRefused, message);
+                self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
+            },
+        )
     }
 }
 
@@ -452,6 +473,16 @@ pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<V
         all.push(row);
     }
     Ok(all)
+}
+
+fn stored_operation(message: &jetstream::Message) -> &'static str {
+    let text = |name| {
+        let headers = message.headers.as_ref();
+        headers
+            .and_then(|headers| headers.get(name))
+            .map_or("", |value| value.as_str())
+    };
+    operation(text(OPERATION), text(MARKER))
 }
 
 /// What an entry stands for. The server's own markers, of what has expired or was removed, have a reason.

@@ -8,7 +8,8 @@
 //! - `connection.rs` is one NATS connection and its state machine, `connection/statistics.rs` what it tells of itself,
 //!   `status.rs` what others may know of it, `delivery.rs` what it hands to its client; `connect.rs` makes the client it
 //!   is built on, `requester.rs` has it ask;
-//! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that connection;
+//! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that
+//!   connection, `stream_read.rs` is how they read what a stream holds;
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
 //! - a durable subscription has a `stream_pump.rs` in its place, which pulls from a `consumer.rs`; `in_hand.rs` is what it
@@ -64,6 +65,7 @@ pub mod statistics;
 pub mod status;
 pub mod steadiness;
 mod stream_pump;
+mod stream_read;
 pub mod subscription_registry;
 pub mod supervisor;
 pub mod system;
