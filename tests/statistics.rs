@@ -1,13 +1,14 @@
 //! What the views of schema litmus_pgnats show, against what happened.
 
+mod events;
 mod handlers;
 mod scene;
 mod support;
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, stream};
 use handlers::*;
+use litmus_pgnats::actors::times::BOUNDS_MS;
 use scene::*;
 use support::*;
 
@@ -25,14 +26,6 @@ async fn holds(session: &Session, sql: &str) -> bool {
 #[track_caller]
 fn until<'a>(session: &'a Session, sql: &'a str) -> impl Future<Output = ()> + 'a {
     eventually(SOON, async move || holds(session, sql).await)
-}
-
-async fn jetstream_scene() -> (Scene, Session) {
-    let nats = NatsServer::builder().jetstream().start().await;
-    let scene = Scene::with(Postgres::builder(), nats, "").await;
-    let session = scene.pg.connect().await;
-    run(&session, KEEP).await;
-    (scene, session)
 }
 
 /// Messages, calls, errors and times of a function; and that all begins anew with a reset.
@@ -67,6 +60,11 @@ async fn times_of_functions() {
                            WHERE bucket > width_bucket(29.9, litmus_pgnats.exec_time_bounds()))
                 FROM litmus_pgnats.subscriptions";
     assert!(holds(&session, histogram).await);
+    let bounds = session
+        .query_one("SELECT litmus_pgnats.exec_time_bounds()", &[])
+        .await;
+    let bounds: Vec<f64> = bounds.expect("the bounds").get(0);
+    assert_eq!(bounds, BOUNDS_MS, "SQL says what the counting goes by");
     let responder = "SELECT (messages, calls, errors) = (1, 1, 0) FROM litmus_pgnats.responders";
     until(&session, responder).await;
 
@@ -103,14 +101,7 @@ async fn calls_of_batches() {
 /// While a function hangs, the messages behind it and their lag grow; a durable subscription counts what is in its stream.
 #[tokio::test]
 async fn lag_and_pending() {
-    let (scene, session) = jetstream_scene().await;
-    let context = jetstream::new(scene.nats.client().await);
-    let config = stream::Config {
-        name: "events".into(),
-        subjects: vec!["events".into()],
-        ..Default::default()
-    };
-    context.create_stream(config).await.expect("create a stream");
+    let (scene, session, events) = events::scene().await;
     run(
         &session,
         "CREATE TABLE gate (); CREATE FUNCTION pass(msg text) RETURNS void LANGUAGE sql AS 'SELECT FROM public.gate';
@@ -124,14 +115,7 @@ async fn lag_and_pending() {
     .await;
     let keeper = scene.pg.connect().await;
     run(&keeper, "BEGIN; LOCK TABLE gate").await;
-    for _ in 0..100 {
-        context
-            .publish("events", "x".into())
-            .await
-            .expect("publish")
-            .await
-            .expect("ack");
-    }
+    events.count_off(1..=100).await;
     count_off(&scene.nats.client().await, "core", 1..=5).await;
     let behind = "SELECT bool_and(lag > interval '1 s' AND lag < interval '1 min') AND count(*) = 2
                     AND min(messages) = 0 FROM litmus_pgnats.handlers";
@@ -263,7 +247,7 @@ async fn connections_of_mappings_and_transactions() {
 #[tokio::test]
 async fn objects_on_their_way() {
     const SIZE: usize = 48 << 20;
-    let (scene, session) = jetstream_scene().await;
+    let (scene, session, _events) = events::scene().await;
     run(
         &session,
         &format!(
@@ -439,14 +423,7 @@ async fn a_user_without_an_inbox() {
 /// not say that nothing waits.
 #[tokio::test]
 async fn what_is_tried_again_is_not_done() {
-    let (scene, session) = jetstream_scene().await;
-    let context = jetstream::new(scene.nats.client().await);
-    let config = stream::Config {
-        name: "events".into(),
-        subjects: vec!["events".into()],
-        ..Default::default()
-    };
-    context.create_stream(config).await.expect("create a stream");
+    let (scene, session, events) = events::scene().await;
     run(
         &session,
         "CREATE FUNCTION fail(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$;
@@ -455,14 +432,7 @@ async fn what_is_tried_again_is_not_done() {
                 nats_subscribe_stream('events', 'fail_too', backoff => '{10 ms}', max_deliveries => 2, stop_on_failure => true)",
     )
     .await;
-    for _ in 0..3 {
-        context
-            .publish("events", "x".into())
-            .await
-            .expect("publish")
-            .await
-            .expect("ack");
-    }
+    events.count_off(1..=3).await;
     let retried = "SELECT state = 'live' AND errors = 3 AND pending = 3 AND lag > interval '1 s'
                    FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail(%'";
     until(&session, retried).await;

@@ -10,6 +10,7 @@
 //! Runs in the actor thread. Callers learn the state from a watch channel ([`Status`]) and wait there; the actor
 //! itself never waits.
 
+mod events;
 mod statistics;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,14 +19,14 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use async_nats::message::OutboundMessage;
-use async_nats::{Event, ServerError};
 use bytes::Bytes;
 use tokio::sync::{RwLock, watch};
 use tokio::time::timeout;
 
+use self::events::Reporter;
 pub use self::statistics::{Describe, Reset};
 use super::backoff::backoff;
-use super::connect::{Observer, connect};
+use super::connect::connect;
 use super::delivery::{FLUSH_LIMIT, retire, send_all};
 use super::requester::Requester;
 use super::status::{Status, not_connected};
@@ -45,8 +46,6 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// The same when it is there and refuses the credential, which each time is a line in its log.
 const MAX_BACKOFF_REFUSED: Duration = Duration::from_secs(5);
 
-/// Different errors of a server that are told apart in the log.
-const MAX_SERVER_ERRORS: usize = 64;
 /// Between two attempts to leave a server that is about to stop.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -83,16 +82,6 @@ pub struct Nudge;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Finish(pub Duration);
-
-/// From the client of this generation: its connection broke.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Lost(u64);
-
-/// From the client of this generation: an event.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Happened(u64, Event);
 
 enum State {
     Down,
@@ -576,93 +565,6 @@ impl Handler<Finish> for Connection {
             ctx.stop();
         }))
     }
-}
-
-impl Handler<Lost> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, Lost(generation): Lost, ctx: &mut Self::Context) {
-        self.gone = self.gone.max(generation);
-        if generation == self.generation() && !matches!(self.state, State::Down) {
-            self.lost(ctx);
-        }
-    }
-}
-
-impl Handler<Happened> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, Happened(generation, event): Happened, ctx: &mut Self::Context) {
-        if generation != self.generation() {
-            return;
-        }
-        match event {
-            Event::ServerError(ServerError::Other(what)) => {
-                if let Some((subject, client)) = forbidden(&what).zip(self.status.borrow().client.as_ref()) {
-                    if client.is_inbox(subject) {
-                        // Of a measurement, which is not repeated, and nobody else need know of.
-                        self.may_measure = false;
-                        return;
-                    }
-                    client.forbidden(subject);
-                }
-                self.tally.failed(&format!("the NATS server reports: {what}"));
-                if let Some(subject) = refused(&what) {
-                    self.status
-                        .send_if_modified(|status| status.refused.insert(subject.to_string()));
-                }
-                if self.server_errors.len() >= MAX_SERVER_ERRORS {
-                    self.server_errors.clear();
-                }
-                let flood = self.server_errors.entry(what.clone()).or_default();
-                if let Some(suppressed) = flood.pass() {
-                    log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
-                }
-            }
-            Event::SlowConsumer(_) => {
-                if let Some(suppressed) = self.slow_consumer.pass() {
-                    log::warn!(
-                        "{}: messages came faster than they could be taken{suppressed}",
-                        self.name
-                    );
-                }
-            }
-            Event::LameDuckMode => {
-                log::info!("{}: the NATS server is about to shut down", self.name);
-                self.leave(generation, ctx);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Brings what a client reports to its connection.
-#[derive(Clone)]
-struct Reporter {
-    connection: Addr<Connection>,
-    generation: u64,
-}
-
-impl Observer for Reporter {
-    fn lost(&self) {
-        self.connection.do_send(Lost(self.generation));
-    }
-
-    fn event(&self, event: Event) {
-        self.connection.do_send(Happened(self.generation, event));
-    }
-}
-
-/// The subject of a publish that the server forbids, as it says so.
-fn forbidden(what: &str) -> Option<&str> {
-    let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
-    quoted.strip_suffix('"')
-}
-
-/// The subject of a subscription that the server forbids, as it says so.
-fn refused(what: &str) -> Option<&str> {
-    let quoted = what.strip_prefix("Permissions Violation for Subscription to \"")?;
-    quoted.split('"').next()
 }
 
 fn parse_url(url: &str) -> Option<Host> {

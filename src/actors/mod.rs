@@ -2,10 +2,12 @@
 //!
 //! One thread runs it all: an actix system on tokio's current-thread runtime.
 //!
-//! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `calls.rs` what it asks;
+//! - `gateway.rs` accepts sessions of the control channel; `session.rs` serves one, `session/requests.rs` each of
+//!   its requests, `calls.rs` what they ask of NATS;
 //! - `load.rs` counts calls in flight, `pace.rs` has the thread rest while many publish;
 //! - `supervisor.rs` keeps one connection for all sessions that present the same key;
-//! - `connection.rs` is one NATS connection and its state machine, `connection/statistics.rs` what it tells of itself,
+//! - `connection.rs` is one NATS connection and its state machine, `connection/events.rs` what the NATS server says,
+//!   `connection/statistics.rs` what it tells of itself,
 //!   `status.rs` what others may know of it, `delivery.rs` what it hands to its client; `connect.rs` makes the client it
 //!   is built on, `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that
@@ -71,6 +73,6 @@ pub mod supervisor;
 pub mod system;
 mod tally;
 mod task;
-mod times;
+pub mod times;
 mod traffic;
 mod transfers;

@@ -71,6 +71,11 @@ const RULES: &[Rule] = &[
     ),
     rule(
         "client backend",
+        "permission denied for the durable subscription of stream \"facts\"",
+        "a session of another role has just registered it",
+    ),
+    rule(
+        "client backend",
         "is being accessed by other users",
         "DROP DATABASE right after the end of a session there",
     ),
@@ -78,6 +83,11 @@ const RULES: &[Rule] = &[
         "litmus_pgnats executor",
         "responder public.fail failed",
         "the responder that fails as asked",
+    ),
+    rule(
+        "litmus_pgnats executor",
+        "more messages",
+        "the failures after one that was told, and is explained, until the executor ended",
     ),
     rule(
         "litmus_pgnats executor",

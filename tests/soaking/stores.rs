@@ -7,6 +7,8 @@ use super::messages::literal;
 /// The bucket whose keys are checked in the end, and the object store.
 pub const BUCKET: &str = "soak";
 pub const STORE: &str = "files";
+/// Of which a file consists.
+const MOST_WORDS: u64 = 400_000;
 
 impl Caller {
     fn key(&mut self) -> String {
@@ -160,13 +162,25 @@ impl Caller {
     }
 
     pub async fn put_file(&mut self) -> Result<(), Failure> {
-        let (name, word) = (self.file(), self.word() + " ");
         let times = match self.random.below(10) {
             0 => 0,
             1..=5 => self.random.below(100),
             6..=8 => self.random.below(20_000),
-            _ => self.random.below(400_000),
+            _ => self.random.below(MOST_WORDS),
         };
+        let name = self.file();
+        self.put_words(name, times).await
+    }
+
+    /// What needs more memory than any other call, of which the C library keeps some.
+    pub async fn largest_file(&mut self) -> Result<(), Failure> {
+        let name = self.file();
+        self.put_words(name.clone(), MOST_WORDS).await?;
+        self.check_file(&name).await
+    }
+
+    async fn put_words(&mut self, name: String, times: u64) -> Result<(), Failure> {
+        let word = self.word() + " ";
         let content = Content {
             word,
             times: times as usize,

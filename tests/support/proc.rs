@@ -73,10 +73,10 @@ pub fn rss(pid: i32) -> u64 {
     kilobytes(&read(pid, "status"), "VmRSS:") * 1024
 }
 
-/// Memory that is the process's own, in bytes: the number to watch for growth.
+/// Memory that is the process's own, in bytes: the number to watch for growth. Shared buffers are none of it, though no
+/// other process may have touched them.
 pub fn private_bytes(pid: i32) -> u64 {
-    let rollup = read(pid, "smaps_rollup");
-    (kilobytes(&rollup, "Private_Dirty:") + kilobytes(&rollup, "Private_Clean:")) * 1024
+    kilobytes(&read(pid, "status"), "RssAnon:") * 1024
 }
 
 /// Processor time used so far, in user and system mode.
