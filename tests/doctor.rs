@@ -367,6 +367,12 @@ async fn as_somebody_else() {
     )
     .await;
     subscribe(&session, "news", "keep").await;
+    run(
+        &session,
+        "CREATE SCHEMA app; CREATE FUNCTION app.\"An odd name\"(msg litmus_pgnats.message[]) RETURNS void LANGUAGE sql AS 'SELECT';
+         SELECT nats_subscribe('odd', 'app.\"An odd name\"'), nats_subscribe('upper', 'pg_catalog.quote_ident')",
+    )
+    .await;
     let monitor = scene.pg.connect_as("monitor", "postgres").await;
     run(
         &monitor,
@@ -382,7 +388,13 @@ async fn as_somebody_else() {
         "monitor has no USAGE privilege",
     );
     assert!(findings.iter().all(|finding| finding.check != "authentication"));
-    assert!(findings.iter().any(|finding| finding.check == "handler"));
+    let handlers: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.check == "handler")
+        .collect();
+    assert_eq!(handlers.len(), 3, "{handlers:?}");
+    let lost = |finding: &&&Finding| finding.found.contains("does not exist");
+    assert_eq!(handlers.iter().filter(lost).count(), 0, "{handlers:?}");
     run(&session, "GRANT USAGE ON FOREIGN SERVER nats TO monitor").await;
     says(&doctor(&monitor).await, "authentication", "ok", "");
     assert_eq!(text(&monitor, "SHOW search_path").await, "public, pg_catalog");

@@ -313,6 +313,41 @@ async fn many_keys() {
     assert!(value::<bool>(&session, right).await);
 }
 
+/// A list has each key that is there all the while, once, whatever is written meanwhile.
+#[tokio::test]
+async fn a_list_while_others_write() {
+    let stage = Stage::jetstream().await;
+    let session = stage.pg.connect().await;
+    run(&session, "SELECT nats_create_bucket('b', history => 2)").await;
+    run(
+        &session,
+        "SELECT nats_put_text('b', 'new' || n, 'x') FROM generate_series(1, 20) n",
+    )
+    .await;
+    run(
+        &session,
+        "SELECT nats_put_text('b', 'old' || n, 'x') FROM generate_series(1, 2000) n",
+    )
+    .await;
+    let writer = stage.pg.connect().await;
+    let write =
+        "SELECT count(nats_put_text('b', 'new' || (1 + n % 20), 'x')) FROM generate_series(1, 2000) n";
+    let writing = tokio::spawn(async move { run(&writer, write).await });
+    let list = "SELECT count(*) || ' ' || count(DISTINCT k) FROM nats_list_keys('b') k";
+    let mut lists = 0;
+    while !writing.is_finished() {
+        assert_eq!(
+            value::<String>(&session, list).await,
+            "2020 2020",
+            "in list {lists}"
+        );
+        lists += 1;
+    }
+    println!("{lists} lists");
+    assert!(lists > 5, "{lists} lists");
+    writing.await.expect("a writer that does not panic");
+}
+
 /// NATS limits how many consumers a stream has: however often a bucket is read, it has none in the end, and few meanwhile.
 #[tokio::test]
 async fn reading_leaves_no_consumer() {

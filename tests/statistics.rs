@@ -98,6 +98,34 @@ async fn calls_of_batches() {
     until(&session, fewer).await;
 }
 
+/// What a call that goes on is counted for when its handler is registered again with other options.
+#[tokio::test]
+async fn registered_again_in_the_middle() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE TABLE gate (); CREATE FUNCTION wait(messages litmus_pgnats.message[]) RETURNS void LANGUAGE sql AS
+           'SELECT FROM public.gate'; SELECT nats_subscribe('wait', 'wait', batch_size => 5)",
+    )
+    .await;
+    until_live(&session, "wait").await;
+    let keeper = scene.pg.connect().await;
+    run(&keeper, "BEGIN; LOCK TABLE gate").await;
+    say(&scene.nats.client().await, "wait", "1").await;
+    until(
+        &session,
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats executor' AND wait_event_type = 'Lock'",
+    )
+    .await;
+    run(&session, "SELECT nats_subscribe('wait', 'wait', batch_size => 6)").await;
+    run(&keeper, "COMMIT").await;
+    until(
+        &session,
+        "SELECT state = 'live' AND (messages, calls, errors) = (1, 1, 0) FROM litmus_pgnats.subscriptions",
+    )
+    .await;
+}
+
 /// While a function hangs, the messages behind it and their lag grow; a durable subscription counts what is in its stream.
 #[tokio::test]
 async fn lag_and_pending() {
@@ -436,6 +464,12 @@ async fn what_is_tried_again_is_not_done() {
     let retried = "SELECT state = 'live' AND errors = 3 AND pending = 3 AND lag > interval '1 s'
                    FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail(%'";
     until(&session, retried).await;
+    // What is no longer in the stream does not come again.
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    stream.purge().await.expect("purge");
+    let gone = "SELECT state = 'live' AND errors = 3 AND pending = 0 AND lag = interval '0'
+                FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail(%'";
+    until(&session, gone).await;
     let stopped = "SELECT state = 'disabled' AND pending IS NULL AND lag IS NULL AND errors = 2 AND last_error IS NOT NULL
                    FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail_too(%'";
     until(&session, stopped).await;
@@ -453,6 +487,7 @@ async fn what_is_tried_again_is_not_done() {
 #[tokio::test]
 async fn a_subscription_that_nats_refuses() {
     let nats = NatsServer::builder()
+        .jetstream()
         .config("authorization: { users: [{ user: a, password: b, permissions: { subscribe: [\"_INBOX.>\", \"open\"] } }] }")
         .start()
         .await;
@@ -461,11 +496,18 @@ async fn a_subscription_that_nats_refuses() {
     run(&session, KEEP).await;
     run(
         &session,
-        "SELECT nats_subscribe('open', 'keep'), nats_subscribe('secret', 'keep')",
+        "SELECT nats_create_bucket('b'); SELECT nats_subscribe('open', 'keep'), nats_subscribe('KV_b', 'keep'),
+           nats_subscribe_stream('KV_b', 'keep')",
     )
     .await;
     let refused = "SELECT state = 'disabled' AND problem LIKE '%does not let this user subscribe%'
-                   FROM litmus_pgnats.handlers WHERE subject = 'secret'";
+                   FROM litmus_pgnats.subscriptions WHERE subject = 'KV_b'";
     until(&session, refused).await;
+    // That a stream has the name of the subject is nothing to it.
+    until(
+        &session,
+        "SELECT state = 'live' FROM litmus_pgnats.stream_subscriptions",
+    )
+    .await;
     until_live(&session, "open").await;
 }

@@ -275,6 +275,8 @@ impl Connection {
     /// Puts a connected client in the place of what was there; the old one first delivers what it has taken.
     fn install(&mut self, (client, host): (Requester, Host), generation: u64, ctx: &mut Context<Self>) {
         let info = client.client().server_info();
+        // Of this user, which may be another than before.
+        self.may_measure = true;
         self.discovered = info
             .connect_urls
             .iter()

@@ -1,7 +1,7 @@
 //! The durable pull consumer of a subscription, as JetStream keeps it (ADR-13): made if it is not there, made anew where
 //! it knows of more than the database does. In the actor thread.
 
-use async_nats::Client;
+use async_nats::{Client, Message, StatusCode};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
@@ -98,11 +98,20 @@ pub async fn find(
     let mut made = api.request(&create, &body).await?;
     let has_delivered = |made: &Value| number(Some(made), "delivered", "consumer_seq") > 0;
     // A nats-server that is killed while it removes a consumer leaves its state behind, which the next one of that name
-    // takes up: what it had in hand, and acknowledgements of what the database has lost.
-    let is_ahead = |made| floor.is_some_and(|floor| number(Some(made), "ack_floor", "stream_seq") > floor);
-    if former.is_none() && has_delivered(&made) && (is_own || is_ahead(&made)) {
+    // takes up: what it had in hand, and acknowledgements of what the database has lost. Where others use the consumer it
+    // may be they who have made it, just now; on a work queue, what they have acknowledged is not this database's.
+    let is_ahead = |made: &Value| {
+        retention == "limits"
+            && floor.is_some_and(|floor| number(Some(made), "ack_floor", "stream_seq") > floor)
+    };
+    let is_leftover = |made: &Value| has_delivered(made) && (is_own || is_ahead(made));
+    if former.is_none() && !keeps_consumer && is_leftover(&made) {
         delete(api, stream, durable).await?;
         made = api.request(&create, &body).await?;
+        if is_leftover(&made) {
+            let message = format!("consumer \"{durable}\" has a state that is not this subscription's");
+            return Err(Error::new(Kind::JetStreamRefused, message));
+        }
     }
     let begins_after = if has_delivered(&made) {
         "ack_floor"
@@ -118,7 +127,8 @@ pub async fn find(
     })
 }
 
-async fn delete(api: &Api, stream: &str, durable: &str) -> Result<()> {
+/// Removes a consumer, if it is there.
+pub async fn delete(api: &Api, stream: &str, durable: &str) -> Result<()> {
     let name = format!("CONSUMER.DELETE.{stream}.{durable}");
     let deleted = api.request_unless(code::CONSUMER_NOT_FOUND, &name, &Value::Null);
     deleted.await.map(|_| ())
@@ -165,23 +175,67 @@ fn begin(consumer: &Consumer, floor: Option<u64>, former: Option<&Value>) -> Vec
     settings.map(|(name, value)| (name.to_string(), value)).collect()
 }
 
-/// How many messages the consumer has still to deliver for the first time.
-pub async fn pending(api: &Api, stream: &str, durable: &str) -> Result<u64> {
+/// How far a consumer is.
+pub struct Standing {
+    /// Messages that it has still to deliver for the first time.
+    pub pending: u64,
+    /// Number of the last delivery.
+    pub delivered: u64,
+    /// Up to this sequence all is acknowledged, or gone from the stream.
+    pub ack_floor: u64,
+}
+
+pub async fn standing(api: &Api, stream: &str, durable: &str) -> Result<Standing> {
     let name = format!("CONSUMER.INFO.{stream}.{durable}");
     let info = api.request(&name, &Value::Null).await?;
-    Ok(info.get("num_pending").and_then(Value::as_u64).unwrap_or(0))
+    Ok(Standing {
+        pending: info.get("num_pending").and_then(Value::as_u64).unwrap_or(0),
+        delivered: number(Some(&info), "delivered", "consumer_seq"),
+        ack_floor: number(Some(&info), "ack_floor", "stream_seq"),
+    })
+}
+
+/// Messages that were asked for and have not come.
+#[derive(Default)]
+pub struct Asked(pub usize);
+
+impl Asked {
+    /// One of them.
+    pub fn came(&mut self) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    /// What the consumer says besides messages; `false` if it is of no more use.
+    pub fn told(&mut self, status: StatusCode, message: &Message) -> bool {
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return true;
+        }
+        // A pull has ended.
+        let left = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Pending-Messages"))
+            .and_then(|left| left.as_str().parse().ok());
+        self.0 = self.0.saturating_sub(left.unwrap_or(self.0));
+        let is_harmless = status == StatusCode::NOT_FOUND || status == StatusCode::TIMEOUT;
+        is_harmless
+            || message
+                .description
+                .as_deref()
+                .is_some_and(|text| text.contains("Batch Completed"))
+    }
 }
 
 /// Asks the consumer for messages, which go to `inbox`.
 pub async fn pull(
     api: &Api,
     stream: &str,
-    consumer: &Consumer,
+    durable: &str,
     inbox: &str,
     count: usize,
 ) -> std::result::Result<(), async_nats::PublishError> {
     let client: &Client = api.client.client();
-    let subject = format!("{}.CONSUMER.MSG.NEXT.{stream}.{}", api.prefix, consumer.durable);
+    let subject = format!("{}.CONSUMER.MSG.NEXT.{stream}.{durable}", api.prefix);
     let body = json!({"batch": count, "expires": EXPIRES * NANO, "idle_heartbeat": HEARTBEAT * NANO});
     client
         .publish_with_reply(subject, inbox.to_string(), Bytes::from(body.to_string()))
@@ -196,7 +250,8 @@ fn text(value: &Value, name: &str) -> String {
         .to_string()
 }
 
-fn number(value: Option<&Value>, object: &str, name: &str) -> u64 {
+/// A number in an object of an answer; 0 if there is none.
+pub fn number(value: Option<&Value>, object: &str, name: &str) -> u64 {
     value
         .and_then(|value| value.get(object))
         .and_then(|object| object.get(name))

@@ -223,9 +223,12 @@ impl Dispatcher {
         {
             let mut inner = handler.lock();
             inner.mean = Some(inner.mean.map_or(each, |mean| (mean * 3 + each) / 4));
-            inner.counts.messages += count as u64;
+        }
+        {
+            let mut counts = handler.counts();
+            counts.messages += count as u64;
             for us in &worked.times_us {
-                inner.counts.times.add(Duration::from_micros((*us).into()));
+                counts.times.add(Duration::from_micros((*us).into()));
             }
         }
         for failure in &worked.failures {

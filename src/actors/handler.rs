@@ -60,7 +60,6 @@ impl Default for Counts {
 pub struct Inner {
     pub definition: Arc<Definition>,
     pub queue: Queue,
-    pub counts: Counts,
     /// It stands in the line for an executor.
     pub lined_up: bool,
     /// Executors that have messages of it, by ticket, and the time of the first message that each has (as
@@ -112,6 +111,8 @@ pub struct Handler {
     pub in_hand: InHand,
     /// When it was taken away.
     over: OnceLock<Instant>,
+    /// Shared with the handler that takes its place, since what it has begun ends later.
+    pub counts: Arc<Mutex<Counts>>,
     inner: Mutex<Inner>,
 }
 
@@ -121,6 +122,7 @@ impl Handler {
         definition: Definition,
         connection: Option<supervisor::Handle>,
         limits: Arc<Limits>,
+        counts: Arc<Mutex<Counts>>,
     ) -> Arc<Handler> {
         let state = if definition.source.is_ok() {
             State::Waiting
@@ -134,10 +136,10 @@ impl Handler {
             state: watch::Sender::new(state),
             in_hand: InHand::default(),
             over: OnceLock::new(),
+            counts,
             inner: Mutex::new(Inner {
                 definition: Arc::new(definition),
                 queue: Queue::new(limits),
-                counts: Counts::default(),
                 lined_up: false,
                 at_work: HashMap::new(),
                 undelivered: 0,
@@ -212,11 +214,15 @@ impl Handler {
             .map_or(u64::MAX, |link| link.max_payload)
     }
 
+    pub fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a message that was executed and failed.
     pub fn failed(&self, sqlstate: &str, message: &str) {
-        let mut inner = self.lock();
-        inner.counts.errors += 1;
-        inner.counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now()));
+        let mut counts = self.counts();
+        counts.errors += 1;
+        counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now()));
     }
 
     /// Its row in the views.
@@ -224,16 +230,19 @@ impl Handler {
         let state = *self.state.borrow();
         let inner = self.lock();
         let definition = &inner.definition;
-        let is_refused = self
-            .connection
-            .as_ref()
-            .is_some_and(|connection| connection.status.borrow().refused.contains(&definition.subject));
+        // A durable subscription has a stream in the subject's place, and subscribes to an inbox.
+        let is_refused = definition.consumer.is_none()
+            && self
+                .connection
+                .as_ref()
+                .is_some_and(|connection| connection.status.borrow().refused.contains(&definition.subject));
         let state = match (state, &definition.source) {
             (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
-            (State::Waiting, _) => "waiting",
+            // What is over is shown until the handler in its place is there.
+            (State::Waiting | State::Over, _) => "waiting",
             (State::Live, _) if is_refused => "disabled",
             (State::Live, _) => "live",
-            (State::Disabled | State::Over, _) => "disabled",
+            (State::Disabled, _) => "disabled",
         };
         let problem = match (&definition.source, &self.connection) {
             (Ok(_), Some(_)) if is_refused => {
@@ -248,7 +257,8 @@ impl Handler {
             }
             (Ok(_), None) => None,
         };
-        let (counts, times) = (&inner.counts, &inner.counts.times);
+        let counts = self.counts();
+        let times = &counts.times;
         let last = counts.last_error.as_ref();
         // What a handler without a subscription misses is not known.
         let is_subscribed = state != "disabled" && state != "fenced";
@@ -284,7 +294,7 @@ impl Handler {
     /// Counts messages that are not executed, and says so in the log now and then.
     pub fn dropped(self: &Arc<Self>, count: usize, why: &'static str) {
         let mut inner = self.lock();
-        inner.counts.dropped += count as u64;
+        self.counts().dropped += count as u64;
         inner.untold += count;
         if inner.dropping.pass().is_some() {
             inner.tell_drops(why);

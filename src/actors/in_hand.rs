@@ -89,6 +89,17 @@ impl InHand {
         Some(removed.reply)
     }
 
+    /// Whether there are messages that will be delivered again.
+    pub fn has_postponed(&self) -> bool {
+        !self.postponed().is_empty()
+    }
+
+    /// Up to this sequence the consumer has nothing more to deliver: what was to come again is gone from the stream, or
+    /// somebody else has acknowledged it.
+    pub fn forget_up_to(&self, ack_floor: u64) {
+        self.postponed().retain(|sequence, _| *sequence > ack_floor);
+    }
+
     /// A message comes again: what `after` was the first time.
     pub fn again(&self, sequence: u64) -> Option<u64> {
         let known = self.lock().get(&sequence).map(|message| message.after);

@@ -1,27 +1,29 @@
 //! Key-value buckets (ADR-8). One actor for each connection, in the actor thread. Nothing is cached: a value is read
 //! by one request and written by one acknowledged publish.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
+use async_nats::datetime::{DateTime, from_nanos};
 use async_nats::jetstream::kv::Config;
 use async_nats::jetstream::{self, stream::StorageType};
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::{HeaderMap, Message, StatusCode};
 use base64::Engine;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::jetstream::Api;
 use super::requester::Failure;
 use super::status::Status;
-use super::stream_read::{Part, StreamRead, Unread};
+use super::stream_read::{Part, StreamRead};
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
 use crate::error::{Error, Kind, Result};
 
-/// Most entries of a key that a bucket can keep.
-const MAX_HISTORY: usize = 64;
+/// Entries of a key that are under way at a time while its history is read.
+const ENTRIES_AHEAD: usize = 8;
 /// Keys that are under way at a time while they are listed.
 const KEYS_AHEAD: usize = 1024;
 /// Most bytes of rows in one answer.
@@ -371,70 +373,59 @@ impl Store {
             headers_only: true,
             window: KEYS_AHEAD,
         };
-        self.read(part, |message| {
-            let key = message.subject.strip_prefix(&prefix)?;
-            (stored_operation(message) == PUT).then(|| vec![Some(key.into())])
-        })
-        .await
+        let Some(mut reading) = StreamRead::begin(&self.api, &self.stream(), part).await? else {
+            return Ok(Vec::new());
+        };
+        // One that is written meanwhile comes twice.
+        let (mut keys, mut size) = (BTreeMap::new(), 0);
+        while let Some((message, _)) = reading.next().await? {
+            let Some(key) = message.subject.strip_prefix(&prefix) else {
+                continue;
+            };
+            let is_there = stored_operation(&message) == PUT;
+            if keys.insert(key.to_string(), is_there).is_none() {
+                size += row_size(key.len());
+                check_size(size)?;
+            }
+        }
+        let there = keys.into_iter().filter(|(_, is_there)| *is_there);
+        Ok(there.map(|(key, _)| vec![Some(key)]).collect())
     }
 
     async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
-        let row = |revision: u64, operation: &str, value: &[u8], created: String| {
+        let row = |revision: u64, operation: &str, value: &[u8], created: Option<String>| {
             vec![
                 Some(revision.to_string()),
                 Some(operation.into()),
                 (operation == PUT).then(|| hex(value)),
-                Some(created),
+                created,
             ]
         };
         if !history {
             let latest = self.latest(key).await?;
             let latest =
-                latest.map(|entry| row(entry.revision, entry.operation, &entry.value, entry.created));
+                latest.map(|entry| row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
             return Ok(latest.into_iter().collect());
         }
         let part = Part {
             subject: self.subject(key),
             is_latest: false,
             headers_only: false,
-            window: MAX_HISTORY,
+            window: ENTRIES_AHEAD,
         };
-        self.read(part, |message| {
-            let info = message.info().ok()?;
-            let operation = stored_operation(message);
-            let created = timestamp(info.published);
-            Some(row(info.stream_sequence, operation, &message.payload, created))
-        })
-        .await
-    }
-
-    /// The rows that a part of the bucket's stream makes; none without a bucket.
-    async fn read(&self, part: Part, row: impl Fn(&jetstream::Message) -> Option<Row>) -> Result<Vec<Row>> {
-        if !self.api.has_stream(&self.stream()).await? {
+        let Some(reading) = StreamRead::begin(&self.api, &self.stream(), part).await? else {
             return Ok(Vec::new());
-        }
-        let unread = |unread| self.unread(unread);
-        let reading = StreamRead::begin(&self.api, &self.stream(), part).await;
-        let rows = futures::stream::try_unfold(reading.map_err(unread)?, async |mut reading| {
-            let message = reading.next().await.map_err(unread)?;
-            Ok(message.map(|message| (row(&message), reading)))
+        };
+        let rows = futures::stream::try_unfold(reading, async |mut reading| {
+            let Some((message, delivery)) = reading.next().await? else {
+                return Ok(None);
+            };
+            let operation = stored_operation(&message);
+            let created = from_nanos(delivery.time_ns.into()).ok().map(timestamp);
+            let row = row(delivery.sequence, operation, &message.payload, created);
+            Ok(Some((row, reading)))
         });
-        collect(rows.try_filter_map(async |row| Ok(row))).await
-    }
-
-    fn unread(&self, unread: Unread) -> Error {
-        let bucket = &self.bucket;
-        unread.error(
-            || {
-                let message = format!("key-value bucket \"{bucket}\" could not be read in time");
-                Error::new(Kind::AckTimeout, message)
-            },
-            |error| {
-                let message = format!("could not read key-value bucket \"{bucket}\"");
-                let failed = Error::new(Kind::JetStreamRefused, message);
-                self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
-            },
-        )
+        collect(rows).await
     }
 }
 
@@ -465,17 +456,27 @@ pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<V
     let (mut all, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next().await {
         let row = row?;
-        size += row.iter().flatten().map(String::len).sum::<usize>() + 16;
-        if size > MAX_ROWS {
-            return Err(Error::new(Kind::PayloadTooLarge, "the list is too long")
-                .detail(format!("The limit is {MAX_ROWS} bytes.")));
-        }
+        size += row_size(row.iter().flatten().map(String::len).sum());
+        check_size(size)?;
         all.push(row);
     }
     Ok(all)
 }
 
-fn stored_operation(message: &jetstream::Message) -> &'static str {
+/// What a row with so many bytes of text takes.
+fn row_size(text: usize) -> usize {
+    text + 16
+}
+
+fn check_size(rows: usize) -> Result<()> {
+    if rows > MAX_ROWS {
+        let detail = format!("The limit is {MAX_ROWS} bytes.");
+        return Err(Error::new(Kind::PayloadTooLarge, "the list is too long").detail(detail));
+    }
+    Ok(())
+}
+
+fn stored_operation(message: &Message) -> &'static str {
     let text = |name| {
         let headers = message.headers.as_ref();
         headers
@@ -504,6 +505,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A time as the input of type timestamptz.
-pub fn timestamp(time: async_nats::datetime::DateTime) -> String {
+pub fn timestamp(time: DateTime) -> String {
     time.to_string()
 }

@@ -8,7 +8,7 @@ use ring::digest::{Context as Digest, SHA256};
 use tokio::sync::mpsc;
 
 use super::object_store::{Store, WINDOW};
-use super::stream_read::{Part, StreamRead, Unread};
+use super::stream_read::{Part, StreamRead};
 use crate::channel::message::Reply;
 use crate::error::{Error, Kind, Result};
 
@@ -34,21 +34,17 @@ impl Store {
             headers_only: false,
             window: WINDOW,
         };
-        let unread = |unread: Unread| {
-            let late = || Error::new(Kind::AckTimeout, format!("no part of object \"{name}\" in time"));
-            unread.error(late, |error| self.failed("read from", error))
-        };
-        let chunks = StreamRead::begin(&self.api, &self.stream(), part).await;
-        let mut chunks = chunks.map_err(unread)?;
+        let chunks = StreamRead::begin(&self.api, &self.stream(), part).await?;
+        let mut chunks = chunks.ok_or_else(|| self.damaged(name, "Its contents are gone."))?;
         let (mut digest, mut received) = (Digest::new(&SHA256), 0);
-        while let Some(chunk) = chunks.next().await.map_err(unread)? {
+        while let Some((chunk, _)) = chunks.next().await? {
             received += chunk.payload.len() as u64;
             digest.update(&chunk.payload);
             if received > size {
                 return Err(self.damaged(name, &format!("It goes on after its {size} bytes.")));
             }
             let length = chunk.payload.len();
-            send(&parts, Reply::Part, chunk.message.payload).await?;
+            send(&parts, Reply::Part, chunk.payload).await?;
             self.progress.add(length);
         }
         if received == 0 && size > 0 {

@@ -2,7 +2,7 @@
 //! actor that `SubscriptionRegistry` and `ResponderRegistry` are two of. In the actor thread.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -56,6 +56,8 @@ pub struct Registry<I> {
     limits: Arc<Limits>,
     inlet: I,
     live: HashMap<u32, Vec<Entry>>,
+    /// Handlers that have ended, and stand for those that are about to take their places.
+    replaced: HashMap<u32, Vec<Arc<Handler>>>,
     _vital: Vital,
 }
 
@@ -66,8 +68,16 @@ impl<I: Inlet> Registry<I> {
             limits,
             inlet,
             live: HashMap::new(),
+            replaced: HashMap::new(),
             _vital: vital,
         }
+    }
+
+    /// The handlers of a database, as the views have them.
+    fn shown(&self, database: u32) -> impl Iterator<Item = &Arc<Handler>> {
+        let live = self.live.get(&database).into_iter().flatten();
+        let replaced = self.replaced.get(&database).into_iter().flatten();
+        live.map(|entry| &entry.handler).chain(replaced)
     }
 }
 
@@ -104,20 +114,19 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
             }
         }
         // What was counted of a handler stays when its options, or rights, have changed.
-        let gone = before.values().flatten();
-        let mut counts: HashMap<_, Counts> = gone
-            .map(|entry| {
-                (
-                    name(&entry.handler.definition()),
-                    entry.handler.lock().counts.clone(),
-                )
-            })
+        let gone = before.values().flatten().map(|entry| &entry.handler);
+        let mut replaced: HashMap<_, _> = gone
+            .map(|handler| (name(&handler.definition()), handler.clone()))
             .collect();
+        replaced.retain(|known_as, _| new.iter().any(|definition| name(definition) == *known_as));
+        self.replaced
+            .insert(database, replaced.values().cloned().collect());
         let ended: Vec<_> = before.into_values().flatten().filter_map(Entry::end).collect();
         self.live.insert(database, kept);
         let (supervisor, limits, inlet) = (self.supervisor.clone(), self.limits.clone(), self.inlet.clone());
         let starts = new.into_iter().map(move |definition| {
-            let counts = counts.remove(&name(&definition)).unwrap_or_default();
+            let former = replaced.remove(&name(&definition));
+            let counts = former.map(|handler| handler.counts.clone()).unwrap_or_default();
             start(
                 database,
                 definition,
@@ -138,6 +147,7 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
                 .map(|entry| entry.handler.state.subscribe())
                 .collect();
             actor.live.entry(database).or_default().extend(entries);
+            actor.replaced.remove(&database);
             let settled = states.into_iter().map(|mut state| async move {
                 let _ = state.wait_for(|state| *state != State::Waiting).await;
             });
@@ -151,12 +161,7 @@ impl<I: Inlet> actix::Handler<Rows> for Registry<I> {
     type Result = Vec<Row>;
 
     fn handle(&mut self, Rows(database): Rows, _: &mut Self::Context) -> Self::Result {
-        let entries = self.live.get(&database);
-        entries
-            .into_iter()
-            .flatten()
-            .map(|entry| entry.handler.row())
-            .collect()
+        self.shown(database).map(|handler| handler.row()).collect()
     }
 }
 
@@ -164,8 +169,8 @@ impl<I: Inlet> actix::Handler<Reset> for Registry<I> {
     type Result = ();
 
     fn handle(&mut self, Reset(database): Reset, _: &mut Self::Context) {
-        for entry in self.live.get(&database).into_iter().flatten() {
-            entry.handler.lock().counts = Counts::default();
+        for handler in self.shown(database) {
+            *handler.counts() = Counts::default();
         }
     }
 }
@@ -194,7 +199,7 @@ fn name(definition: &Definition) -> (HandlerKind, String, String, String) {
 async fn start(
     database: u32,
     mut definition: Definition,
-    counts: Counts,
+    counts: Arc<Mutex<Counts>>,
     supervisor: Addr<Supervisor>,
     limits: Arc<Limits>,
     inlet: impl Inlet,
@@ -213,8 +218,7 @@ async fn start(
     }
     let stop = watch::Sender::new(false);
     let handle = connection.as_ref().map(|(_, handle)| handle.clone());
-    let handler = Handler::new(database, definition, handle, limits);
-    handler.lock().counts = counts;
+    let handler = Handler::new(database, definition, handle, limits, counts);
     let pump = connection.map(|(key, handle)| {
         let (handler, stopped) = (handler.clone(), stop.subscribe());
         actix::spawn(async move {

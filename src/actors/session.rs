@@ -195,7 +195,7 @@ impl Session {
         match written {
             // It is too large for a frame; the peer waits for an answer.
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                let failed = Reply::Failed(Error::new(Kind::Protocol, "the answer is too large"));
+                let failed = Reply::Failed(Error::new(Kind::PayloadTooLarge, "the answer is too large"));
                 let written = self.writer.send(id, self.load.peak(), &failed, b"").await;
                 self.peer_is_gone = written.is_err();
             }

@@ -4,14 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::StatusCode;
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 
 use super::acks;
 use super::backoff::backoff;
-use super::consumer::{self, Found, HEARTBEAT};
+use super::consumer::{self, Asked, Found, HEARTBEAT};
 use super::handler::{Handler, State};
 use super::jetstream::Api;
 use super::pump::{Inlet, client, incoming};
@@ -154,18 +153,18 @@ impl Supply {
         let mut behind = interval_at(Instant::now() + PENDING_INTERVAL, PENDING_INTERVAL);
         let mut heard = Instant::now();
         loop {
-            let room = self.ahead.saturating_sub(handler.in_hand.count() + count.pending);
+            let room = self.ahead.saturating_sub(handler.in_hand.count() + count.asked.0);
             if room > 0 && room >= self.ahead / 4 {
-                if consumer::pull(&api, stream, consumer, &inbox, room)
+                if consumer::pull(&api, stream, &consumer.durable, &inbox, room)
                     .await
                     .is_err()
                 {
                     return End::Over;
                 }
-                if count.pending == 0 {
+                if count.asked.0 == 0 {
                     heard = Instant::now();
                 }
-                count.pending += room;
+                count.asked.0 += room;
             }
             tokio::select! {
                 message = messages.next() => {
@@ -173,7 +172,7 @@ impl Supply {
                     heard = Instant::now();
                     let taken = match message.status {
                         None => self.take(handler, consumer, message, &mut count, inlet),
-                        Some(status) => count.told(status, &message),
+                        Some(status) => count.asked.told(status, &message),
                     };
                     if !taken {
                         return End::Lost;
@@ -181,8 +180,10 @@ impl Supply {
                 }
                 () = handler.in_hand.fewer.notified() => {}
                 _ = clock.tick() => acks::tell_progress(handler, progress),
-                _ = behind.tick(), if count.pending == 0 => ask_pending(handler, api.clone(), stream, consumer),
-                () = sleep_until(heard + SILENCE), if count.pending > 0 => return End::Lost,
+                _ = behind.tick(), if count.asked.0 == 0 || handler.in_hand.has_postponed() => {
+                    ask_standing(handler, api.clone(), stream, consumer);
+                }
+                () = sleep_until(heard + SILENCE), if count.asked.0 > 0 => return End::Lost,
             }
         }
     }
@@ -207,10 +208,10 @@ impl Supply {
         }
         message.place = Some(place);
         handler.lock().undelivered = delivery.pending;
-        message.time_us = delivery.time_us;
+        message.time_us = delivery.time_ns / 1000;
         if !handler
             .in_hand
-            .add(place.sequence, place.after, &reply, delivery.time_us)
+            .add(place.sequence, place.after, &reply, message.time_us)
         {
             return true;
         }
@@ -239,20 +240,21 @@ impl Supply {
     }
 }
 
-/// What is delivered tells how many messages are still to come, but not those that come meanwhile.
-fn ask_pending(handler: &Arc<Handler>, api: Api, stream: &str, consumer: &Consumer) {
+/// What is delivered tells how many messages are still to come, but not those that come meanwhile, nor that what waits to
+/// be tried again is no longer in the stream.
+fn ask_standing(handler: &Arc<Handler>, api: Api, stream: &str, consumer: &Consumer) {
     let (handler, stream, durable) = (handler.clone(), stream.to_string(), consumer.durable.clone());
     actix::spawn(async move {
-        if let Ok(pending) = consumer::pending(&api, &stream, &durable).await {
-            handler.lock().undelivered = pending;
+        if let Ok(standing) = consumer::standing(&api, &stream, &durable).await {
+            handler.lock().undelivered = standing.pending;
+            handler.in_hand.forget_up_to(standing.ack_floor);
         }
     });
 }
 
 /// Follows the consumer's deliveries.
 struct Count {
-    /// Messages that were asked for and have not come.
-    pending: usize,
+    asked: Asked,
     /// Number of the last delivery.
     consumer_sequence: u64,
     /// Of the last message that was delivered for the first time.
@@ -262,7 +264,7 @@ struct Count {
 impl Count {
     fn from(found: &Found) -> Count {
         Count {
-            pending: 0,
+            asked: Asked::default(),
             consumer_sequence: found.consumer_sequence,
             stream_sequence: found.stream_sequence,
         }
@@ -271,7 +273,7 @@ impl Count {
     /// Where a message stands. Between it and the one before there is nothing for this consumer, unless a delivery is
     /// missing: then what is missing will come again, and is not to be taken for done.
     fn place(&mut self, delivery: Delivery) -> Place {
-        self.pending = self.pending.saturating_sub(1);
+        self.asked.came();
         let follows = delivery.consumer_sequence == self.consumer_sequence + 1;
         self.consumer_sequence = self.consumer_sequence.max(delivery.consumer_sequence);
         let sequence = delivery.sequence;
@@ -288,26 +290,6 @@ impl Count {
             deliveries: delivery.deliveries,
         }
     }
-
-    /// What the consumer says besides messages; `false` if it is of no more use.
-    fn told(&mut self, status: StatusCode, message: &async_nats::Message) -> bool {
-        if status == StatusCode::IDLE_HEARTBEAT {
-            return true;
-        }
-        // A pull has ended.
-        let left = message
-            .headers
-            .as_ref()
-            .and_then(|headers| headers.get("Nats-Pending-Messages"))
-            .and_then(|left| left.as_str().parse().ok());
-        self.pending = self.pending.saturating_sub(left.unwrap_or(self.pending));
-        let is_harmless = status == StatusCode::NOT_FOUND || status == StatusCode::TIMEOUT;
-        is_harmless
-            || message
-                .description
-                .as_deref()
-                .is_some_and(|text| text.contains("Batch Completed"))
-    }
 }
 
 #[cfg(test)]
@@ -319,7 +301,7 @@ mod tests {
             sequence,
             consumer_sequence,
             deliveries,
-            time_us: 0,
+            time_ns: 0,
             pending: 0,
         }
     }
@@ -327,7 +309,7 @@ mod tests {
     #[test]
     fn what_lies_between_two_deliveries_is_known_unless_one_is_missing() {
         let mut count = Count {
-            pending: 9,
+            asked: Asked(9),
             consumer_sequence: 4,
             stream_sequence: 10,
         };
@@ -340,6 +322,6 @@ mod tests {
         assert_eq!(count.place(delivery(30, 9, 1)).after, 29);
         assert_eq!(count.place(delivery(33, 10, 1)).after, 30);
         assert_eq!(count.place(delivery(25, 11, 2)).after, 24);
-        assert_eq!(count.pending, 3);
+        assert_eq!(count.asked.0, 3);
     }
 }

@@ -3,20 +3,20 @@
 //! It is pulled, a window at a time: a consumer that pushes has up to 32 MiB under way. The consumer is removed as soon as
 //! the read is over or given up: NATS limits how many a stream has, and would remember one for seconds.
 
-use std::error::Error as Cause;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::pull::{self, Config};
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
-use async_nats::jetstream::stream::Stream;
+use async_nats::{Message, Subscriber};
 use futures::StreamExt;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
+use super::consumer::{self, Asked};
 use super::jetstream::{Api, lost};
-use super::key_value::{causes, context};
-use crate::error::Error;
+use crate::error::{Error, Kind, Result};
+use crate::nats::ack::{self, Delivery};
 
 /// NATS forgets a consumer that has asked for nothing for so long; for what ends without a word, as the runtime may.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// What to read.
 pub struct Part {
     pub subject: String,
-    /// Of each subject the last message alone.
+    /// Of each subject the last message alone; one that comes meanwhile may be read after it. The part is all of the stream.
     pub is_latest: bool,
     /// Without the payloads.
     pub headers_only: bool,
@@ -34,115 +34,167 @@ pub struct Part {
     pub window: usize,
 }
 
-/// Why there is no next message.
-pub enum Unread {
-    /// JetStream said nothing for the time that it has for an answer.
-    Late,
-    /// The connection broke in between.
-    Lost,
-    Failed(async_nats::Error),
-}
-
-impl Unread {
-    /// As the caller has it, who knows what it was that was read.
-    pub fn error(
-        self,
-        late: impl FnOnce() -> Error,
-        failed: impl FnOnce(&(dyn Cause + 'static)) -> Error,
-    ) -> Error {
-        match self {
-            Unread::Late => late(),
-            Unread::Lost => lost(),
-            Unread::Failed(error) => failed(&*error),
-        }
-    }
-}
-
-impl<E: Into<async_nats::Error>> From<E> for Unread {
-    fn from(error: E) -> Self {
-        Unread::Failed(error.into())
-    }
-}
-
 /// A read under way.
 pub struct StreamRead {
-    /// For the next message.
-    limit: Duration,
-    messages: pull::Stream,
     consumer: Temporary,
+    inbox: String,
+    messages: Subscriber,
+    window: usize,
+    asked: Asked,
+    /// Sequence of the stream's last message in the beginning.
+    end: u64,
+    /// Messages that there were for this consumer then. They come first, but some may have been deleted or replaced.
+    initial: u64,
     received: u64,
-    /// Messages that are still to come, as far as is known.
+    /// Of what was read, where each subject counts once: hashes.
+    subjects: Option<HashSet<u64>>,
+    hasher: RandomState,
+    /// Messages that are still to come, as far as is known. The server takes one that was replaced for one less, whether
+    /// it had counted it or not, so that it may say 0 too early.
     pending: u64,
 }
 
 impl StreamRead {
-    pub async fn begin(api: &Api, stream: &str, part: Part) -> Result<StreamRead, Unread> {
-        let stream = context(api).get_stream_no_info(stream).await?;
-        let config = Config {
-            name: Some(nuid::next().to_string()),
-            filter_subject: part.subject,
-            deliver_policy: if part.is_latest {
-                DeliverPolicy::LastPerSubject
-            } else {
-                DeliverPolicy::All
-            },
-            headers_only: part.headers_only,
-            ack_policy: AckPolicy::None,
-            inactive_threshold: FORGOTTEN_AFTER,
-            num_replicas: 1,
-            memory_storage: true,
-            ..Config::default()
+    /// `None` if there is no such stream.
+    pub async fn begin(api: &Api, stream: &str, part: Part) -> Result<Option<StreamRead>> {
+        let info = match api.request(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
+            Err(error) if error.kind == Kind::BucketNotFound => return Ok(None),
+            info => info?,
         };
-        let consumer = stream.create_consumer(config).await?;
-        let consumer = Temporary { stream, consumer };
-        let messages = consumer.consumer.stream().max_messages_per_batch(part.window);
-        Ok(StreamRead {
-            limit: api.timeout,
-            messages: messages.messages().await?,
-            received: 0,
-            pending: consumer.consumer.cached_info().num_pending,
+        let inbox = api.client.client().new_inbox();
+        let subscribed = api.client.client().subscribe(inbox.clone()).await;
+        let messages = subscribed.map_err(|_| lost())?;
+        let consumer = Temporary {
+            api: api.clone(),
+            stream: stream.to_string(),
+            name: nuid::next().to_string(),
+        };
+        let config = json!({
+            "name": consumer.name,
+            "filter_subject": part.subject,
+            "deliver_policy": if part.is_latest { "last_per_subject" } else { "all" },
+            "headers_only": part.headers_only,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "inactive_threshold": u64::try_from(FORGOTTEN_AFTER.as_nanos()).unwrap_or(0),
+            "num_replicas": 1,
+            "mem_storage": true,
+        });
+        let body = json!({"stream_name": stream, "config": config});
+        let create = format!("CONSUMER.CREATE.{stream}.{}", consumer.name);
+        let made = api.request(&create, &body).await?;
+        let pending = made.get("num_pending").and_then(Value::as_u64).unwrap_or(0);
+        let initial = if part.is_latest {
+            // The consumer may have missed one that was replaced just then.
+            pending.max(consumer::number(Some(&info), "state", "num_subjects"))
+        } else {
+            pending
+        };
+        Ok(Some(StreamRead {
             consumer,
-        })
+            inbox,
+            messages,
+            window: part.window,
+            asked: Asked::default(),
+            end: consumer::number(Some(&info), "state", "last_seq"),
+            initial,
+            received: 0,
+            subjects: part.is_latest.then(HashSet::new),
+            hasher: RandomState::new(),
+            pending: initial,
+        }))
     }
 
-    /// The next message; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<Message>, Unread> {
-        let deadline = Instant::now() + self.limit;
+    /// The next message and where it stands; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<(Message, Delivery)>> {
+        let deadline = Instant::now() + self.consumer.api.timeout;
         while self.pending > 0 {
-            let wait = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
-            let Ok(message) = timeout(wait, self.messages.next()).await else {
-                if Instant::now() >= deadline {
-                    return Err(Unread::Late);
-                }
-                self.ask().await?;
-                continue;
-            };
-            let message = message.ok_or("reading has ended early")??;
-            let info = message.info()?;
-            self.received += 1;
-            // What was under way when the connection broke does not come again.
-            if info.consumer_sequence != self.received {
-                return Err(Unread::Lost);
+            self.ask_for_more().await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"));
             }
-            self.pending = info.pending;
-            return Ok(Some(message));
+            match timeout(SILENCE.min(left), self.messages.next()).await {
+                Ok(Some(message)) => {
+                    if let Some(delivery) = self.take(&message)? {
+                        return Ok(Some((message, delivery)));
+                    }
+                }
+                Ok(None) => return Err(lost()),
+                Err(_) => self.look(left).await?,
+            }
         }
         Ok(None)
     }
 
+    async fn ask_for_more(&mut self) -> Result<()> {
+        if self.asked.0 > self.window / 2 {
+            return Ok(());
+        }
+        let (consumer, room) = (&self.consumer, self.window - self.asked.0);
+        let pulled = consumer::pull(&consumer.api, &consumer.stream, &consumer.name, &self.inbox, room).await;
+        pulled.map_err(|_| lost())?;
+        self.asked.0 += room;
+        Ok(())
+    }
+
+    /// Where a message stands; `None` if it is what JetStream says besides messages.
+    fn take(&mut self, message: &Message) -> Result<Option<Delivery>> {
+        if let Some(status) = message.status {
+            if self.asked.told(status, message) {
+                return Ok(None);
+            }
+            let why = message.description.as_deref().unwrap_or("no description");
+            let refused = Error::new(Kind::JetStreamRefused, "JetStream refused the request");
+            return Err(refused.detail(format!(
+                "JetStream says {status}: {}.",
+                crate::findings::line(why)
+            )));
+        }
+        let Some(delivery) = message.reply.as_deref().and_then(ack::parse) else {
+            return Ok(None);
+        };
+        self.asked.came();
+        self.received += 1;
+        // What was under way when the connection broke does not come again.
+        if delivery.consumer_sequence != self.received {
+            return Err(lost());
+        }
+        // Those of the beginning are all there, whatever has come since; or some of them were replaced or deleted.
+        let got = match &mut self.subjects {
+            Some(subjects) => {
+                subjects.insert(self.hasher.hash_one(&*message.subject));
+                subjects.len() as u64
+            }
+            None => self.received,
+        };
+        let is_complete = delivery.sequence <= self.end && got == self.initial;
+        self.pending = match delivery.pending {
+            _ if is_complete => 0,
+            0 if got < self.initial => 1,
+            pending => pending,
+        };
+        Ok(Some(delivery))
+    }
+
     /// Has JetStream say how many messages are still to come.
-    async fn ask(&mut self) -> Result<(), Unread> {
-        let info = self.consumer.consumer.get_info().await?;
-        let under_way = info.delivered.consumer_sequence.saturating_sub(self.received);
-        self.pending = info.num_pending + under_way;
+    async fn look(&mut self, time: Duration) -> Result<()> {
+        let consumer = &self.consumer;
+        let api = Api {
+            timeout: time,
+            ..consumer.api.clone()
+        };
+        let standing = consumer::standing(&api, &consumer.stream, &consumer.name).await?;
+        self.pending = standing.pending + standing.delivered.saturating_sub(self.received);
         Ok(())
     }
 }
 
-/// A consumer that is removed when it is dropped.
+/// A consumer that is removed when this is dropped, also while it is being made.
 struct Temporary {
-    stream: Stream<()>,
-    consumer: Consumer<Config>,
+    api: Api,
+    stream: String,
+    name: String,
 }
 
 impl Drop for Temporary {
@@ -151,10 +203,14 @@ impl Drop for Temporary {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let (stream, name) = (self.stream.clone(), self.consumer.cached_info().name.clone());
+        let (api, stream, name) = (
+            self.api.clone(),
+            std::mem::take(&mut self.stream),
+            std::mem::take(&mut self.name),
+        );
         runtime.spawn(async move {
-            if let Err(error) = stream.delete_consumer(&name).await {
-                log::debug!("could not remove consumer {name}: {}", causes(&error));
+            if let Err(error) = consumer::delete(&api, &stream, &name).await {
+                log::debug!("could not remove consumer {name}: {error}");
             }
         });
     }

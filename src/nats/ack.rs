@@ -11,8 +11,8 @@ pub struct Delivery {
     pub consumer_sequence: u64,
     /// How often this message was delivered, this time included.
     pub deliveries: u32,
-    /// When the stream took it: microseconds since 1970.
-    pub time_us: i64,
+    /// When the stream took it: nanoseconds since 1970.
+    pub time_ns: i64,
     /// Messages that the consumer had still to deliver for the first time.
     pub pending: u64,
 }
@@ -40,12 +40,11 @@ pub fn parse(reply: &str) -> Option<Delivery> {
     else {
         return None;
     };
-    let nanoseconds: i64 = nanoseconds.parse().ok()?;
     Some(Delivery {
         sequence: sequence.parse().ok()?,
         consumer_sequence: consumer_sequence.parse().ok()?,
         deliveries: deliveries.parse().ok()?,
-        time_us: nanoseconds / 1000,
+        time_ns: nanoseconds.parse().ok()?,
         pending: pending.parse().ok()?,
     })
 }
@@ -60,7 +59,7 @@ mod tests {
             sequence: 10,
             consumer_sequence: 7,
             deliveries: 2,
-            time_us: 1_600_000_000_000_000,
+            time_ns: 1_600_000_000_000_000_000,
             pending: 3,
         });
         assert_eq!(parse("$JS.ACK.s.c.2.10.7.1600000000000000000.3"), expected);

@@ -246,11 +246,15 @@ fn handlers(findings: &mut Findings) {
         }
     }
     let rows = query(
-        "SELECT h.kind || ' ' || h.subject || ' -> ' || h.function, h.state, h.problem, h.role::text, o.rolname,
+        // Signatures by name are not looked up: that asks for USAGE on the schemas.
+        "WITH f AS MATERIALIZED (
+           SELECT CASE pronamespace WHEN 'pg_catalog'::regnamespace THEN 'pg_catalog.' ELSE '' END
+             || oid::regprocedure::text AS signature, proowner FROM pg_proc)
+         SELECT h.kind || ' ' || h.subject || ' -> ' || h.function, h.state, h.problem, h.role::text, o.rolname,
                 o.oid <> h.role AND NOT o.rolsuper AND NOT r.rolsuper, h.messages, h.errors, h.dropped, h.queued,
                 h.last_error, h.lag > interval '1 min', h.lag
          FROM litmus_pgnats.handlers h LEFT JOIN pg_roles r ON r.oid = h.role
-         LEFT JOIN pg_proc p ON p.oid = to_regprocedure(h.function) LEFT JOIN pg_roles o ON o.oid = p.proowner
+         LEFT JOIN f ON f.signature = h.function LEFT JOIN pg_roles o ON o.oid = f.proowner
          ORDER BY 1",
         &[],
     );

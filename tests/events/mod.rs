@@ -24,9 +24,14 @@ impl Events {
     }
 
     pub async fn create(&self) {
+        self.create_with(stream::RetentionPolicy::Limits).await;
+    }
+
+    pub async fn create_with(&self, retention: stream::RetentionPolicy) {
         let config = stream::Config {
             name: "events".into(),
             subjects: vec!["events.>".into()],
+            retention,
             ..Default::default()
         };
         self.0.create_stream(config).await.expect("create a stream");

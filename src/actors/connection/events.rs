@@ -9,6 +9,10 @@ use crate::actors::connect::Observer;
 
 /// Different errors of a server that are told apart in the log.
 const MAX_SERVER_ERRORS: usize = 64;
+/// Subjects of subscriptions that a server refuses, which are remembered for the handlers that have them.
+const MAX_REFUSED: usize = 10_000;
+/// Each is used once.
+const INBOXES: &str = "_INBOX.";
 
 /// Brings what a client reports to its connection.
 #[derive(Clone)]
@@ -66,9 +70,10 @@ impl Handler<Happened> for Connection {
                     client.forbidden(subject);
                 }
                 self.tally.failed(&format!("the NATS server reports: {what}"));
-                if let Some(subject) = refused(&what) {
-                    self.status
-                        .send_if_modified(|status| status.refused.insert(subject.to_string()));
+                if let Some(subject) = refused(&what).filter(|subject| !subject.starts_with(INBOXES)) {
+                    self.status.send_if_modified(|status| {
+                        status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
+                    });
                 }
                 if self.server_errors.len() >= MAX_SERVER_ERRORS {
                     self.server_errors.clear();

@@ -115,7 +115,7 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
         source: Ok(Source { target, settings }),
     };
     let limits = Limits::new(1000, 1 << 20, 1 << 20);
-    let handler = Handler::new(DB, definition, None, limits);
+    let handler = Handler::new(DB, definition, None, limits, Arc::default());
     for _ in 0..messages {
         handler.push(Incoming {
             subject: subject.into(),
@@ -133,8 +133,8 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
 
 /// Messages that wait, and that were dropped.
 fn left(handler: &Handler) -> (usize, u64) {
-    let inner = handler.lock();
-    (inner.queue.len(), inner.counts.dropped)
+    let waiting = handler.lock().queue.len();
+    (waiting, handler.counts().dropped)
 }
 
 #[test]
