@@ -1,7 +1,7 @@
 //! The handlers of one kind, by database: follows what the databases define, and keeps each handler subscribed. The
 //! actor that `SubscriptionRegistry` and `ResponderRegistry` are two of. In the actor thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -118,7 +118,8 @@ impl<I: Inlet> actix::Handler<Apply> for Registry<I> {
         let mut replaced: HashMap<_, _> = gone
             .map(|handler| (name(&handler.definition()), handler.clone()))
             .collect();
-        replaced.retain(|known_as, _| new.iter().any(|definition| name(definition) == *known_as));
+        let names: HashSet<_> = new.iter().map(name).collect();
+        replaced.retain(|known_as, _| names.contains(known_as));
         self.replaced
             .insert(database, replaced.values().cloned().collect());
         let ended: Vec<_> = before.into_values().flatten().filter_map(Entry::end).collect();
