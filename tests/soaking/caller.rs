@@ -190,7 +190,7 @@ impl Caller {
     /// The memory of the backend, if it runs.
     pub fn bytes(&self) -> Option<u64> {
         let pid = self.session.as_ref()?.pid();
-        proc::alive(pid).then(|| proc::private_bytes(pid))
+        proc::try_private_bytes(pid)
     }
 
     /// What the backend has grown by since it was warm; `None` when it was not, or has made few calls since.

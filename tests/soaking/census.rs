@@ -77,11 +77,8 @@ impl Census {
 }
 
 fn largest(pids: &[i32]) -> u64 {
-    let alive = pids.iter().filter(|&&pid| proc::alive(pid));
-    alive
-        .map(|&pid| proc::private_bytes(pid))
-        .max()
-        .unwrap_or_default()
+    let bytes = pids.iter().filter_map(|&pid| proc::try_private_bytes(pid));
+    bytes.max().unwrap_or_default()
 }
 
 /// Sessions that have lived through a phase have not grown.

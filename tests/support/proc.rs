@@ -76,7 +76,15 @@ pub fn rss(pid: i32) -> u64 {
 /// Memory that is the process's own, in bytes: the number to watch for growth. Shared buffers are none of it, though no
 /// other process may have touched them.
 pub fn private_bytes(pid: i32) -> u64 {
-    kilobytes(&read(pid, "status"), "RssAnon:") * 1024
+    try_private_bytes(pid).unwrap_or_else(|| panic!("process {pid} is gone or about to be"))
+}
+
+/// The same; `None` if the process is gone, or has given its memory back because it is ending.
+pub fn try_private_bytes(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Processor time used so far, in user and system mode.
