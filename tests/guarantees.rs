@@ -6,6 +6,7 @@ mod outgoing;
 mod scene;
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -145,7 +146,7 @@ async fn nothing_lost_nothing_twice(sink: &str, victims: &[Victim], cycles: usiz
 
 /// Where what has not been moved may be.
 async fn standing(nats: &NatsServer, source: &Session, sink: &Session) -> String {
-    let numbers = async |session: &Session, sql| -> Vec<i32> {
+    let numbers = async |session: &Session, sql| -> BTreeSet<i32> {
         let rows = session.query(sql, &[]).await.expect("numbers");
         rows.iter().map(|row| row.get(0)).collect()
     };

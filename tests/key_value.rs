@@ -353,11 +353,11 @@ async fn a_list_while_others_write() {
 async fn reading_leaves_no_consumer() {
     let stage = Stage::jetstream().await;
     let session = stage.pg.connect().await;
-    let mut bucket = json!({
+    let bucket = json!({
         "name": "KV_b", "subjects": ["$KV.b.>"], "retention": "limits", "storage": "memory", "num_replicas": 1,
         "max_msgs_per_subject": 64, "discard": "new", "allow_rollup_hdrs": true, "allow_direct": true,
+        "max_consumers": 10,
     });
-    bucket["max_consumers"] = 10.into();
     let client = stage.nats.client().await;
     let made = client
         .request("$JS.API.STREAM.CREATE.KV_b", bucket.to_string().into())

@@ -11,12 +11,12 @@ use async_nats::jetstream::{self, stream::StorageType};
 use async_nats::{HeaderMap, Message, StatusCode};
 use base64::Engine;
 use bytes::Bytes;
-use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::jetstream::Api;
 use super::requester::Failure;
+use super::rows::{check_size, collect, row_size};
 use super::status::Status;
 use super::stream_read::{Part, StreamRead};
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply, Row};
@@ -26,8 +26,6 @@ use crate::error::{Error, Kind, Result};
 const ENTRIES_AHEAD: usize = 8;
 /// Keys that are under way at a time while they are listed.
 const KEYS_AHEAD: usize = 1024;
-/// Most bytes of rows in one answer.
-const MAX_ROWS: usize = 48 * 1024 * 1024;
 const OPERATION: &str = "KV-Operation";
 const MARKER: &str = "Nats-Marker-Reason";
 /// Operations, as they are stored and as SQL has them.
@@ -448,32 +446,6 @@ pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// Rows up to a limit.
-pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<Row>> {
-    let mut rows = std::pin::pin!(rows);
-    let (mut all, mut size) = (Vec::new(), 0);
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        size += row_size(row.iter().flatten().map(String::len).sum());
-        check_size(size)?;
-        all.push(row);
-    }
-    Ok(all)
-}
-
-/// What a row with so many bytes of text takes.
-fn row_size(text: usize) -> usize {
-    text + 16
-}
-
-fn check_size(rows: usize) -> Result<()> {
-    if rows > MAX_ROWS {
-        let detail = format!("The limit is {MAX_ROWS} bytes.");
-        return Err(Error::new(Kind::PayloadTooLarge, "the list is too long").detail(detail));
-    }
-    Ok(())
 }
 
 fn stored_operation(message: &Message) -> &'static str {

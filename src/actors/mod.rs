@@ -11,7 +11,7 @@
 //!   `status.rs` what others may know of it, `delivery.rs` what it hands to its client; `connect.rs` makes the client it
 //!   is built on, `requester.rs` has it ask;
 //! - `jetstream.rs`, `key_value.rs` and `object_store.rs` with `object_read.rs` are NATS's persistent halves on that
-//!   connection, `stream_read.rs` is how they read what a stream holds;
+//!   connection, `stream_read.rs` is how they read what a stream holds, `rows.rs` bounds what they answer;
 //! - `subscription_registry.rs` and `responder_registry.rs` keep the databases' handlers subscribed: both are a
 //!   `registry.rs` of `handler.rs`s, each with a `pump.rs` that fills its `queue.rs`;
 //! - a durable subscription has a `stream_pump.rs` in its place, which pulls from a `consumer.rs`; `in_hand.rs` is what it
@@ -62,6 +62,7 @@ pub mod registry;
 pub mod requester;
 pub mod responder_registry;
 pub mod role;
+mod rows;
 mod session;
 pub mod statistics;
 pub mod status;

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::jetstream::Api;
-use super::key_value::{causes, collect, context, timestamp};
+use super::key_value::{causes, context, timestamp};
+use super::rows::collect;
 use super::status::Status;
 use super::transfers::Progress;
 use crate::channel::message::{Reply, Row, StoreCall};
@@ -117,10 +118,10 @@ impl Store {
         format!("OBJ_{}", self.name)
     }
 
-    pub(super) fn failed(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    fn not_created(&self, error: &(dyn std::error::Error + 'static)) -> Error {
         let failed = Error::new(
             Kind::JetStreamRefused,
-            format!("could not {what} object store \"{}\"", self.name),
+            format!("could not create object store \"{}\"", self.name),
         );
         self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
     }
@@ -256,7 +257,7 @@ impl Store {
                 ..Default::default()
             };
             let created = context(&self.api).create_object_store(config).await;
-            created.map_err(|error| self.failed("create", &error))?;
+            created.map_err(|error| self.not_created(&error))?;
         }
         let before = match self.info(name).await {
             Ok(info) => Some(info.nuid),

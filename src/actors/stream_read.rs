@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use super::consumer::{self, Asked};
-use super::jetstream::{Api, lost};
+use super::jetstream::{Api, code, lost};
 use crate::error::{Error, Kind, Result};
 use crate::nats::ack::{self, Delivery};
 
@@ -41,7 +41,7 @@ pub struct StreamRead {
     messages: Subscriber,
     window: usize,
     asked: Asked,
-    /// Sequence of the stream's last message in the beginning.
+    /// Sequence of the stream's last message in the beginning; only where messages may be replaced.
     end: u64,
     /// Messages that there were for this consumer then. They come first, but some may have been deleted or replaced.
     initial: u64,
@@ -57,9 +57,15 @@ pub struct StreamRead {
 impl StreamRead {
     /// `None` if there is no such stream.
     pub async fn begin(api: &Api, stream: &str, part: Part) -> Result<Option<StreamRead>> {
-        let info = match api.request(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
-            Err(error) if error.kind == Kind::BucketNotFound => return Ok(None),
-            info => info?,
+        let ask =
+            async |name: String, body: &Value| api.request_unless(code::STREAM_NOT_FOUND, &name, body).await;
+        // Of what is read by sequence alone, nothing comes twice and nothing is replaced: the consumer's count will do.
+        let info = match part.is_latest {
+            true => match ask(format!("STREAM.INFO.{stream}"), &Value::Null).await? {
+                None => return Ok(None),
+                info => info,
+            },
+            false => None,
         };
         let inbox = api.client.client().new_inbox();
         let subscribed = api.client.client().subscribe(inbox.clone()).await;
@@ -82,21 +88,21 @@ impl StreamRead {
         });
         let body = json!({"stream_name": stream, "config": config});
         let create = format!("CONSUMER.CREATE.{stream}.{}", consumer.name);
-        let made = api.request(&create, &body).await?;
-        let pending = made.get("num_pending").and_then(Value::as_u64).unwrap_or(0);
-        let initial = if part.is_latest {
-            // The consumer may have missed one that was replaced just then.
-            pending.max(consumer::number(Some(&info), "state", "num_subjects"))
-        } else {
-            pending
+        let Some(made) = ask(create, &body).await? else {
+            return Ok(None);
         };
+        let pending = made.get("num_pending").and_then(Value::as_u64).unwrap_or(0);
+        // The consumer may have missed a subject whose message was replaced just then.
+        let initial = pending.max(consumer::number(info.as_ref(), "state", "num_subjects"));
         Ok(Some(StreamRead {
             consumer,
             inbox,
             messages,
             window: part.window,
             asked: Asked::default(),
-            end: consumer::number(Some(&info), "state", "last_seq"),
+            end: info
+                .as_ref()
+                .map_or(u64::MAX, |info| consumer::number(Some(info), "state", "last_seq")),
             initial,
             received: 0,
             subjects: part.is_latest.then(HashSet::new),
