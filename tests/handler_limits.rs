@@ -4,7 +4,7 @@ mod handlers;
 mod scene;
 mod support;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use handlers::*;
 use scene::*;
@@ -366,11 +366,14 @@ async fn a_server_that_is_away() {
     until_state(&session, "far", "waiting").await;
     run(&session, "SELECT nats_subscribe('farther', 'keep')").await;
     let client = scene.nats.client().await;
-    let began = Instant::now();
+    // The one that has found it is free again only after three seconds if it waits for it.
+    let mut slowest = Duration::ZERO;
     for n in 1..=20_usize {
+        let said = Instant::now();
         say(&client, "news", n.to_string()).await;
         eventually_eq(SOON, n, async || got(&session).await.len()).await;
+        slowest = slowest.max(said.elapsed());
     }
-    println!("20 messages one after another took {:?}", began.elapsed());
-    assert!(began.elapsed() < 2 * PROMPT, "{:?}", began.elapsed());
+    println!("the slowest of 20 messages took {slowest:?}");
+    assert!(slowest < 2 * PROMPT, "{slowest:?}");
 }

@@ -287,6 +287,29 @@ async fn rights_that_are_revoked() {
     until_got(&session, &["5"]).await;
 }
 
+/// Who looks at the handlers sees what has changed, also while the session that has committed it has not yet told the
+/// caches of other processes, which a busy machine makes a while.
+#[tokio::test]
+async fn rights_that_come_and_go() {
+    let (scene, session, shop, _thief) = two_roles().await;
+    run(&shop, "SELECT nats_subscribe('a', 'keep')").await;
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let session = scene.pg.connect().await;
+        busy.push(tokio::spawn(async move {
+            let _ = session
+                .simple_query("SELECT count(*) FROM generate_series(1, 1000000000) WHERE pg_sleep(0) IS NULL")
+                .await;
+        }));
+    }
+    for _ in 0..100 {
+        until_live(&session, "a").await;
+        run(&session, "REVOKE USAGE ON FOREIGN SERVER nats FROM shop").await;
+        until_state(&session, "a", "disabled").await;
+        run(&session, "GRANT USAGE ON FOREIGN SERVER nats TO shop").await;
+    }
+}
+
 /// A right that goes without anybody being told, with a membership, is missed when the message comes.
 #[tokio::test]
 async fn rights_are_checked_at_call() {

@@ -27,6 +27,7 @@ pub struct Reactions {
     pub roll_back_to: fn(usize),
     pub before_commit: fn() -> Result<()>,
     pub before_prepare: fn() -> Result<()>,
+    /// Other processes see all of it: their caches have been told, and the locks are gone.
     pub committed: fn(),
     pub aborted: fn(),
 }
@@ -38,6 +39,8 @@ thread_local! {
     static RUNNING: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
     /// What was running when each open subtransaction started, and the mark.
     static AT_SUBTRANSACTION: RefCell<Vec<(pg_sys::MemoryContext, usize)>> = const { RefCell::new(Vec::new()) };
+    /// Between the commit and the release of the locks.
+    static COMMITTING: Cell<bool> = const { Cell::new(false) };
     static EXIT_HOOKED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -71,6 +74,7 @@ pub fn install(reactions: Reactions) {
         PREVIOUS.set(pg_sys::ExecutorRun_hook);
         pg_sys::ExecutorRun_hook = Some(executor_run);
         pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
+        pg_sys::RegisterResourceReleaseCallback(Some(release), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
     }
 }
@@ -186,7 +190,7 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _:
             XACT_EVENT_PRE_COMMIT => (reactions.before_commit)(),
             XACT_EVENT_PRE_PREPARE => (reactions.before_prepare)(),
             XACT_EVENT_COMMIT => {
-                (reactions.committed)();
+                COMMITTING.set(true);
                 Ok(())
             }
             XACT_EVENT_ABORT => {
@@ -196,6 +200,28 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _:
             }
             _ => Ok(()),
         });
+    }
+}
+
+/// PostgreSQL tells the caches of other processes, and gives up the locks, after the event of the commit. Who is sent to
+/// look at what has changed must not come before.
+unsafe extern "C-unwind" fn release(
+    phase: pg_sys::ResourceReleasePhase::Type,
+    _is_commit: bool,
+    _is_top_level: bool,
+    _: *mut c_void,
+) {
+    if phase == pg_sys::ResourceReleasePhase::RESOURCE_RELEASE_AFTER_LOCKS
+        && COMMITTING.replace(false)
+        && let Some(reactions) = REACTIONS.get()
+    {
+        // SAFETY: called by PostgreSQL; this frame has nothing to drop.
+        unsafe {
+            guarded(|| {
+                (reactions.committed)();
+                Ok(())
+            });
+        }
     }
 }
 
