@@ -125,7 +125,7 @@ impl Caller {
         let explained = failure.expected
             || explained::BY_RELOADS.contains(&code)
             || weather == Weather::Storm
-                && (explained::by_faults(code) || self.guest && code == explained::BY_REVOKE);
+                && (explained::by_faults(code) || self.guest && code == explained::DENIED);
         if explained {
             self.board.failed(name, code);
         } else {

@@ -35,8 +35,8 @@ pub const BY_FAULTS: &[(&str, &str)] = &[
 /// subscriptions.
 pub const BY_RELOADS: &[&str] = &["HV00K", "HV00M"];
 
-/// Of roles whose USAGE on the foreign server is taken away at times.
-pub const BY_REVOKE: &str = "42501";
+/// Of the guest, whose USAGE on the foreign server is taken away at times, and who does not own what others do.
+pub const DENIED: &str = "42501";
 
 /// Whether a fault explains the error.
 pub fn by_faults(code: &str) -> bool {
