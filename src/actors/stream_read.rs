@@ -60,12 +60,13 @@ impl StreamRead {
         let ask =
             async |name: String, body: &Value| api.request_unless(code::STREAM_NOT_FOUND, &name, body).await;
         // Of what is read by sequence alone, nothing comes twice and nothing is replaced: the consumer's count will do.
-        let info = match part.is_latest {
-            true => match ask(format!("STREAM.INFO.{stream}"), &Value::Null).await? {
-                None => return Ok(None),
-                info => info,
-            },
-            false => None,
+        let info = if part.is_latest {
+            let Some(info) = ask(format!("STREAM.INFO.{stream}"), &Value::Null).await? else {
+                return Ok(None);
+            };
+            Some(info)
+        } else {
+            None
         };
         let inbox = api.client.client().new_inbox();
         let subscribed = api.client.client().subscribe(inbox.clone()).await;

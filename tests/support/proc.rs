@@ -70,7 +70,7 @@ pub fn thread_names(pid: i32) -> Vec<String> {
 
 /// Resident memory in bytes, PostgreSQL's shared buffers that the process touched included.
 pub fn rss(pid: i32) -> u64 {
-    kilobytes(&read(pid, "status"), "VmRSS:") * 1024
+    memory(pid, "VmRSS:").unwrap_or_else(|| panic!("process {pid} is gone or about to be"))
 }
 
 /// Memory that is the process's own, in bytes: the number to watch for growth. Shared buffers are none of it, though no
@@ -81,10 +81,7 @@ pub fn private_bytes(pid: i32) -> u64 {
 
 /// The same; `None` if the process is gone, or has given its memory back because it is ending.
 pub fn try_private_bytes(pid: i32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kilobytes * 1024)
+    memory(pid, "RssAnon:")
 }
 
 /// Processor time used so far, in user and system mode.
@@ -167,9 +164,10 @@ fn read(pid: i32, file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"))
 }
 
-fn kilobytes(text: &str, name: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or_else(|| panic!("no {name} in {text:?}"))
+/// A line of the process's status, in bytes; `None` if there is no such process or line.
+fn memory(pid: i32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
