@@ -51,7 +51,7 @@ pub struct IdleWait(LatchWait);
 impl Wait for IdleWait {
     fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()> {
         let time = deadline.saturating_duration_since(Instant::now());
-        self.0.wait_idle(socket, interest, Some(time));
+        self.0.wait_idle(socket, interest, time);
         worker::serve_interrupts();
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! - `dead_letter.rs`: what could not be delivered or executed;
 //! - `herald.rs`: tells the runtime when the server takes writes;
 //! - `hooks.rs`: executors give way to DROP DATABASE and its kin;
+//! - `memory.rs`: the runtime gives memory back to the system;
 //! - `threads.rs`: a thread that PostgreSQL's signals do not reach;
 //! - `logging.rs`: what the workers write to the server log.
 
@@ -17,6 +18,7 @@ mod executor;
 mod herald;
 pub mod hooks;
 pub mod logging;
+mod memory;
 mod outbox_read;
 pub mod runtime;
 mod stream_work;

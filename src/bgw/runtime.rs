@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use pgrx::{pg_guard, pg_sys};
 use tokio::sync::{mpsc, oneshot};
 
+use super::memory::Trimmer;
 use super::workers::{self, Workers};
 use super::{herald, logging, threads};
 use crate::actors::system::{self, Config, End};
@@ -156,14 +157,17 @@ fn serve(
     let mut stop = Some(stop);
     let mut set = LatchWait::new(Event::RuntimeMain);
     let mut deadline = None;
+    let mut trimmer = Trimmer::new();
     loop {
-        let time = deadline.map(|deadline: Instant| deadline.saturating_duration_since(Instant::now()));
+        let due = deadline.map_or(trimmer.due(), |deadline: Instant| deadline.min(trimmer.due()));
+        let time = due.saturating_duration_since(Instant::now());
         let woken = worker::wait(&mut set, records.socket(), time);
         let alive = records.take_wakes();
         logging::set_level(settings::log_level());
         bounds.update();
         workers.serve();
         records.write();
+        trimmer.serve();
         if !alive {
             return ended(actors);
         }

@@ -106,13 +106,11 @@ impl WaitSet {
         WaitSet { set, interest }
     }
 
-    /// Waits for the socket, the latch or, if given, the time.
-    fn wait(&mut self, event: Event, interest: Interest, timeout: Option<Duration>) {
+    /// Waits for the socket, the latch or the time.
+    fn wait(&mut self, event: Event, interest: Interest, timeout: Duration) {
         let number = event.number();
         // Rounded up: a wait that ends a fraction early would be repeated many times.
-        let milliseconds = timeout.map_or(-1, |timeout| {
-            i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX)
-        });
+        let milliseconds = i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX);
         // SAFETY: the set is valid until `drop`; one event is written at most.
         unsafe {
             if self.interest != interest {
@@ -141,9 +139,8 @@ impl LatchWait {
     }
 
     /// For a background worker: waits until the socket is ready, the latch is set or the time is over; serves no
-    /// interrupt. Takes no
-    /// file descriptor, so it works when there is none left.
-    pub fn wait_idle(&mut self, socket: RawFd, interest: Interest, timeout: Option<Duration>) {
+    /// interrupt. Takes no file descriptor, so it works when there is none left.
+    pub fn wait_idle(&mut self, socket: RawFd, interest: Interest, timeout: Duration) {
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
         set.wait(self.event, interest, timeout);
     }
@@ -156,7 +153,7 @@ impl Wait for LatchWait {
         set.wait(
             self.event,
             interest,
-            Some(deadline.saturating_duration_since(Instant::now())),
+            deadline.saturating_duration_since(Instant::now()),
         );
         check_for_interrupts()
     }

@@ -185,8 +185,8 @@ pub struct Woken {
     pub terminate: bool,
 }
 
-/// Waits for a signal, the socket or, if given, the time; re-reads the configuration when asked to.
-pub fn wait(set: &mut LatchWait, socket: RawFd, time: Option<Duration>) -> Woken {
+/// Waits for a signal, the socket or the time; re-reads the configuration when asked to.
+pub fn wait(set: &mut LatchWait, socket: RawFd, time: Duration) -> Woken {
     set.wait_idle(socket, Interest::Readable, time);
     pgrx::check_for_interrupts!();
     if BackgroundWorker::sighup_received() {

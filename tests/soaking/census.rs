@@ -1,6 +1,7 @@
 //! What there is of processes, memory, files and connections, compared with what there was in the beginning.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::board::Board;
 use super::caller::Caller;
@@ -14,6 +15,8 @@ use crate::support::*;
 
 /// What a process may grow by.
 const GROWTH: i64 = 10 << 20;
+/// By then the runtime worker has given back what it has freed.
+const GIVEN_BACK: Duration = Duration::from_secs(12);
 /// Open files of the runtime worker that come and go.
 const FILES: usize = 4;
 
@@ -33,6 +36,7 @@ impl Census {
         let executors = largest(&world.pg.worker_pids(EXECUTOR).await);
         let couriers = largest(&world.pg.worker_pids(COURIER).await);
         let sessions = callers.iter().filter_map(Caller::bytes).max().unwrap_or_default();
+        tokio::time::sleep(GIVEN_BACK).await;
         Self {
             name,
             runtime_pid,

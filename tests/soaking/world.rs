@@ -33,6 +33,9 @@ impl World {
             .conf("log_line_prefix", "%m [%p] %b %e %q%u@%d ")
             .conf("max_connections", "100")
             .conf("litmus_pgnats.executor_idle_timeout", "5s")
+            // What glibc would keep of a large file for the next one says nothing of leaks.
+            .env("MALLOC_TRIM_THRESHOLD_", "131072")
+            .env("MALLOC_MMAP_THRESHOLD_", "131072")
             .start()
             .await;
         let world = Self {

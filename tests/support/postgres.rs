@@ -32,6 +32,7 @@ pub enum Stop {
 pub struct PostgresBuilder {
     conf: Vec<(String, String)>,
     hba: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl PostgresBuilder {
@@ -53,9 +54,16 @@ impl PostgresBuilder {
         self
     }
 
+    /// A variable in the environment of the server.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// Makes the cluster and starts it; returns when it accepts connections.
     pub async fn start(self) -> Postgres {
         let mut server = Postgres::new();
+        server.environment = self.environment;
         cluster::create(&server.data);
         for (key, value) in &self.conf {
             server.append_conf(key, value);
@@ -75,6 +83,7 @@ pub struct Postgres {
     port: Port,
     sockets: TempDir,
     data: PathBuf,
+    environment: Vec<(String, String)>,
     _work: WorkDir,
 }
 
@@ -84,6 +93,7 @@ impl Postgres {
         let builder = PostgresBuilder {
             conf: Vec::new(),
             hba: Vec::new(),
+            environment: Vec::new(),
         };
         builder.preload(true)
     }
@@ -108,6 +118,7 @@ impl Postgres {
             port: Port::take(),
             sockets,
             data: work.path().join("data"),
+            environment: Vec::new(),
             _work: work,
         }
     }
@@ -127,6 +138,7 @@ impl Postgres {
         as_server_user(&mut command)
             .arg("-D")
             .arg(&self.data)
+            .envs(self.environment.iter().cloned())
             .current_dir("/");
         self.daemon.spawn(command);
         let (pid_file, pid) = (self.data.join("postmaster.pid"), self.postmaster_pid());
