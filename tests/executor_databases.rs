@@ -80,6 +80,11 @@ async fn drop_database() {
                 scene.executor_databases().await
             })
             .await;
+            let places = "SELECT DISTINCT database FROM litmus_pgnats.connections";
+            eventually_eq(SOON, vec!["postgres".to_owned()], async || {
+                texts(&session, places).await
+            })
+            .await;
             the_other_goes_on(&session, &client).await;
             // A new database of that name has nothing of the old one.
             run(&session, "CREATE DATABASE used").await;

@@ -140,7 +140,14 @@ async fn two_databases_have_two_connections() {
         ["litmus_pgnats/c/postgres/nats", "litmus_pgnats/c/second/nats"]
     );
     second.close().await;
+    // With its database goes a connection.
     run(&first, "DROP DATABASE second").await;
+    eventually_eq(
+        SOON,
+        vec!["litmus_pgnats/c/postgres/nats".to_owned()],
+        async || names(&stage.nats).await,
+    )
+    .await;
 }
 
 /// The runtime has a seat of its own in pg_stat_activity and belongs to no database, which it would keep from dropping.

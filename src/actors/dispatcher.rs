@@ -19,6 +19,7 @@ use super::registry::Apply;
 use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
 use super::role::Role;
 use super::subscription_registry::SubscriptionRegistry;
+use super::supervisor::{Dropped, Supervisor};
 use super::system::Vital;
 use super::task::Order;
 use crate::channel::message::Row;
@@ -125,6 +126,7 @@ pub struct Registries {
     pub notifier: Addr<Notifier>,
     pub patroni: Addr<PatroniWatcher>,
     pub outbox: Addr<Outbox>,
+    pub supervisor: Addr<Supervisor>,
 }
 
 /// The actor.
@@ -460,6 +462,7 @@ impl Handler<Noticed> for Dispatcher {
                 database: dropped,
                 sources: Vec::new(),
             });
+            registries.supervisor.do_send(Dropped(dropped));
         }
         self.wind(ctx);
     }

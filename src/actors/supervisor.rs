@@ -22,6 +22,9 @@ use crate::settings::Settings;
 /// A connection that no session has used for so long is closed.
 const UNUSED_LIMIT: Duration = Duration::from_secs(300);
 
+/// By then the handlers of a database that was dropped, and its last sessions, have let go of their connections.
+const LET_GO: Duration = Duration::from_secs(5);
+
 /// Most connections at a time. Each user mapping may have one, and every role that may use a server may make one.
 const MAX_CONNECTIONS: usize = 200;
 
@@ -69,6 +72,11 @@ impl Drop for Seat {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Left(pub Key);
+
+/// A database is gone, or takes no more connections.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Dropped(pub u32);
 
 /// Which user mappings have a connection to a server.
 #[derive(Message)]
@@ -179,6 +187,18 @@ impl Handler<Left> for Supervisor {
                 }
             });
         }
+    }
+}
+
+impl Handler<Dropped> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Dropped(database): Dropped, ctx: &mut Self::Context) {
+        ctx.run_later(LET_GO, move |actor, _| {
+            let mut keys: Vec<Key> = actor.connections.keys().copied().collect();
+            keys.retain(|key| key.database == database && actor.is_unused(*key));
+            keys.into_iter().for_each(|key| actor.close(key));
+        });
     }
 }
 

@@ -128,6 +128,7 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         notifier,
         patroni: patroni.clone(),
         outbox: outbox.clone(),
+        supervisor: supervisor.clone(),
     });
     dispatcher.do_send(Scan(config.databases));
     let (mut notices, noticed, couriers) = (config.notices, dispatcher.clone(), outbox.clone());

@@ -9,7 +9,7 @@ use crate::scene::*;
 use crate::support::*;
 
 /// A database that comes and goes.
-pub const EXTRA: &str = "extra";
+const EXTRA: &str = "extra";
 
 pub async fn apply(world: &World, random: &mut Random, board: &Board) -> &'static str {
     match random.below(7) {
