@@ -1,5 +1,7 @@
 //! Brings messages to executors and their outcome back. The actor around the [`Pool`]; in the actor thread.
 
+mod databases;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,36 +9,26 @@ use actix::prelude::*;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::databases::{Fence, Look, Met, Promoted, Release, Scan, Vacate};
 use super::acks;
 use super::handler::Handler as MessageHandler;
 use super::host::Notice;
-use super::notifier::{Notifier, Notify};
-use super::outbox::{Enable, Outbox, Wake};
-use super::patroni_watcher::{Follow, PatroniWatcher};
+use super::notifier::Notifier;
+use super::outbox::Outbox;
+use super::patroni_watcher::PatroniWatcher;
 use super::pool::Pool;
 use super::queue::Incoming;
-use super::registry::Apply;
 use super::responder_registry::{Answer, ResponderRegistry, answer, answer_busy};
 use super::role::Role;
 use super::subscription_registry::SubscriptionRegistry;
-use super::supervisor::{Dropped, Supervisor};
+use super::supervisor::Supervisor;
 use super::system::Vital;
 use super::task::Order;
 use crate::channel::message::Row;
-use crate::channel::work::{HandlerKind, Report, Said, Worked};
-use crate::error::{Error, Kind};
+use crate::channel::work::{Said, Worked};
 
 /// Handlers wait so long for an executor before another one is started: most bursts are over by then.
 const GROW_AFTER: Duration = Duration::from_millis(3);
-/// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
-const GRACE: Duration = Duration::from_secs(2);
-/// The same when their own handler was taken away.
-const REMOVED_GRACE: Duration = Duration::from_secs(30);
-/// After a look that has failed.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Longest wait for one database when all are looked at.
-const SCAN_LIMIT: Duration = Duration::from_secs(10);
-
 /// SQLSTATE of a reply that is larger than a message may be: `program_limit_exceeded`.
 const TOO_LARGE: &str = "54000";
 
@@ -73,44 +65,6 @@ pub struct Noticed(pub u32, pub Notice);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Resized;
-
-/// A database's handlers may have changed; answered when that has taken effect.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Look(pub u32);
-
-/// A session of this database has called: it is looked at, if it never was.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Met(pub u32);
-
-/// Looks at these databases, one after another.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Scan(pub Vec<u32>);
-
-/// The server was promoted, to this timeline, and has these databases.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Promoted {
-    pub timeline: u32,
-    pub databases: Vec<u32>,
-}
-
-/// Patroni does not take this node for the primary, for this reason; or it does.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Fence(pub Option<String>);
-
-/// Has the executors leave a database; answered when they are gone.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Vacate(pub u32);
-
-/// Undoes one `Vacate`, and looks at the database again.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Release(pub u32);
 
 /// A row for each executor.
 #[derive(Message)]
@@ -203,14 +157,6 @@ impl Dispatcher {
         });
     }
 
-    /// The outbox is the primary's to deliver, unless Patroni takes another for it.
-    fn enable_outbox(&self) {
-        if let Some(registries) = &self.registries {
-            let is_enabled = self.role.borrow().is_primary && self.fence.is_none();
-            registries.outbox.do_send(Enable(is_enabled));
-        }
-    }
-
     fn worked(&mut self, ticket: u32, worked: Worked, body: Bytes, ctx: &mut Context<Self>) {
         let Some(task) = self.pool.task(ticket) else {
             return;
@@ -265,84 +211,6 @@ impl Dispatcher {
                 actor.wind_if_stopped(ctx);
             });
         }
-    }
-
-    /// A database could not be looked at: all stays as it was, and it is tried again.
-    fn blind(&mut self, ticket: u32, why: &str, ctx: &mut Context<Self>) {
-        log::warn!("could not read the subscriptions and responders of a database: {why}");
-        if let Some(database) = self.pool.blind(ticket) {
-            ctx.run_later(LOOK_AGAIN, move |actor, ctx| {
-                actor.pool.look(database, oneshot::channel().0);
-                actor.wind(ctx);
-            });
-        }
-    }
-
-    /// Hands on what a database defines, and tells those who wait when it has taken effect.
-    fn apply(&mut self, ticket: u32, report: Report, ctx: &mut Context<Self>) {
-        let Report {
-            database_name,
-            has_extension,
-            mut handlers,
-            servers,
-            has_outbox,
-        } = report;
-        let is_primary = self.role.borrow().is_primary;
-        if !is_primary {
-            handlers.clear();
-        }
-        if let Some(why) = &self.fence {
-            for handler in &mut handlers {
-                handler.source = Err(Error::new(Kind::Fenced, why.clone()));
-            }
-        }
-        let live = handlers.iter().filter(|definition| definition.source.is_ok());
-        let roles = live.map(|definition| definition.role).collect();
-        let Some(database) = self.pool.reported(ticket, database_name, &roles) else {
-            return;
-        };
-        // What runs for a handler that is taken away may finish, within reason.
-        let grace = if has_extension && is_primary && self.fence.is_none() {
-            REMOVED_GRACE
-        } else {
-            GRACE
-        };
-        ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database, grace));
-        let Some(registries) = &self.registries else {
-            return;
-        };
-        if has_outbox {
-            registries.outbox.do_send(Wake(database));
-        }
-        registries.patroni.do_send(Follow {
-            database,
-            urls: servers
-                .iter()
-                .filter_map(|server| server.settings.patroni_url.clone())
-                .collect(),
-        });
-        registries.notifier.do_send(Notify {
-            database,
-            sources: servers,
-        });
-        let (subscriptions, responders) = handlers
-            .into_iter()
-            .partition(|definition| definition.kind != HandlerKind::Responder);
-        let subscriptions = registries.subscriptions.send(Apply {
-            database,
-            definitions: subscriptions,
-        });
-        let responders = registries.responders.send(Apply {
-            database,
-            definitions: responders,
-        });
-        let lookers = self.pool.take_lookers(database);
-        let applied = async move { tokio::join!(subscriptions, responders) };
-        ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
-            actor.pool.applied(database, lookers);
-            actor.grow_soon(Some(database), ctx);
-            actor.wind(ctx);
-        }));
     }
 }
 
@@ -445,24 +313,8 @@ impl Handler<Noticed> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, Noticed(ticket, notice): Noticed, ctx: &mut Self::Context) {
-        if let Some(dropped) = self.pool.notice(ticket, notice)
-            && let Some(registries) = &self.registries
-        {
-            let nothing = || Apply {
-                database: dropped,
-                definitions: Vec::new(),
-            };
-            registries.subscriptions.do_send(nothing());
-            registries.responders.do_send(nothing());
-            registries.patroni.do_send(Follow {
-                database: dropped,
-                urls: Default::default(),
-            });
-            registries.notifier.do_send(Notify {
-                database: dropped,
-                sources: Vec::new(),
-            });
-            registries.supervisor.do_send(Dropped(dropped));
+        if let Some(database) = self.pool.notice(ticket, notice) {
+            self.forget(database);
         }
         self.wind(ctx);
     }
@@ -476,102 +328,6 @@ impl Handler<Resized> for Dispatcher {
             ctx.cancel_future(timer);
         }
         self.pool.shrink();
-        self.wind(ctx);
-    }
-}
-
-impl Handler<Look> for Dispatcher {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, Look(database): Look, ctx: &mut Self::Context) -> Self::Result {
-        let (done, wait) = oneshot::channel();
-        self.pool.look(database, done);
-        self.wind(ctx);
-        Box::pin(async move { drop(wait.await) })
-    }
-}
-
-impl Handler<Met> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Met(database): Met, ctx: &mut Self::Context) {
-        if !self.pool.databases().contains(&database) {
-            self.pool.look(database, oneshot::channel().0);
-            self.wind(ctx);
-        }
-    }
-}
-
-impl Handler<Scan> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Scan(databases): Scan, ctx: &mut Self::Context) {
-        let this = ctx.address();
-        actix::spawn(async move {
-            for database in databases {
-                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Look(database))).await;
-            }
-        });
-    }
-}
-
-impl Handler<Promoted> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Promoted { timeline, databases }: Promoted, ctx: &mut Self::Context) {
-        let promoted = self.role.send_if_modified(|role| {
-            let promoted = !role.is_primary;
-            *role = Role {
-                is_primary: true,
-                timeline,
-            };
-            promoted
-        });
-        if promoted {
-            log::info!("the server was promoted, its timeline is {timeline}");
-            self.enable_outbox();
-            ctx.notify(Scan(databases));
-        }
-    }
-}
-
-impl Handler<Fence> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Fence(fence): Fence, ctx: &mut Self::Context) {
-        self.fence = fence;
-        self.enable_outbox();
-        ctx.notify(Scan(self.pool.databases()));
-    }
-}
-
-impl Handler<Vacate> for Dispatcher {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, Vacate(database): Vacate, ctx: &mut Self::Context) -> Self::Result {
-        let (done, wait) = oneshot::channel();
-        self.pool.vacate(database, done);
-        ctx.run_later(GRACE, move |actor, _| actor.pool.evict(database));
-        let registries = self.registries.as_ref();
-        let courier = registries.map(|registries| registries.outbox.send(Vacate(database)));
-        Box::pin(async move {
-            drop(wait.await);
-            if let Some(courier) = courier {
-                let _ = courier.await;
-            }
-        })
-    }
-}
-
-impl Handler<Release> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Release(database): Release, ctx: &mut Self::Context) {
-        self.pool.release(database);
-        if let Some(registries) = &self.registries {
-            registries.outbox.do_send(Release(database));
-        }
-        self.pool.look(database, oneshot::channel().0);
         self.wind(ctx);
     }
 }

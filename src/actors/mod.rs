@@ -17,7 +17,7 @@
 //! - a durable subscription has a `stream_pump.rs` in its place, which pulls from a `consumer.rs`; `in_hand.rs` is what it
 //!   has got and not acknowledged, `acks.rs` acknowledges;
 //! - `dispatcher.rs` brings their messages to executors: `pool.rs` keeps these, `task.rs` is what one gets at a time,
-//!   `executor_session.rs` talks to one, `host.rs` is who starts them;
+//!   `executor_session.rs` talks to one, `host.rs` is who starts them; `dispatcher/databases.rs` has databases looked at;
 //! - `outbox.rs` has each database's outbox delivered, by `outbox_delivery.rs`;
 //! - `statistics.rs` gathers what the views show: `times.rs` of functions, `tally.rs` and `traffic.rs` of
 //!   connections, `transfers.rs` of objects;

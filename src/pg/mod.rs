@@ -1,4 +1,5 @@
-//! PostgreSQL's C API behind safe functions: the only place (with `bgw/memory.rs` and `bgw/threads.rs`) that has unsafe code.
+//! PostgreSQL's C API behind safe functions: the only place, with `bgw/memory.rs` and `bgw/threads.rs`, that has
+//! unsafe code.
 //!
 //! Everything here runs on the main thread of a backend or a background worker; pgrx turns PostgreSQL's errors
 //! into unwinding and back at each call.
