@@ -91,16 +91,14 @@ async fn what_is_new_is_so_from_the_registration_on() {
 /// the same name: what that one had in hand comes again.
 #[tokio::test]
 async fn a_consumer_that_was_half_removed_takes_nothing_with_it() {
-    use async_nats::jetstream::stream::RetentionPolicy::{Interest, Limits};
+    use RetentionPolicy::{Interest, Limits};
     for (retention, durable) in [
         (Limits, ""),
         (Limits, ", durable => 'named'"),
         (Interest, ""),
         (Interest, ", durable => 'named'"),
     ] {
-        let (mut scene, session, events) = scene().await;
-        events.0.delete_stream("events").await.expect("delete the stream");
-        events.create_with(retention).await;
+        let (mut scene, session, events) = scene_of(retention).await;
         run(
             &session,
             &format!("SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s' {durable})"),

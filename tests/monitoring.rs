@@ -38,7 +38,10 @@ async fn dashboard_and_alerts_say_what_the_views_say() {
     run(&session, KEEP).await;
     run(&session, SHOP).await;
     run(&session, FUNCTIONS).await;
-    let (events, kept) = (Events::start(&scene).await, Kept::start(&scene.nats).await);
+    let (events, kept) = (
+        Events::start(&scene, RetentionPolicy::Limits).await,
+        Kept::start(&scene.nats).await,
+    );
     let store = object_store::Config {
         bucket: "files".into(),
         ..Default::default()

@@ -5,6 +5,7 @@
     reason = "every test file compiles this module anew and uses its own part of it"
 )]
 
+pub use async_nats::jetstream::stream::RetentionPolicy;
 use async_nats::jetstream::{self, stream};
 
 use crate::handlers::*;
@@ -17,17 +18,17 @@ pub const ALL: &str = "litmus_pgnats.stream_subscriptions";
 pub struct Events(pub jetstream::Context);
 
 impl Events {
-    pub async fn start(scene: &Scene) -> Events {
+    pub async fn start(scene: &Scene, retention: RetentionPolicy) -> Events {
         let events = Events(jetstream::new(scene.nats.client().await));
-        events.create().await;
+        events.create_with(retention).await;
         events
     }
 
     pub async fn create(&self) {
-        self.create_with(stream::RetentionPolicy::Limits).await;
+        self.create_with(RetentionPolicy::Limits).await;
     }
 
-    pub async fn create_with(&self, retention: stream::RetentionPolicy) {
+    pub async fn create_with(&self, retention: RetentionPolicy) {
         let config = stream::Config {
             name: "events".into(),
             subjects: vec!["events.>".into()],
@@ -67,11 +68,15 @@ impl Events {
 }
 
 pub async fn scene() -> (Scene, Session, Events) {
+    scene_of(RetentionPolicy::Limits).await
+}
+
+pub async fn scene_of(retention: RetentionPolicy) -> (Scene, Session, Events) {
     let nats = NatsServer::builder().jetstream().start().await;
     let scene = Scene::with(Postgres::builder(), nats, "").await;
     let session = scene.pg.connect().await;
     run(&session, KEEP).await;
-    let events = Events::start(&scene).await;
+    let events = Events::start(&scene, retention).await;
     (scene, session, events)
 }
 
