@@ -195,7 +195,7 @@ async fn a_consumer_or_a_stream_that_vanishes_is_made_again_or_reported() {
     let problem = format!("SELECT problem FROM {ALL} WHERE problem IS NOT NULL");
     let missing = vec!["stream \"events\" does not exist".to_owned()];
     eventually_eq(SOON, missing, async || texts(&session, &problem).await).await;
-    events.create().await;
+    events.create(RetentionPolicy::Limits).await;
     events.count_off(6..=7).await;
     eventually_eq(LONG, numbers(1..=7), async || got(&session).await).await;
     until_number(&session, 2, &format!("SELECT applied_to FROM {ALL}")).await;

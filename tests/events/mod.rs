@@ -20,15 +20,11 @@ pub struct Events(pub jetstream::Context);
 impl Events {
     pub async fn start(scene: &Scene, retention: RetentionPolicy) -> Events {
         let events = Events(jetstream::new(scene.nats.client().await));
-        events.create_with(retention).await;
+        events.create(retention).await;
         events
     }
 
-    pub async fn create(&self) {
-        self.create_with(RetentionPolicy::Limits).await;
-    }
-
-    pub async fn create_with(&self, retention: RetentionPolicy) {
+    pub async fn create(&self, retention: RetentionPolicy) {
         let config = stream::Config {
             name: "events".into(),
             subjects: vec!["events.>".into()],
