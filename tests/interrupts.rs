@@ -151,7 +151,11 @@ async fn a_bulk_publish_under_way() {
     let scene = Scene::start().await;
     scene.echo().await;
     let session = scene.warm_session().await;
-    let bulk = "SELECT count(nats_publish_text('bulk', 'x')) FROM generate_series(1, 2000000000)";
+    let received = async || scene.nats.monitor("/varz").await["in_msgs"].as_u64().unwrap_or(0);
+    let before = received().await;
+    // In FROM itself PostgreSQL would write the series to a file first, and publish nothing before the timeout.
+    let bulk =
+        "SELECT count(nats_publish_text('bulk', 'x')) FROM (SELECT generate_series(1, 2000000000)) series";
     run(&session, "SET statement_timeout = 800").await;
     let (report, took) = refused(&session, bulk).await;
     println!("bulk: timeout took {:?}", took - TIMEOUT);
@@ -159,6 +163,9 @@ async fn a_bulk_publish_under_way() {
     assert!(took < TIMEOUT + PROMPT, "{took:?}");
     run(&session, "SET statement_timeout = 0").await;
     works(&session, "after").await;
+    let published = received().await - before;
+    println!("published {published}");
+    assert!(published > 1000, "{published} messages under way");
 }
 
 /// The first call of a session waits for the runtime worker: here for one that does not answer.
