@@ -156,8 +156,8 @@ async fn a_bulk_publish_under_way() {
     // In FROM itself PostgreSQL would write the series to a file first, and publish nothing before the timeout.
     let bulk =
         "SELECT count(nats_publish_text('bulk', 'x')) FROM (SELECT generate_series(1, 2000000000)) series";
-    // For so many rows PostgreSQL compiles the query first; loading LLVM from the disk can outlast the timeout, and
-    // nothing interrupts it.
+    // For so many rows PostgreSQL compiles the query first, which nothing interrupts. On a busy disk, loading LLVM takes
+    // seconds.
     run(&session, "SET jit = off").await;
     run(&session, "SET statement_timeout = 800").await;
     let (report, took) = refused(&session, bulk).await;

@@ -20,15 +20,19 @@ async fn use_all(session: &Session, content: &str) {
     run(session, &sql).await;
 }
 
-async fn stage_with_stream() -> (Stage, jetstream::Context) {
-    let stage = Stage::jetstream().await;
-    let context = jetstream::new(stage.nats.client().await);
+async fn create_stream(context: &jetstream::Context) {
     let config = jetstream::stream::Config {
         name: "S".into(),
         subjects: vec!["s".into()],
         ..Default::default()
     };
     context.create_stream(config).await.expect("a stream");
+}
+
+async fn stage_with_stream() -> (Stage, jetstream::Context) {
+    let stage = Stage::jetstream().await;
+    let context = jetstream::new(stage.nats.client().await);
+    create_stream(&context).await;
     (stage, context)
 }
 
@@ -104,12 +108,7 @@ async fn buckets_deleted_and_made_anew() {
         failure(&session, "SELECT nats_get_file('o', 'n')").await.code,
         "HV00Q"
     );
-    let config = jetstream::stream::Config {
-        name: "S".into(),
-        subjects: vec!["s".into()],
-        ..Default::default()
-    };
-    context.create_stream(config).await.expect("a stream");
+    create_stream(&context).await;
     let storage = jetstream::stream::StorageType::Memory;
     let bucket = jetstream::kv::Config {
         bucket: "b".into(),
