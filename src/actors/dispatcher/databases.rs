@@ -141,6 +141,8 @@ impl Dispatcher {
             database,
             definitions: responders,
         });
+        // What came during the look has waited for the executor that looked; it need not wait for what is new to begin.
+        self.grow_soon(Some(database), ctx);
         let lookers = self.pool.take_lookers(database);
         let applied = async move { tokio::join!(subscriptions, responders) };
         ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
