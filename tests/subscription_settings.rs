@@ -68,12 +68,16 @@ async fn settings_are_those_of_now() {
 /// Time-outs that the whole server has hold in callbacks, and do not end the workers between them.
 #[tokio::test]
 async fn timeouts_of_the_server() {
-    let pg = Postgres::builder()
-        .conf("statement_timeout", "300ms")
-        .conf("idle_session_timeout", "500ms")
-        .conf("idle_in_transaction_session_timeout", "500ms")
-        .conf("lock_timeout", "200ms");
-    let (scene, _) = Scene::keeping_with(pg).await;
+    let (mut scene, _) = Scene::keeping().await;
+    for (name, time) in [
+        ("statement_timeout", "1s"),
+        ("idle_session_timeout", "700ms"),
+        ("idle_in_transaction_session_timeout", "700ms"),
+        ("lock_timeout", "500ms"),
+    ] {
+        scene.pg.append_conf(name, time);
+    }
+    scene.pg.restart(Stop::Fast).await;
     let session = scene.pg.connect().await;
     run(
         &session,
