@@ -331,9 +331,44 @@ async fn what_is_no_change() {
 /// A function that catches the cancel of its timeout does not keep its executor.
 #[tokio::test]
 async fn a_callback_that_does_not_give_up() {
+    let (scene, session) = a_stubborn_callback("1").await;
+    subscribe(&session, "news", "keep").await;
+    let client = scene.nats.client().await;
+    say(&client, "stubborn", "x").await;
+    scene.until_sleeping().await;
+    say(&client, "news", "1").await;
+    until_got(&session, &["1"]).await;
+    scene.pg.wait_log("goes on after its timeout", SOON).await;
+}
+
+/// The same beside an executor that is idle, and may be for an hour: nothing else is due before.
+#[tokio::test]
+async fn a_callback_that_does_not_give_up_beside_an_idle_executor() {
+    let (scene, session) = a_stubborn_callback("2").await;
+    run(
+        &session,
+        "CREATE FUNCTION nap(msg text) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(0.1)'",
+    )
+    .await;
+    subscribe(&session, "nap.1", "nap").await;
+    subscribe(&session, "nap.2", "nap").await;
+    let client = scene.nats.client().await;
+    say(&client, "nap.1", "x").await;
+    say(&client, "nap.2", "x").await;
+    eventually_eq(SOON, 2, async || scene.executors().await.len()).await;
+    eventually_eq(SOON, 0, async || scene.sleeping().await.len()).await;
+    // Until the time that `nap` might have taken is over too.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    say(&client, "stubborn", "x").await;
+    scene.pg.wait_log("goes on after its timeout", SOON).await;
+}
+
+/// A scene with so many executors, and a subscription `stubborn` whose function never ends by itself.
+async fn a_stubborn_callback(executors: &str) -> (Scene, Session) {
     let pg = Postgres::builder()
         .conf("litmus_pgnats.callback_timeout", "200ms")
-        .conf("litmus_pgnats.max_executors", "1");
+        .conf("litmus_pgnats.executor_idle_timeout", "1h")
+        .conf("litmus_pgnats.max_executors", executors);
     let (scene, session) = Scene::keeping_with(pg).await;
     run(
         &session,
@@ -342,13 +377,7 @@ async fn a_callback_that_does_not_give_up() {
     )
     .await;
     subscribe(&session, "stubborn", "stubborn").await;
-    subscribe(&session, "news", "keep").await;
-    let client = scene.nats.client().await;
-    say(&client, "stubborn", "x").await;
-    scene.until_sleeping().await;
-    say(&client, "news", "1").await;
-    until_got(&session, &["1"]).await;
-    scene.pg.wait_log("goes on after its timeout", SOON).await;
+    (scene, session)
 }
 
 /// Handlers whose NATS server is away take their time to begin; the executor that has found them works on.

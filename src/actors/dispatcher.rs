@@ -29,6 +29,8 @@ use crate::channel::work::{Said, Worked};
 
 /// Handlers wait so long for an executor before another one is started: most bursts are over by then.
 const GROW_AFTER: Duration = Duration::from_millis(3);
+/// The clock is set for no later than this: work that begins meanwhile may be overdue sooner than anything now.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// SQLSTATE of a reply that is larger than a message may be: `program_limit_exceeded`.
 const TOO_LARGE: &str = "54000";
 
@@ -111,7 +113,7 @@ impl Dispatcher {
         let Some(time) = self.pool.next_change() else {
             return;
         };
-        let time = time.max(GROW_AFTER);
+        let time = time.clamp(GROW_AFTER, LONGEST_WAIT);
         let due = Instant::now() + time;
         match self.timer {
             Some((_, sooner)) if sooner <= due => return,
@@ -126,7 +128,7 @@ impl Dispatcher {
         self.timer = Some((timer, due));
     }
 
-    /// The same after what happens all the time, and makes nothing due sooner.
+    /// The same after what happens all the time, and makes nothing due much sooner.
     fn wind_if_stopped(&mut self, ctx: &mut Context<Self>) {
         if self.timer.is_none() {
             self.wind(ctx);
