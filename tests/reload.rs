@@ -184,6 +184,31 @@ async fn a_failed_reload_leaves_the_old_connection() {
     assert_eq!(client_id(&session).await, id);
 }
 
+// While NATS is away, the options of the last reload count, also when an earlier one takes longer to fail.
+#[tokio::test]
+async fn the_later_of_two_failed_reloads() {
+    let (pg, session) = ready().await;
+    let (mut before, mut after) = (NatsServer::start().await, NatsServer::start().await);
+    create_for(&session, before.port(), &[]).await;
+    message_arrives(&session, &before).await;
+    before.stop().await;
+    after.stop().await;
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("listen");
+    let port = mute.local_addr().expect("the address").port().to_string();
+    run(&session, &alter(&[("SET port", &port)])).await;
+    let second = pg.connect().await;
+    let (slow, ()) = tokio::join!(session.batch_execute(RELOAD), async {
+        let _attempt = mute.accept().await.expect("the reload's attempt");
+        run(&second, &move_to(&after)).await;
+        second.batch_execute(RELOAD).await.expect_err("nobody listens");
+    });
+    slow.expect_err("nobody answers");
+    after.restart().await;
+    message_arrives(&session, &after).await;
+}
+
 // A secret that is refused at the reload is told as such.
 #[tokio::test]
 async fn a_reload_tells_what_was_refused() {

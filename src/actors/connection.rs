@@ -121,8 +121,8 @@ pub struct Connection {
     reloaded: u64,
     /// The latest generation that was reported lost, perhaps before it was installed.
     gone: u64,
-    /// An attempt is under way.
-    connecting: bool,
+    /// The attempt that is under way.
+    connecting: Option<SpawnHandle>,
     /// Locked for reading by whoever hands messages to the current client, for writing by whoever ends it.
     senders: Arc<RwLock<()>>,
     /// Replaced clients that have not yet delivered what they hold; until then nothing is handed to the new one.
@@ -162,7 +162,7 @@ impl Connection {
             dials: 0,
             gone: 0,
             reloaded: 0,
-            connecting: false,
+            connecting: None,
             senders: Arc::default(),
             retiring: 0,
             handing: false,
@@ -227,10 +227,9 @@ impl Connection {
         if let Some(retry) = self.retry.take() {
             ctx.cancel_future(retry);
         }
-        if self.connecting || !matches!(self.state, State::Down) {
+        if self.connecting.is_some() || !matches!(self.state, State::Down) {
             return;
         }
-        self.connecting = true;
         let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
         let attempt = dial.into_actor(self).map(
             |Dialled {
@@ -240,7 +239,7 @@ impl Connection {
              },
              actor,
              ctx| {
-                actor.connecting = false;
+                actor.connecting = None;
                 // A reload may have overtaken this attempt.
                 match client {
                     Ok(client) if matches!(actor.state, State::Down) && actor.settings == settings => {
@@ -251,7 +250,15 @@ impl Connection {
                 }
             },
         );
-        ctx.spawn(attempt);
+        self.connecting = Some(ctx.spawn(attempt));
+    }
+
+    /// The same with settings that are new: an attempt with the old ones is given up, which may take its time to fail.
+    fn attempt_anew(&mut self, ctx: &mut Context<Self>) {
+        if let Some(attempt) = self.connecting.take() {
+            ctx.cancel_future(attempt);
+        }
+        self.attempt(ctx);
     }
 
     fn failed(&mut self, error: Error, ctx: &mut Context<Self>) {
@@ -368,8 +375,11 @@ impl Connection {
     /// Leaves a server before it stops. It takes no new connections, so one that is made is to another server; until
     /// there is one, and as long as it serves, the old connection is kept.
     fn leave(&mut self, generation: u64, ctx: &mut Context<Self>) {
-        if generation != self.generation() || !matches!(self.state, State::Up(_)) {
+        if generation != self.generation() || matches!(self.state, State::Down) {
             return;
+        }
+        if matches!(self.state, State::Handover(_)) {
+            return self.leave_later(generation, ctx);
         }
         let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
         ctx.spawn(
@@ -378,12 +388,13 @@ impl Connection {
                     Ok(client) if generation == actor.generation() && actor.settings == dialled.settings => {
                         actor.install(client, dialled.generation, ctx);
                     }
-                    Ok(_) => {}
-                    Err(_) => {
-                        ctx.run_later(LEAVE_PAUSE, move |actor, ctx| actor.leave(generation, ctx));
-                    }
+                    _ => actor.leave_later(generation, ctx),
                 }),
         );
+    }
+
+    fn leave_later(&self, generation: u64, ctx: &mut Context<Self>) {
+        ctx.run_later(LEAVE_PAUSE, move |actor, ctx| actor.leave(generation, ctx));
     }
 
     fn lost(&mut self, ctx: &mut Context<Self>) {
@@ -499,8 +510,9 @@ impl Handler<Reload> for Connection {
                     // After a commit nobody waits for the outcome.
                     log::warn!("{}: could not connect with the new options: {error}", actor.name);
                     if matches!(actor.state, State::Down) && generation > actor.reloaded {
+                        actor.reloaded = generation;
                         actor.settings = settings;
-                        actor.attempt(ctx);
+                        actor.attempt_anew(ctx);
                     }
                     Err(error)
                 }
@@ -517,7 +529,7 @@ impl Handler<Correct> for Connection {
             self.settings = settings;
             self.status
                 .send_modify(|status| status.domain = self.settings.domain.clone());
-            self.attempt(ctx);
+            self.attempt_anew(ctx);
         }
     }
 }
