@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -61,6 +62,8 @@ pub struct Client<W> {
     news: Vec<(u16, Link)>,
     /// A reply to the running call that came before the call was sent whole.
     early: Option<Frame<Reply>>,
+    /// What a worker was told while it wrote.
+    orders: VecDeque<Frame<Reply>>,
     broken: bool,
 }
 
@@ -87,6 +90,7 @@ impl<W: Wait> Client<W> {
             load: 0,
             news: Vec::new(),
             early: None,
+            orders: VecDeque::new(),
             broken: false,
         })
     }
@@ -197,6 +201,9 @@ impl<W: Wait> Client<W> {
 
     /// Waits for whatever the runtime says next; for an executor, which is told and does not ask.
     pub fn receive(&mut self, deadline: Instant) -> Result<Frame<Reply>> {
+        if let Some(order) = self.orders.pop_front() {
+            return Ok(order);
+        }
         loop {
             if let Some(frame) = self.decode()? {
                 return Ok(frame);
@@ -305,10 +312,11 @@ impl<W: Wait> Client<W> {
         })
     }
 
-    /// A frame that came while nobody waited for one: news, the early end of an upload, or a late reply.
+    /// A frame that came while nobody waited for one: news, an order, the early end of an upload, or a late reply.
     fn sort(&mut self, frame: Frame<Reply>) {
         match frame.message {
             Reply::Link { slot, link } => self.news.push((slot, link)),
+            Reply::Executor(_) => self.orders.push_back(frame),
             _ if frame.id == self.last_id => self.early = Some(frame),
             _ => {}
         }
@@ -397,6 +405,7 @@ impl<W: Wait> Drop for Call<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::work::{Said, Told};
     use bytes::Bytes;
 
     /// Waits a little; fails, as for a cancelled statement, when told to.
@@ -543,5 +552,25 @@ mod tests {
             reading.join().expect("peer"),
             (4 << 20, Bytes::from_static(b"next"))
         );
+    }
+
+    #[test]
+    fn an_order_that_comes_while_a_large_answer_is_written_is_kept() {
+        let (mut client, mut peer) = pair();
+        peer.send(0, &Reply::Executor(Told::Look), b"");
+        peer.send(0, &Reply::Executor(Told::Leave), b"");
+        let said = Request::Executor(Said::Vanished);
+        client.push(&said, &vec![b'x'; 4 << 20]).expect("encodes");
+        let reading = std::thread::spawn(move || {
+            peer.next();
+            peer
+        });
+        client.flush(soon()).expect("written");
+        let mut peer = reading.join().expect("peer");
+        peer.send(0, &Reply::Executor(Told::Look), b"");
+        for told in [Told::Look, Told::Leave, Told::Look] {
+            let order = client.receive(soon()).expect("an order");
+            assert_eq!(order.message, Reply::Executor(told));
+        }
     }
 }
