@@ -69,6 +69,7 @@ pub extern "C-unwind" fn _PG_init() {
             // Behind the others: what the transaction has subscribed gets what it has published.
             sql::on_commit::committed();
             sql::outbox::committed();
+            sql::call::leave_private();
         },
         aborted: || {
             sql::call::give_up();
@@ -76,6 +77,7 @@ pub extern "C-unwind" fn _PG_init() {
             sql::outbox::aborted();
             sql::reload::aborted();
             sql::changes::aborted();
+            sql::call::leave_private();
         },
     });
     pg::utility::install(bgw::hooks::about_to, bgw::hooks::done);

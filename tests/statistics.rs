@@ -252,8 +252,12 @@ async fn connections_of_mappings_and_transactions() {
     run(
         &session,
         "CREATE ROLE shop; GRANT USAGE ON FOREIGN SERVER nats TO shop;
-         CREATE USER MAPPING FOR shop SERVER nats OPTIONS (username 'a', password 'b');
-         SET ROLE shop; SELECT nats_publish_text('a', ''); RESET ROLE",
+         CREATE USER MAPPING FOR shop SERVER nats OPTIONS (username 'a', password 'b')",
+    )
+    .await;
+    run(
+        &session,
+        "SET ROLE shop; SELECT nats_publish_text('a', ''); RESET ROLE",
     )
     .await;
     let mappings = texts(
@@ -269,6 +273,8 @@ async fn connections_of_mappings_and_transactions() {
     .await;
     let private = "SELECT count(*) FROM litmus_pgnats.connections WHERE pid = pg_backend_pid()";
     assert_eq!(number(&session, private).await, 1);
+    run(&session, "COMMIT").await;
+    until(&session, &format!("SELECT ({private}) = 0")).await;
 }
 
 /// An object on its way has a row that grows, in both directions; nothing of it is left afterwards.

@@ -50,6 +50,46 @@ async fn uncommitted_options_stay_with_their_transaction() {
     .await;
 }
 
+// A later transaction, or a later state of the same one, has its own options; the end gives the connection up at once.
+#[tokio::test]
+async fn uncommitted_options_are_those_of_the_moment() {
+    let stage = Stage::start().await;
+    let (one, two) = (NatsServer::start().await, NatsServer::start().await);
+    let [here, first, second] = [&stage.nats, &one, &two].map(|nats| i32::from(nats.port()));
+    let session = stage.pg.connect().await;
+    let alter = async |port: i32| {
+        let sql = format!("ALTER SERVER nats OPTIONS (SET port '{port}')");
+        run(&session, &sql).await;
+    };
+    let until_left = async |nats: &NatsServer| {
+        eventually(SOON, async || {
+            nats.monitor("/connz").await["num_connections"] == 0
+        })
+        .await;
+    };
+    // So that the session does not look for a connection again.
+    assert_eq!(port(&session).await, here);
+    for end in ["ROLLBACK", "COMMIT"] {
+        run(&session, "BEGIN").await;
+        alter(first).await;
+        assert_eq!(port(&session).await, first);
+        run(&session, end).await;
+        until_left(&one).await;
+        assert_eq!(port(&session).await, here, "not reloaded after {end}");
+    }
+    run(&session, "BEGIN").await;
+    alter(second).await;
+    assert_eq!(port(&session).await, second);
+    run(&session, "SAVEPOINT s").await;
+    alter(first).await;
+    assert_eq!(port(&session).await, first);
+    run(&session, "ROLLBACK TO s").await;
+    assert_eq!(port(&session).await, second);
+    run(&session, "ROLLBACK").await;
+    until_left(&one).await;
+    until_left(&two).await;
+}
+
 // A mapping that is dropped gives up its connection in the end, and there is a bound before that.
 #[tokio::test]
 async fn dropped_mappings_do_not_pile_up() {

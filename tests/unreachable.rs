@@ -38,7 +38,9 @@ async fn never_reached(session: &Session, range: std::ops::Range<Duration>) -> R
         assert!(range.contains(&took), "{call}: {took:?}");
         first.get_or_insert(report);
     }
-    run(session, "SELECT 1").await;
+    // None of them has left anything behind at the connection.
+    let sessions = "SELECT sum(sessions)::text FROM litmus_pgnats.connections";
+    eventually_eq(SOON, "0".to_owned(), async || text(session, sessions).await).await;
     first.expect("four calls")
 }
 
@@ -108,4 +110,25 @@ async fn a_server_that_says_nothing() {
     never_reached(&session, limit..limit + PROMPT).await;
     let (report, _) = refused(&session, "SET litmus_pgnats.connect_timeout = '6s'").await;
     assert_eq!(report.code, "22023", "more than five seconds are not allowed");
+}
+
+/// Options that are corrected count for the next call, though an attempt with the old ones is under way.
+#[tokio::test]
+async fn a_host_that_is_corrected() {
+    let mute = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = mute.local_addr().expect("the address").port();
+    let (pg, session) = server("127.0.0.1", port).await;
+    let scene = Scene {
+        pg,
+        nats: NatsServer::start().await,
+    };
+    scene.echo().await;
+    run(&session, "SET litmus_pgnats.connect_timeout = '300ms'").await;
+    refused(&session, "SELECT nats_publish_text('a', 'x')").await;
+    let correct = format!(
+        "RESET litmus_pgnats.connect_timeout; ALTER SERVER nats OPTIONS (SET port '{}')",
+        scene.nats.port()
+    );
+    run(&session, &correct).await;
+    works(&session, "there").await;
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::watch;
@@ -21,6 +21,9 @@ use crate::settings::Settings;
 
 /// A connection that no session has used for so long is closed.
 const UNUSED_LIMIT: Duration = Duration::from_secs(300);
+
+/// Between two looks for such connections.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// By then the handlers of a database that was dropped, and its last sessions, have let go of their connections.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -118,11 +121,33 @@ pub struct Reset(pub u32);
 #[rtype(result = "()")]
 pub struct Finish(pub Duration);
 
+/// A connection, and since when nobody uses it.
+struct Kept {
+    handle: Handle,
+    unused_since: Option<Instant>,
+}
+
+impl Kept {
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.handle.users) == 1
+    }
+}
+
+/// Whether nobody has used a connection for [`UNUSED_LIMIT`]. Asked now and then, so that also one is found whose last
+/// user went without a word.
+fn is_forgotten(unused_since: &mut Option<Instant>, is_unused: bool, now: Instant) -> bool {
+    if !is_unused {
+        *unused_since = None;
+        return false;
+    }
+    now.duration_since(*unused_since.get_or_insert(now)) >= UNUSED_LIMIT
+}
+
 /// The actor.
 pub struct Supervisor {
     /// First part of the connections' names in NATS's monitoring.
     cluster: String,
-    connections: HashMap<Key, Handle>,
+    connections: HashMap<Key, Kept>,
     vital: Vital,
 }
 
@@ -138,6 +163,20 @@ impl Supervisor {
 
 impl Actor for Supervisor {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(SWEEP, |actor, _| {
+            let now = Instant::now();
+            let mut forgotten = Vec::new();
+            for (key, kept) in &mut actor.connections {
+                let is_unused = kept.is_unused();
+                if is_forgotten(&mut kept.unused_since, is_unused, now) {
+                    forgotten.push(*key);
+                }
+            }
+            forgotten.into_iter().for_each(|key| actor.close(key));
+        });
+    }
 }
 
 impl Handler<Open> for Supervisor {
@@ -148,18 +187,19 @@ impl Handler<Open> for Supervisor {
             self.make_room()?;
         }
         if let Some(known) = self.connections.get(&target.key)
-            && !known.status.borrow().was_up
+            && !known.handle.status.borrow().was_up
         {
             // There is nothing to preserve: what was corrected since counts at once.
-            known.connection.do_send(connection::Correct(settings.clone()));
+            let correct = connection::Correct(settings.clone());
+            known.handle.connection.do_send(correct);
         }
-        let handle = self.connections.entry(target.key).or_insert_with(|| {
+        let kept = self.connections.entry(target.key).or_insert_with(|| {
             let name = format!(
                 "litmus_pgnats/{}/{}/{}",
                 self.cluster, target.database_name, target.server_name
             );
             let (connection, status) = Connection::start(name, settings, self.vital.clone());
-            Handle {
+            let handle = Handle {
                 connection,
                 jetstream: JetStream::new(status.clone()).start(),
                 key_value: KeyValue::new(status.clone()).start(),
@@ -168,24 +208,27 @@ impl Handler<Open> for Supervisor {
                 users: Arc::new(()),
                 sessions: Arc::default(),
                 server_name: target.server_name.into(),
+            };
+            Kept {
+                handle,
+                unused_since: None,
             }
         });
-        Ok(handle.clone())
+        kept.unused_since = None;
+        Ok(kept.handle.clone())
     }
 }
 
 impl Handler<Left> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Left(key): Left, ctx: &mut Self::Context) {
+    fn handle(&mut self, Left(key): Left, _: &mut Self::Context) {
         if key.private_to != 0 {
             self.close(key);
-        } else if self.is_unused(key) {
-            ctx.run_later(UNUSED_LIMIT, move |actor, _| {
-                if actor.is_unused(key) {
-                    actor.close(key);
-                }
-            });
+        } else if let Some(kept) = self.connections.get_mut(&key)
+            && kept.is_unused()
+        {
+            kept.unused_since = Some(Instant::now());
         }
     }
 }
@@ -204,9 +247,7 @@ impl Handler<Dropped> for Supervisor {
 
 impl Supervisor {
     fn is_unused(&self, key: Key) -> bool {
-        self.connections
-            .get(&key)
-            .is_some_and(|handle| Arc::strong_count(&handle.users) == 1)
+        self.connections.get(&key).is_some_and(Kept::is_unused)
     }
 
     /// Closes a connection that nobody uses if there are too many; fails if all are in use.
@@ -227,10 +268,9 @@ impl Supervisor {
     }
 
     fn close(&mut self, key: Key) {
-        if let Some(handle) = self.connections.remove(&key) {
-            handle
-                .connection
-                .do_send(connection::Finish(connection::CONNECT_LIMIT));
+        if let Some(Kept { handle, .. }) = self.connections.remove(&key) {
+            let finish = connection::Finish(connection::CONNECT_LIMIT);
+            handle.connection.do_send(finish);
         }
     }
 }
@@ -270,7 +310,7 @@ impl Handler<Reload> for Supervisor {
                 private_to: 0,
             };
             match (self.connections.get(&key), settings) {
-                (Some(handle), Some(settings)) => {
+                (Some(Kept { handle, .. }), Some(settings)) => {
                     reloads.push(handle.connection.send(connection::Reload {
                         settings,
                         force,
@@ -294,8 +334,8 @@ impl Handler<Compare> for Supervisor {
     type Result = ResponseFuture<Option<bool>>;
 
     fn handle(&mut self, Compare(key, settings): Compare, _: &mut Self::Context) -> Self::Result {
-        let handle = self.connections.get(&key);
-        let compared = handle.map(|handle| handle.connection.send(connection::Has(settings)));
+        let kept = self.connections.get(&key);
+        let compared = kept.map(|kept| kept.handle.connection.send(connection::Has(settings)));
         Box::pin(async move { compared?.await.ok() })
     }
 }
@@ -304,7 +344,7 @@ impl Handler<Rows> for Supervisor {
     type Result = ResponseFuture<Vec<Row>>;
 
     fn handle(&mut self, _: Rows, _: &mut Self::Context) -> Self::Result {
-        let rows = self.connections.iter().map(|(key, handle)| {
+        let rows = self.connections.iter().map(|(key, Kept { handle, .. })| {
             let known = [
                 Some(key.database.to_string()),
                 Some(key.server.to_string()),
@@ -329,9 +369,9 @@ impl Handler<Reset> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Reset(database): Reset, _: &mut Self::Context) {
-        for (key, handle) in &self.connections {
+        for (key, kept) in &self.connections {
             if key.database == database {
-                handle.connection.do_send(connection::Reset);
+                kept.handle.connection.do_send(connection::Reset);
             }
         }
     }
@@ -341,8 +381,8 @@ impl Handler<Finish> for Supervisor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, Finish(limit): Finish, _: &mut Self::Context) -> Self::Result {
-        let finished = self.connections.drain().map(|(_, handle)| async move {
-            let _ = handle.connection.send(connection::Finish(limit)).await;
+        let finished = self.connections.drain().map(|(_, kept)| async move {
+            let _ = kept.handle.connection.send(connection::Finish(limit)).await;
         });
         let finished = futures::future::join_all(finished);
         Box::pin(async move {
@@ -372,4 +412,24 @@ pub fn stopped() -> Error {
         Kind::RuntimeLost,
         "the litmus_pgnats runtime worker is shutting down",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_forgotten_when_its_last_use_is_long_ago() {
+        let (began, mut unused_since) = (Instant::now(), None);
+        let mut look = |seconds: u64, is_unused: bool| {
+            let now = began + Duration::from_secs(seconds);
+            is_forgotten(&mut unused_since, is_unused, now)
+        };
+        assert!(!look(0, true));
+        assert!(!look(290, true));
+        assert!(!look(295, false), "it is used");
+        assert!(!look(310, true), "since now");
+        assert!(!look(609, true));
+        assert!(look(610, true));
+    }
 }

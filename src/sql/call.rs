@@ -38,6 +38,8 @@ const START_POLL: Duration = Duration::from_millis(5);
 struct Slot {
     number: u16,
     link: Link,
+    /// Of the catalogue, when the options were read: for those that only this transaction sees.
+    generation: u64,
 }
 
 struct Session {
@@ -110,7 +112,7 @@ pub fn publish(message: Outgoing<'_>) -> Result<()> {
         return on_commit::hold(key, message);
     }
     with_session(|session| {
-        let Slot { number, link } = *session.slot(key)?;
+        let Slot { number, link, .. } = *session.slot(key)?;
         check_size(&message.headers, &message.payload, link)?;
         let wait_ms = if link.up { 0 } else { milliseconds(patience()) };
         session.push(message, number, wait_ms)?;
@@ -161,7 +163,7 @@ pub fn ask(
 ) -> Result<Frame<Reply>> {
     let key = server::choose()?;
     with_session(|session| {
-        let Slot { number, link } = *session.slot(key)?;
+        let Slot { number, link, .. } = *session.slot(key)?;
         check_size(headers, payload, link)?;
         session.fence_off()?;
         let wait = settings::connect_timeout();
@@ -302,6 +304,15 @@ pub fn give_up() {
     });
 }
 
+/// The transaction has ended, and what it alone could see of options with it.
+pub fn leave_private() {
+    if_connected(|session| {
+        if session.leave(|key, _| key.private_to != 0) {
+            let _ = session.client.try_flush();
+        }
+    });
+}
+
 impl Session {
     fn connect() -> Result<Self> {
         executor::hook_exit();
@@ -385,6 +396,11 @@ impl Session {
     /// The slot for a key; opens the NATS connection the first time.
     fn slot(&mut self, key: Key) -> Result<&Slot> {
         self.take_news();
+        let generation = catalog::generation();
+        if key.private_to != 0 {
+            // The transaction may have changed them once more, or have taken a change back.
+            self.leave(|other, slot| *other == key && slot.generation != generation);
+        }
         if !self.slots.contains_key(&key) {
             let slot = self.open(key)?;
             self.slots.insert(key, slot);
@@ -402,20 +418,29 @@ impl Session {
         }
     }
 
+    /// Gives up slots, of which the runtime hears with what is sent next. `true` if there were any.
+    fn leave(&mut self, is_over: impl Fn(&Key, &Slot) -> bool) -> bool {
+        let before = self.slots.len();
+        for (_, slot) in self.slots.extract_if(|key, slot| is_over(key, slot)) {
+            let _ = self.client.push(&Request::Leave { slot: slot.number }, b"");
+        }
+        self.slots.len() < before
+    }
+
     /// Gives up slots that nobody can mean any more: of dropped user mappings, and of a transaction that has ended.
     fn prune(&mut self, key: Key) {
-        let stale = |other: &Key| {
-            other.private_to != 0 || (other.mapping != 0 && catalog::mapping_options(other.mapping).is_none())
-        };
-        let gone: Vec<Key> = self
-            .slots
-            .keys()
-            .filter(|other| **other != key && stale(other))
-            .copied()
-            .collect();
-        for key in gone {
-            if let Some(slot) = self.slots.remove(&key) {
-                let _ = self.client.push(&Request::Leave { slot: slot.number }, b"");
+        self.leave(|other, _| {
+            let is_dropped = || other.mapping != 0 && catalog::mapping_options(other.mapping).is_none();
+            *other != key && (other.private_to != 0 || is_dropped())
+        });
+    }
+
+    /// A number that no slot has.
+    fn next_slot(&mut self) -> u16 {
+        loop {
+            self.last_slot = self.last_slot.wrapping_add(1);
+            if self.slots.values().all(|slot| slot.number != self.last_slot) {
+                return self.last_slot;
             }
         }
     }
@@ -431,9 +456,9 @@ impl Session {
         }
         let target = server::target(key)?;
         let gone = || Error::new(Kind::NoServer, "the foreign server was dropped");
+        let generation = catalog::generation();
         let settings = Box::new(server::read_settings(key)?.ok_or_else(gone)?);
-        self.last_slot = self.last_slot.wrapping_add(1);
-        let number = self.last_slot;
+        let number = self.next_slot();
         let wait = settings::connect_timeout();
         let request = Request::Use {
             slot: number,
@@ -441,10 +466,21 @@ impl Session {
             settings,
             wait_ms: milliseconds(wait),
         };
-        match self.call(&request, b"", wait)?.message {
-            Reply::Used(link) => Ok(Slot { number, link }),
-            _ => Err(unexpected_reply()),
+        let link = match self.call(&request, b"", wait).map(|frame| frame.message) {
+            Ok(Reply::Used(link)) => Ok(link),
+            Ok(_) => Err(unexpected_reply()),
+            Err(error) => Err(error),
+        };
+        if link.is_err() && !self.client.is_broken() {
+            // The runtime has the slot all the same.
+            let left = self.client.push(&Request::Leave { slot: number }, b"");
+            let _ = left.and_then(|()| self.client.try_flush());
         }
+        link.map(|link| Slot {
+            number,
+            link,
+            generation,
+        })
     }
 
     fn call(&mut self, request: &Request, body: &[u8], time: Duration) -> Result<Frame<Reply>> {
