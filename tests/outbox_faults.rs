@@ -211,6 +211,54 @@ async fn a_dropped_server_is_forgotten() {
     assert!(took >= Duration::from_secs(2), "{took:?}");
 }
 
+/// Messages for a server that was never reached go to the one that takes its name.
+#[tokio::test]
+async fn a_server_that_is_replaced() {
+    let (scene, session, kept) = scene_with(Postgres::builder()).await;
+    let closed = Port::take();
+    let wrong = format!("ALTER SERVER nats OPTIONS (SET port '{}')", closed.number());
+    run(&session, &wrong).await;
+    run(&session, &put("1")).await;
+    // The courier has read it.
+    until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.connections").await;
+    run(&session, "DROP SERVER nats").await;
+    let server = create_server(scene.nats.port(), "").replace("CREATE EXTENSION litmus_pgnats; ", "");
+    run(&session, &server).await;
+    until_empty(&session).await;
+    assert_eq!(kept.payloads(1).await, ["1"]);
+}
+
+/// A courier that begins with a large backlog for a server that is away finds what is behind it.
+#[tokio::test]
+async fn a_large_backlog_of_a_server_that_is_away() {
+    let (scene, session, kept) = scene_with(Postgres::builder()).await;
+    let closed = Port::take();
+    let fill = format!(
+        "CREATE SERVER away FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}');
+         SET litmus_pgnats.server = 'away'; {}; SET litmus_pgnats.server = 'nats';
+         INSERT INTO litmus_pgnats.outbox_batch (batch, server, role)
+           SELECT b.batch, b.server, b.role FROM litmus_pgnats.outbox_batch b, generate_series(1, 200000)",
+        closed.number(),
+        put("0")
+    );
+    for statement in fill.split("; ") {
+        run(&session, statement).await;
+    }
+    let old = scene.pg.worker_pids(COURIER).await;
+    run(
+        &session,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats courier'",
+    )
+    .await;
+    eventually(SOON, async || {
+        let now = scene.pg.worker_pids(COURIER).await;
+        !now.is_empty() && now != old
+    })
+    .await;
+    run(&session, &put("1")).await;
+    assert_eq!(kept.payloads(1).await, ["1"]);
+}
+
 /// Messages that wait cost those of other subjects nothing, however many they are.
 #[tokio::test]
 async fn a_large_backlog_of_a_subject_that_waits() {

@@ -77,8 +77,8 @@ struct Courier {
     idle_since: Instant,
     /// Its leaving is considered later.
     is_watched: bool,
-    /// Ends the deliveries of what it has read.
-    deliveries: Vec<AbortHandle>,
+    /// Ends the deliveries of what it has read: one of a lane at a time.
+    deliveries: HashMap<Lane, AbortHandle>,
 }
 
 /// The actor.
@@ -234,8 +234,7 @@ impl Outbox {
         };
         let (task, abort) = futures::future::abortable(task);
         if let Some(courier) = &mut database.courier {
-            courier.deliveries.retain(|delivery| !delivery.is_aborted());
-            courier.deliveries.push(abort);
+            courier.deliveries.insert(lane.clone(), abort);
         }
         ctx.spawn(task.into_actor(self).map(move |outcome, actor, ctx| {
             if let Ok(outcome) = outcome {
@@ -328,7 +327,7 @@ impl Outbox {
         let Some(courier) = database.courier.take() else {
             return;
         };
-        courier.deliveries.iter().for_each(AbortHandle::abort);
+        courier.deliveries.values().for_each(AbortHandle::abort);
         let had_more = !database.lanes.are_idle() || !database.settled.is_empty() || courier.is_busy;
         database.settled.clear();
         database.lanes.leave(&self.supervisor);
@@ -360,7 +359,7 @@ impl Courier {
             is_leaving: false,
             idle_since: Instant::now(),
             is_watched: false,
-            deliveries: Vec::new(),
+            deliveries: HashMap::new(),
         }
     }
 

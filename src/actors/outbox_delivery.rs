@@ -8,7 +8,7 @@ use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::calls::header_map;
 use super::delivery::forbidden;
@@ -24,6 +24,8 @@ const WINDOW: usize = 1024;
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Before JetStream, which does not answer, is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the connection; what it was read for may have another one by then.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// What became of a message.
@@ -54,7 +56,7 @@ struct Round<'a> {
     flight: VecDeque<(usize, Begun)>,
 }
 
-/// Returns when it is decided what became of every message; waits for NATS as long as it takes.
+/// Returns when it is decided what became of every message, or NATS is away for long.
 pub async fn deliver(
     mut status: watch::Receiver<Status>,
     letters: Vec<(Letter, Bytes)>,
@@ -62,9 +64,10 @@ pub async fn deliver(
 ) -> Vec<Fate> {
     let mut fates = vec![None; letters.len()];
     loop {
-        let generation = match status.wait_for(|status| status.client.is_some()).await {
-            Ok(status) => status.generation,
-            Err(_) => return decided(fates),
+        let up = status.wait_for(|status| status.client.is_some());
+        let generation = match timeout(CONNECTION_LIMIT, up).await {
+            Ok(Ok(status)) => status.generation,
+            _ => return decided(fates),
         };
         let round = Round {
             letters: &letters,

@@ -16,6 +16,8 @@ use crate::sql::handlers::Table;
 
 /// Most commits that are kept in mind; the others are read when there is room.
 const MAX_KNOWN: usize = 1_000_000;
+/// Most discoveries for one fetch: enough for as many.
+const ROUNDS: usize = 50;
 /// Most missing numbers; of a larger gap, which a restore or a crash leaves, the last ones.
 const MAX_MISSING: i64 = 10_000;
 
@@ -81,8 +83,15 @@ impl Courier {
         }
         let read = own(|| {
             let table = Table::open().ok()?;
-            self.discover();
-            self.next(&table, order)
+            // Others may be behind many commits of a lane that waits.
+            for _ in 0..ROUNDS {
+                let are_more = self.discover();
+                let next = self.next(&table, order);
+                if next.is_some() || !are_more {
+                    return next;
+                }
+            }
+            None
         })?;
         Ok(read.map_or((None, Vec::new()), |(batch, body)| (Some(batch), body)))
     }
@@ -131,10 +140,10 @@ impl Courier {
         }
     }
 
-    /// Reads which commits there are that were not there before.
-    fn discover(&mut self) {
+    /// Reads which commits there are that were not there before. Whether there are more.
+    fn discover(&mut self) -> bool {
         if self.known >= MAX_KNOWN {
-            return;
+            return false;
         }
         let (table, last) = outbox_read::numbering();
         if table != self.table || last < self.seen {
@@ -145,7 +154,7 @@ impl Courier {
         }
         let ended = outbox_read::ended();
         let missing: Vec<i64> = self.missing.keys().copied().collect();
-        let found = outbox_read::commits(self.seen, &missing);
+        let (found, are_more) = outbox_read::commits(self.seen, &missing);
         let running = catalog::next_transaction();
         // Whatever was on its way when these were missed has ended before this was read.
         self.missing.retain(|_, until| *until > ended);
@@ -169,6 +178,7 @@ impl Courier {
             commits.insert(place, commit);
             self.known += 1;
         }
+        are_more
     }
 
     /// The next messages of the lane whose first commit is the oldest.

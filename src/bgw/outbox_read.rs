@@ -115,12 +115,13 @@ pub fn numbering() -> (u32, i64) {
     (table, row.next().and_then(|last| last.parse().ok()).unwrap_or(0))
 }
 
-/// Commits behind a number, the first ones, and those of the missing numbers.
-pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
+/// Commits behind a number, the first ones, and those of the missing numbers; and whether there may be more.
+pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Lane, Commit)>, bool) {
     let mut rows = prepared(
         "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number > $1 ORDER BY number LIMIT $2",
         &[Int8(seen), Int8(DISCOVER)],
     );
+    let are_more = i64::try_from(rows.len()).is_ok_and(|count| count >= DISCOVER);
     if !missing.is_empty() {
         rows.extend(prepared(
             "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number = ANY($1::bigint[])",
@@ -141,7 +142,7 @@ pub fn commits(seen: i64, missing: &[i64]) -> Vec<(Lane, Commit)> {
         let role = role.parse().ok()?;
         Some((Lane { server, role }, commit))
     };
-    rows.into_iter().filter_map(commit).collect()
+    (rows.into_iter().filter_map(commit).collect(), are_more)
 }
 
 /// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are
