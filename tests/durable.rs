@@ -216,6 +216,35 @@ async fn a_subscription_that_stops_keeps_the_order_and_goes_on_when_told() {
     drop(scene);
 }
 
+/// A message is tried again though another role has the only executor by then, and nothing else happens.
+#[tokio::test]
+async fn a_retry_gets_an_executor_of_its_role() {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let pg = Postgres::builder().conf("litmus_pgnats.max_executors", "1");
+    let scene = Scene::with(pg, nats, "").await;
+    let session = scene.pg.connect().await;
+    let events = Events::start(&scene, RetentionPolicy::Limits).await;
+    for sql in [KEEP, SHOP] {
+        run(&session, sql).await;
+    }
+    run(
+        &session,
+        "GRANT INSERT ON got TO shop; SET ROLE shop; SELECT nats_subscribe('news', 'keep'); RESET ROLE;
+         CREATE TABLE bad AS SELECT;
+         CREATE FUNCTION strict(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF EXISTS (SELECT FROM public.bad) THEN RAISE 'not now'; END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         SELECT nats_subscribe_stream('events', 'strict', backoff => '{2 s}', stop_on_failure => true)",
+    )
+    .await;
+    until_live(&session, "news").await;
+    events.say("events.x", "1").await;
+    until_number(&session, 1, &format!("SELECT errors FROM {ALL}")).await;
+    run(&session, "TRUNCATE bad").await;
+    say(&scene.nats.client().await, "news", "2").await;
+    until_number(&session, 2, "SELECT count(*) FROM got").await;
+}
+
 /// A callback takes longer than the ack wait: JetStream is told that it is worked on.
 #[tokio::test]
 async fn a_long_callback_is_not_delivered_again_meanwhile() {

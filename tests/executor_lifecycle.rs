@@ -315,6 +315,28 @@ async fn sighup_changes_the_limits() {
     eventually_eq(SOON, 1, async || scene.executors().await.len()).await;
 }
 
+/// The requests of one responder have the whole pool at once, not one more executor now and then.
+#[tokio::test]
+async fn a_burst_of_one_responder_has_the_whole_pool() {
+    let pg = Postgres::builder().conf("litmus_pgnats.max_executors", "4");
+    let (scene, session) = Scene::keeping_with(pg).await;
+    run(
+        &session,
+        "CREATE FUNCTION nap(q text) RETURNS text LANGUAGE sql AS $$ SELECT pg_sleep(600)::text $$",
+    )
+    .await;
+    respond(&session, "nap", "nap").await;
+    let client = scene.nats.client().await;
+    for _ in 0..20 {
+        client
+            .publish_with_reply("nap", client.new_inbox(), "".into())
+            .await
+            .expect("publish");
+    }
+    // A request has five seconds, those that wait included: after that none is left for a third executor.
+    eventually_eq(SOON, 4, async || scene.sleeping().await.len()).await;
+}
+
 /// All executors of a pool are ended at once while messages wait: others come at once, not when a timer that was set
 /// for something else is over.
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod databases;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,8 @@ pub struct Dispatcher {
     fence: Option<String>,
     /// The clock, and what it is set to.
     timer: Option<(SpawnHandle, Instant)>,
+    /// Databases whose pool is about to be looked at.
+    growing: HashSet<u32>,
     _vital: Vital,
 }
 
@@ -104,6 +107,7 @@ impl Dispatcher {
             role,
             fence: None,
             timer: None,
+            growing: HashSet::new(),
             _vital: vital,
         }
     }
@@ -195,8 +199,7 @@ impl Dispatcher {
             handler.lock().held_until = Some(Instant::now() + again.after);
             ctx.run_later(again.after, move |actor, ctx| {
                 handler.lock().held_until = None;
-                actor.pool.ready(&handler);
-                actor.wind_if_stopped(ctx);
+                actor.ready(&handler, ctx);
             });
         }
         if !goes_on {
@@ -205,10 +208,20 @@ impl Dispatcher {
         }
     }
 
+    /// A handler has messages. `true` if they wait for an executor.
+    fn ready(&mut self, handler: &Arc<MessageHandler>, ctx: &mut Context<Self>) -> bool {
+        let waits = self.pool.ready(handler);
+        if waits {
+            self.grow_soon(Some(handler.database), ctx);
+        }
+        waits
+    }
+
     /// Has the pool of a database grow, or change its roles, unless those who wait there are served soon.
-    fn grow_soon(&self, database: Option<u32>, ctx: &mut Context<Self>) {
-        if let Some(database) = database {
+    fn grow_soon(&mut self, database: Option<u32>, ctx: &mut Context<Self>) {
+        if let Some(database) = database.filter(|database| self.growing.insert(*database)) {
             ctx.run_later(GROW_AFTER, move |actor, ctx| {
+                actor.growing.remove(&database);
                 actor.pool.grow(database);
                 actor.wind_if_stopped(ctx);
             });
@@ -255,9 +268,7 @@ impl Handler<Ready> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, Ready(handler): Ready, ctx: &mut Self::Context) {
-        let database = handler.database;
-        if self.pool.ready(&handler) {
-            self.grow_soon(Some(database), ctx);
+        if self.ready(&handler, ctx) {
             self.watch(handler, ctx);
         }
     }
@@ -268,6 +279,8 @@ impl Handler<Joined> for Dispatcher {
 
     fn handle(&mut self, Joined { ticket, pid, orders }: Joined, ctx: &mut Self::Context) -> bool {
         let expected = self.pool.joined(ticket, pid, orders);
+        let waiting = self.pool.short_of(ticket);
+        self.grow_soon(waiting, ctx);
         self.wind(ctx);
         expected
     }

@@ -228,8 +228,8 @@ impl Pool {
         }
     }
 
-    /// The executor is done with its work; what is left of it goes back to the front of the queue. Gives its database if
-    /// others wait there and it has nothing to do for them.
+    /// The executor is done with its work; what is left of it goes back to the front of the queue. Gives its database as
+    /// [`Pool::short_of`] does.
     pub fn finished(&mut self, ticket: u32) -> Option<u32> {
         let executor = self.executors.get_mut(&ticket)?;
         executor.since = Instant::now();
@@ -238,8 +238,18 @@ impl Pool {
             self.return_task(task);
         }
         self.settle(database);
+        self.short_of(ticket)
+    }
+
+    /// The database of an executor, if handlers wait there and more executors may come, or others must go for them.
+    pub fn short_of(&self, ticket: u32) -> Option<u32> {
+        let database = self.executors.get(&ticket)?.database;
         let waits = !self.databases.get(&database)?.line.is_empty();
-        (waits && !self.idle(database).is_empty()).then_some(database)
+        let may_change = || {
+            let count = self.of(database).count();
+            count < self.limit(database) || self.count(database, |doing| matches!(doing, Doing::Idle)) > 0
+        };
+        (waits && may_change()).then_some(database)
     }
 
     fn return_task(&mut self, task: Task) {

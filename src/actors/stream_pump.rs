@@ -133,7 +133,11 @@ impl Supply {
         };
         self.is_first = false;
         if !known.created.is_empty() && known.created != found.stream_created {
-            handler.lock().queue.clear();
+            let mut inner = handler.lock();
+            inner.queue.clear();
+            // It was for a message of the stream that is gone.
+            inner.held_until = None;
+            drop(inner);
             handler.in_hand.clear();
         }
         handler.in_hand.set_stream(&found.stream_created, found.base);

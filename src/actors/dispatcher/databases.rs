@@ -76,6 +76,7 @@ impl Dispatcher {
     pub(super) fn blind(&mut self, ticket: u32, why: &str, ctx: &mut Context<Self>) {
         log::warn!("could not read the subscriptions and responders of a database: {why}");
         if let Some(database) = self.pool.blind(ticket) {
+            self.grow_soon(Some(database), ctx);
             ctx.run_later(LOOK_AGAIN, move |actor, ctx| {
                 actor.pool.look(database, oneshot::channel().0);
                 actor.wind(ctx);

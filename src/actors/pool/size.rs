@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Doing, Executor, Pool, RESTART_LIMIT};
+use super::{Doing, Executor, Pool, RESTART, RESTART_LIMIT};
 
 /// Timers are not exact.
 const SLACK: Duration = Duration::from_millis(100);
@@ -18,12 +18,7 @@ impl Pool {
     pub fn grow(&mut self, number: u32) {
         self.settle(number);
         let coming = self.count(number, |doing| matches!(doing, Doing::Starting | Doing::Leaving));
-        let waiting = self.databases.get(&number).map_or(0, |entry| {
-            let line = entry.line.iter();
-            line.filter(|(handler, _)| self.may_have_more(number, handler.role))
-                .count()
-        });
-        let wanted = waiting.saturating_sub(coming);
+        let wanted = self.waiting(number).saturating_sub(coming);
         let room = self.limit(number).saturating_sub(self.of(number).count());
         for _ in 0..wanted.min(room) {
             self.start(number);
@@ -111,6 +106,26 @@ impl Pool {
                 "no background worker slot is free {what}; you might need to increase max_worker_processes{suppressed}"
             );
         }
+        // Whoever waits may have the slot of one that can do nothing for them.
+        if self.waiting(number) > 0
+            && let Some(idle) = self.idle(number).pop()
+        {
+            self.dismiss(idle);
+            if let Some(entry) = self.databases.get_mut(&number) {
+                entry.not_before = Some(Instant::now() + RESTART);
+            }
+        }
+    }
+
+    /// Handlers that wait, and may have one more executor.
+    fn waiting(&self, number: u32) -> usize {
+        let line = self
+            .databases
+            .get(&number)
+            .into_iter()
+            .flat_map(|entry| &entry.line);
+        line.filter(|(handler, _)| self.may_have_more(number, handler.role))
+            .count()
     }
 
     /// Has the executors leave a database; told when they are gone.

@@ -179,14 +179,17 @@ fn requests_of_one_responder_go_to_several_executors_and_the_pool_grows_to_its_s
     let slow = handler(HandlerKind::Responder, "slow", 5);
     scene.pool.ready(&slow);
     assert_eq!(told(&mut first), "slow 1");
+    assert_eq!(scene.pool.short_of(1), Some(DB));
     scene.pool.grow(DB);
     scene.pool.grow(DB);
     assert_eq!(scene.host.told(), ["start 2"]);
     let mut second = scene.join(2);
     assert_eq!(told(&mut second), "slow 1");
+    assert_eq!(scene.pool.short_of(2), None, "the pool is full");
     scene.pool.grow(DB);
     assert_eq!(scene.host.told(), [""; 0]);
     scene.sizes.executors.store(3, Ordering::Relaxed);
+    assert_eq!(scene.pool.short_of(2), Some(DB));
     scene.pool.shrink();
     assert_eq!(scene.host.told(), ["start 3"]);
 }
@@ -283,6 +286,36 @@ fn a_missing_slot_is_shown_and_tried_again_later() {
     scene.pool.grow(DB);
     assert_eq!(scene.host.told(), [""; 0], "not at once");
     assert!(scene.pool.next_change().is_some());
+}
+
+#[test]
+fn the_idle_executor_of_another_role_gives_its_slot_up_where_none_is_free() {
+    let mut scene = Scene::new(4);
+    let mut first = scene.at_work();
+    share(&mut scene);
+    let red = handler(HandlerKind::Subscription, "red", 1);
+    scene.pool.ready(&red);
+    assert_eq!(told(&mut first), "red 1");
+    finish(&mut scene, 1);
+    scene
+        .pool
+        .ready(&handler_of(BLUE, HandlerKind::Subscription, "blue", 1));
+    scene.pool.grow(DB);
+    assert_eq!(scene.host.told(), ["start 2"]);
+    scene.pool.notice(2, Notice::NoSlot);
+    assert_eq!(told(&mut first), "leave");
+    scene.pool.left(1);
+    assert_eq!(
+        scene.host.told(),
+        [""; 0],
+        "the process ends later than its channel"
+    );
+    let soon = scene.pool.next_change().expect("a time to look");
+    assert!(soon <= RESTART, "{soon:?}");
+    std::thread::sleep(soon);
+    scene.pool.shrink();
+    assert_eq!(scene.host.told(), ["start 3"]);
+    assert_eq!(told(&mut scene.join(3)), "blue 1");
 }
 
 /// As a report would have it.
