@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use async_nats::{Message, Subscriber};
+use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -151,12 +151,7 @@ impl StreamRead {
             if self.asked.told(status, message) {
                 return Ok(None);
             }
-            let why = message.description.as_deref().unwrap_or("no description");
-            let refused = Error::new(Kind::JetStreamRefused, "JetStream refused the request");
-            return Err(refused.detail(format!(
-                "JetStream says {status}: {}.",
-                crate::findings::line(why)
-            )));
+            return Err(ended(status, message.description.as_deref()));
         }
         let Some(delivery) = message.reply.as_deref().and_then(ack::parse) else {
             return Ok(None);
@@ -197,6 +192,17 @@ impl StreamRead {
     }
 }
 
+/// Why a read ends before its last message.
+fn ended(status: StatusCode, why: Option<&str>) -> Error {
+    let why = why.unwrap_or("no description");
+    // Whoever had the consumer goes; what a client hears of first, this or the end of the connection, is chance.
+    if matches!(why, "Server Shutdown" | "Leadership Change") {
+        return lost();
+    }
+    let detail = format!("JetStream says {status}: {}.", crate::findings::line(why));
+    Error::new(Kind::JetStreamRefused, "JetStream refused the request").detail(detail)
+}
+
 /// A consumer that is removed when this is dropped, also while it is being made.
 struct Temporary {
     api: Api,
@@ -220,5 +226,24 @@ impl Drop for Temporary {
                 log::debug!("could not remove consumer {name}: {error}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_stops_is_a_lost_connection() {
+        let conflict = StatusCode::from_u16(409).expect("a status");
+        for why in ["Server Shutdown", "Leadership Change"] {
+            assert_eq!(ended(conflict, Some(why)).kind, lost().kind, "{why}");
+        }
+        let refused = ended(conflict, Some("Exceeded MaxWaiting"));
+        assert_eq!(refused.kind, Kind::JetStreamRefused);
+        assert_eq!(
+            refused.detail.as_deref(),
+            Some("JetStream says 409: Exceeded MaxWaiting.")
+        );
     }
 }
