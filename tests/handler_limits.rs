@@ -353,9 +353,12 @@ async fn a_callback_that_does_not_give_up_beside_an_idle_executor() {
     subscribe(&session, "nap.1", "nap").await;
     subscribe(&session, "nap.2", "nap").await;
     let client = scene.nats.client().await;
-    say(&client, "nap.1", "x").await;
-    say(&client, "nap.2", "x").await;
-    eventually_eq(SOON, 2, async || scene.executors().await.len()).await;
+    eventually_eq(SOON, 2, async || {
+        say(&client, "nap.1", "x").await;
+        say(&client, "nap.2", "x").await;
+        scene.executors().await.len()
+    })
+    .await;
     eventually_eq(SOON, 0, async || scene.sleeping().await.len()).await;
     // Until the time that `nap` might have taken is over too.
     tokio::time::sleep(Duration::from_secs(6)).await;

@@ -214,9 +214,20 @@ async fn a_dropped_server_is_forgotten() {
 /// Messages for a server that was never reached go to the one that takes its name.
 #[tokio::test]
 async fn a_server_that_is_replaced() {
-    let (scene, session, kept) = scene_with(Postgres::builder()).await;
     let closed = Port::take();
-    let wrong = format!("ALTER SERVER nats OPTIONS (SET port '{}')", closed.number());
+    replaced(closed.number()).await;
+}
+
+/// The same where the server is there, and has no JetStream.
+#[tokio::test]
+async fn a_server_without_jetstream_that_is_replaced() {
+    let plain = NatsServer::start().await;
+    replaced(plain.port()).await;
+}
+
+async fn replaced(wrong_port: u16) {
+    let (scene, session, kept) = scene_with(Postgres::builder()).await;
+    let wrong = format!("ALTER SERVER nats OPTIONS (SET port '{wrong_port}')");
     run(&session, &wrong).await;
     run(&session, &put("1")).await;
     // The courier has read it.

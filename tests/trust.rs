@@ -80,6 +80,11 @@ async fn uncommitted_options_are_those_of_the_moment() {
     run(&session, "BEGIN").await;
     alter(second).await;
     assert_eq!(port(&session).await, second);
+    // What others change in the catalogue is no reason to connect anew.
+    let client = "SELECT client_id::int FROM nats_get_server_info()";
+    let before: i32 = value(&session, client).await;
+    run(&stage.pg.connect().await, "CREATE ROLE another").await;
+    assert_eq!(value::<i32>(&session, client).await, before);
     run(&session, "SAVEPOINT s").await;
     alter(first).await;
     assert_eq!(port(&session).await, first);

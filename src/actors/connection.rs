@@ -119,6 +119,8 @@ pub struct Connection {
     dials: u64,
     /// The attempt of the latest reload that has taken effect; what began earlier is overtaken.
     reloaded: u64,
+    /// The attempt of the latest reload that has failed.
+    refused_reload: u64,
     /// The latest generation that was reported lost, perhaps before it was installed.
     gone: u64,
     /// The attempt that is under way.
@@ -162,6 +164,7 @@ impl Connection {
             dials: 0,
             gone: 0,
             reloaded: 0,
+            refused_reload: 0,
             connecting: None,
             senders: Arc::default(),
             retiring: 0,
@@ -509,7 +512,11 @@ impl Handler<Reload> for Connection {
                 Err(error) => {
                     // After a commit nobody waits for the outcome.
                     log::warn!("{}: could not connect with the new options: {error}", actor.name);
-                    if matches!(actor.state, State::Down) && generation > actor.reloaded {
+                    let is_latest = generation > actor.reloaded.max(actor.refused_reload);
+                    if is_latest {
+                        actor.refused_reload = generation;
+                    }
+                    if is_latest && matches!(actor.state, State::Down) && actor.settings != settings {
                         actor.reloaded = generation;
                         actor.settings = settings;
                         actor.attempt_anew(ctx);

@@ -196,9 +196,11 @@ impl Dispatcher {
             reply(&handler, done, worked, body);
         } else if let Some(again) = acks::settle(&handler, done, &worked.failures) {
             task.messages.push_front(again.message);
-            handler.lock().held_until = Some(Instant::now() + again.after);
+            let until = Instant::now() + again.after;
+            handler.lock().held_until = Some(until);
             ctx.run_later(again.after, move |actor, ctx| {
-                handler.lock().held_until = None;
+                // Another message may be held by now.
+                handler.lock().held_until.take_if(|held| *held <= until);
                 actor.ready(&handler, ctx);
             });
         }

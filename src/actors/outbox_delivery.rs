@@ -8,7 +8,7 @@ use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::calls::header_map;
 use super::delivery::forbidden;
@@ -24,7 +24,7 @@ const WINDOW: usize = 1024;
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// Before JetStream, which does not answer, is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for the connection; what it was read for may have another one by then.
+/// Longest wait for the connection, or for JetStream; what it was read for may have another one by then.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
@@ -63,6 +63,7 @@ pub async fn deliver(
     serial: HashSet<String>,
 ) -> Vec<Fate> {
     let mut fates = vec![None; letters.len()];
+    let mut silent_since = None;
     loop {
         let up = status.wait_for(|status| status.client.is_some());
         let generation = match timeout(CONNECTION_LIMIT, up).await {
@@ -103,6 +104,9 @@ pub async fn deliver(
                             *fate = Some(Fate::NotSent);
                         }
                     }
+                    silent_since = None;
+                } else if silent_since.get_or_insert_with(Instant::now).elapsed() >= CONNECTION_LIMIT {
+                    return decided(fates);
                 } else {
                     sleep(PAUSE).await;
                 }

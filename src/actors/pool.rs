@@ -66,6 +66,8 @@ struct Database {
     not_before: Option<Instant>,
     failures: u32,
     no_slot: Option<Instant>,
+    /// When an executor was last told to leave so that another has its slot, which its process gives up later.
+    slot_given: Option<Instant>,
     complaints: Flood,
 }
 

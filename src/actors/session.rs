@@ -12,7 +12,7 @@ use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 use futures::future::{AbortHandle, LocalBoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::{StreamMap, wrappers::ReceiverStream};
 
@@ -36,14 +36,16 @@ const LAST_READ: Duration = Duration::from_millis(20);
 
 /// A call's id and outcome; none if it was cancelled.
 type Called = (u32, Option<Result<Answer>>);
-/// A slot whose link has changed, and where to look; none if the connection is gone.
-type Changed = Option<(u16, watch::Receiver<Status>)>;
+/// A slot whose link has changed, where to look, and what tells of the slot's end; none if it, or the connection, is gone.
+type Changed = Option<(u16, watch::Receiver<Status>, oneshot::Receiver<()>)>;
 
 struct Slot {
     key: Key,
     server_name: String,
     handle: Handle,
     _seat: Seat,
+    /// Its end is the end of the news of its link.
+    _watched: oneshot::Sender<()>,
 }
 
 /// The state of a session.
@@ -151,9 +153,9 @@ impl Session {
                     self.called(id, outcome).await?;
                 }
                 Some(changed) = self.news.next() => {
-                    if let Some((slot, mut status)) = changed {
+                    if let Some((slot, mut status, end)) = changed {
                         let link = status.borrow_and_update().link;
-                        self.watch(slot, status);
+                        self.watch(slot, status, end);
                         self.reply(0, Ok((Reply::Link { slot, link }, Bytes::new()))).await?;
                     }
                 }
@@ -275,12 +277,15 @@ impl Session {
         }
     }
 
-    /// Sends news of the slot's link when it changes next.
-    fn watch(&mut self, slot: u16, mut status: watch::Receiver<Status>) {
+    /// Sends news of the slot's link when it changes next, until the slot's end.
+    fn watch(&mut self, slot: u16, mut status: watch::Receiver<Status>, mut end: oneshot::Receiver<()>) {
         let before = status.borrow_and_update().link;
         self.news.push(Box::pin(async move {
-            let changed = status.wait_for(|status| status.link != before).await.is_ok();
-            changed.then_some((slot, status))
+            let changed = tokio::select! {
+                changed = status.wait_for(|status| status.link != before) => changed.is_ok(),
+                _ = &mut end => false,
+            };
+            changed.then_some((slot, status, end))
         }));
     }
 }

@@ -20,6 +20,7 @@ use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Peer, Rep
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 use crate::pg::{catalog, executor, wait};
+use crate::settings::Settings;
 
 /// Publishes are written when so many bytes have collected.
 const FLUSH_SIZE: usize = 32 * 1024;
@@ -38,8 +39,8 @@ const START_POLL: Duration = Duration::from_millis(5);
 struct Slot {
     number: u16,
     link: Link,
-    /// Of the catalogue, when the options were read: for those that only this transaction sees.
-    generation: u64,
+    /// Options that only this transaction sees, and the catalogue's generation when they were last looked at.
+    private: Option<(u64, Box<Settings>)>,
 }
 
 struct Session {
@@ -397,9 +398,16 @@ impl Session {
     fn slot(&mut self, key: Key) -> Result<&Slot> {
         self.take_news();
         let generation = catalog::generation();
-        if key.private_to != 0 {
+        let slot = self.slots.get_mut(&key);
+        if let Some((looked, settings)) = slot.and_then(|slot| slot.private.as_mut())
+            && *looked != generation
+        {
             // The transaction may have changed them once more, or have taken a change back.
-            self.leave(|other, slot| *other == key && slot.generation != generation);
+            if server::read_settings(key)?.is_some_and(|now| now == **settings) {
+                *looked = generation;
+            } else {
+                self.leave(|other, _| *other == key);
+            }
         }
         if !self.slots.contains_key(&key) {
             let slot = self.open(key)?;
@@ -458,6 +466,7 @@ impl Session {
         let gone = || Error::new(Kind::NoServer, "the foreign server was dropped");
         let generation = catalog::generation();
         let settings = Box::new(server::read_settings(key)?.ok_or_else(gone)?);
+        let private = (key.private_to != 0).then(|| (generation, settings.clone()));
         let number = self.next_slot();
         let wait = settings::connect_timeout();
         let request = Request::Use {
@@ -479,7 +488,7 @@ impl Session {
         link.map(|link| Slot {
             number,
             link,
-            generation,
+            private,
         })
     }
 

@@ -107,12 +107,21 @@ impl Pool {
             );
         }
         // Whoever waits may have the slot of one that can do nothing for them.
-        if self.waiting(number) > 0
-            && let Some(idle) = self.idle(number).pop()
-        {
-            self.dismiss(idle);
-            if let Some(entry) = self.databases.get_mut(&number) {
-                entry.not_before = Some(Instant::now() + RESTART);
+        self.settle(number);
+        let spare = (self.waiting(number) > 0)
+            .then(|| self.idle(number).pop())
+            .flatten();
+        if let Some(spare) = spare {
+            self.dismiss(spare);
+        }
+        if let Some(entry) = self.databases.get_mut(&number) {
+            let now = Instant::now();
+            entry.slot_given = spare.map(|_| now).or(entry.slot_given);
+            if entry
+                .slot_given
+                .is_some_and(|given| given.elapsed() < RESTART_LIMIT)
+            {
+                entry.not_before = Some(now + RESTART);
             }
         }
     }

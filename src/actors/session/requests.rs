@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -102,13 +102,15 @@ impl Session {
                     Ok(handle) => handle,
                     Err(error) => return self.reply(id, Err(error)).await,
                 };
-                self.watch(slot, handle.status.clone());
+                let (watched, end) = oneshot::channel();
+                self.watch(slot, handle.status.clone(), end);
                 self.slots.insert(
                     slot,
                     Slot {
                         key,
                         server_name,
                         _seat: handle.seat(),
+                        _watched: watched,
                         handle: handle.clone(),
                     },
                 );
