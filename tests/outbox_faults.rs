@@ -202,13 +202,17 @@ async fn a_dropped_server_is_forgotten() {
         scene.pg.worker_pids(COURIER).await
     })
     .await;
-    let server = create_server(scene.nats.port(), "").replace("CREATE EXTENSION litmus_pgnats; ", "");
-    run(&other, &server).await;
+    run(&other, &server_again(&scene)).await;
     let began = lose().await;
     until_number(&other, 2, DEAD).await;
     let took = began.elapsed();
     println!("given up after {took:?}");
     assert!(took >= Duration::from_secs(2), "{took:?}");
+}
+
+/// The foreign server of the scene, after it was dropped.
+fn server_again(scene: &Scene) -> String {
+    create_server(scene.nats.port(), "").replace("CREATE EXTENSION litmus_pgnats; ", "")
 }
 
 /// Messages for a server that was never reached go to the one that takes its name.
@@ -233,8 +237,7 @@ async fn replaced(wrong_port: u16) {
     // The courier has read it.
     until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.connections").await;
     run(&session, "DROP SERVER nats").await;
-    let server = create_server(scene.nats.port(), "").replace("CREATE EXTENSION litmus_pgnats; ", "");
-    run(&session, &server).await;
+    run(&session, &server_again(&scene)).await;
     until_empty(&session).await;
     assert_eq!(kept.payloads(1).await, ["1"]);
 }
@@ -256,11 +259,9 @@ async fn a_large_backlog_of_a_server_that_is_away() {
         run(&session, statement).await;
     }
     let old = scene.pg.worker_pids(COURIER).await;
-    run(
-        &session,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats courier'",
-    )
-    .await;
+    let end =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{COURIER}'");
+    run(&session, &end).await;
     eventually(SOON, async || {
         let now = scene.pg.worker_pids(COURIER).await;
         !now.is_empty() && now != old

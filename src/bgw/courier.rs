@@ -17,7 +17,7 @@ use crate::sql::handlers::Table;
 /// Most commits that are kept in mind; the others are read when there is room.
 const MAX_KNOWN: usize = 1_000_000;
 /// Most discoveries for one fetch: enough for as many.
-const ROUNDS: usize = 50;
+const ROUNDS: usize = MAX_KNOWN / outbox_read::DISCOVER as usize;
 /// Most missing numbers; of a larger gap, which a restore or a crash leaves, the last ones.
 const MAX_MISSING: i64 = 10_000;
 

@@ -21,7 +21,7 @@ const COMMITS: usize = 4000;
 const BATCH_SIZE: i64 = 4 * 1024 * 1024;
 const FULL_SIZE: usize = 16 * 1024 * 1024;
 /// Most commits that are discovered at a time.
-const DISCOVER: i64 = 20_000;
+pub const DISCOVER: i64 = 20_000;
 
 /// What was read of a lane.
 #[derive(Default)]
