@@ -238,17 +238,19 @@ CREATE TABLE litmus_pgnats.handler_binding (
     function_oid oid NOT NULL,
     server_oid oid,
     system_identifier bigint NOT NULL,
+    database_oid oid NOT NULL,
     PRIMARY KEY (kind, server, subject, signature),
     FOREIGN KEY (kind, server, subject, signature) REFERENCES litmus_pgnats.handler ON UPDATE CASCADE ON DELETE CASCADE
 );
-COMMENT ON TABLE litmus_pgnats.handler_binding IS 'which objects the names in litmus_pgnats.handler mean, so that these can follow a renaming';
+COMMENT ON TABLE litmus_pgnats.handler_binding IS 'which objects the names in litmus_pgnats.handler mean: a handler calls its function by object id, whatever takes the name';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.kind IS 'key of the handler';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.server IS 'key of the handler';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.subject IS 'key of the handler';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.signature IS 'key of the handler';
-COMMENT ON COLUMN litmus_pgnats.handler_binding.function_oid IS 'the function';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.function_oid IS 'the function; 0 while the transaction that has dropped it runs';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.server_oid IS 'the foreign server, if there is one of that name';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.system_identifier IS 'the PostgreSQL cluster in which the object ids hold';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.database_oid IS 'its database in which they hold: a copy has other functions';
 
 CREATE FUNCTION litmus_pgnats.handler_changed() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_handler_changed';
@@ -320,10 +322,10 @@ CREATE EVENT TRIGGER litmus_pgnats_ddl_end ON ddl_command_end
                'GRANT', 'REVOKE', 'CREATE USER MAPPING', 'ALTER USER MAPPING', 'DROP USER MAPPING')
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_end IS 'notices renamed functions and servers, and changed rights';
+-- Whatever is dropped may take a function along.
 CREATE EVENT TRIGGER litmus_pgnats_drop ON sql_drop
-  WHEN TAG IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP OWNED', 'DROP EXTENSION', 'DROP TYPE', 'DROP DOMAIN')
   EXECUTE FUNCTION litmus_pgnats.ddl();
-COMMENT ON EVENT TRIGGER litmus_pgnats_drop IS 'removes the handlers of dropped functions';
+COMMENT ON EVENT TRIGGER litmus_pgnats_drop IS 'notices dropped functions, whose handlers end at the commit, and dropped servers';
 
 CREATE FUNCTION nats_subscribe(subject text, fn regproc, queue_group text DEFAULT NULL, batch_size integer DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe';

@@ -53,6 +53,7 @@ pub extern "C-unwind" fn _PG_init() {
         mark: sql::on_commit::mark,
         roll_back_to: sql::on_commit::roll_back_to,
         before_commit: || {
+            sql::changes::before_commit()?;
             sql::reload::before_commit()?;
             sql::outbox::before_commit()?;
             sql::on_commit::before_commit()

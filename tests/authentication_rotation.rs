@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use foreign_server::*;
 use futures::StreamExt;
-use support::{NatsServer, Session, eventually, round_trip};
+use support::{NatsServer, Port, Session, WireStub, eventually, round_trip};
 
 // What operators do to rotate a secret: change it at the NATS server, write the file. No SQL.
 #[tokio::test]
@@ -178,4 +178,62 @@ async fn a_user_who_is_thrown_out_comes_back() {
     run(&session, "RESET litmus_pgnats.connect_timeout").await;
     nats.reload(NatsServer::builder().user("alice", "pw")).await;
     message_arrives(&session, &nats).await;
+}
+
+// Servers that a NATS cluster has told of are that cluster's: what is meant for another one does not go there.
+#[tokio::test]
+async fn a_new_password_does_not_go_to_the_former_cluster() {
+    let (_pg, session) = ready().await;
+    let member = WireStub::start_with(serde_json::json!({"auth_required": true}));
+    // Two servers of one cluster, of which the second has its clients come by way of the stub.
+    let route = Port::take();
+    let cluster = |listen: &str, routes: &str| {
+        let config =
+            format!("cluster {{ name: former, listen: \"127.0.0.1:{listen}\", routes: [{routes}] }}");
+        NatsServer::builder().user("alice", "old").config(&config)
+    };
+    let mut former = cluster(&route.number().to_string(), "").start().await;
+    let other = cluster("-1", &format!("nats-route://127.0.0.1:{}", route.number()));
+    let advertised = format!("client_advertise: \"127.0.0.1:{}\"", member.port());
+    let _other = other.config(&advertised).start().await;
+    eventually(SOON, async || {
+        let routes = former.monitor("/routez").await;
+        (routes["num_routes"].as_u64() > Some(0))
+            .then_some(())
+            .ok_or(routes)
+    })
+    .await;
+    create_for(
+        &session,
+        former.port(),
+        &[("username", "alice"), ("password", "old")],
+    )
+    .await;
+    message_arrives(&session, &former).await;
+    // Nobody listens there.
+    let nowhere = Port::take();
+    let changed = [
+        ("SET port", nowhere.number().to_string()),
+        ("SET password", "sesame".to_string()),
+    ];
+    let changed: Vec<(&str, &str)> = changed
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    run(&session, &alter(&changed)).await;
+    let report = refused(&session, RELOAD).await;
+    assert_eq!(report.code, code::UNREACHABLE, "{report:?}");
+    assert_eq!(member.connects(), Vec::<serde_json::Value>::new());
+    // As long as the old options hold, the member is one that a lost connection moves to.
+    former.stop().await;
+    let connect = member.connect().await;
+    assert_eq!(connect["pass"], "old", "{connect}");
+    let report = refused(&session, RELOAD).await;
+    assert_eq!(report.code, code::UNREACHABLE, "{report:?}");
+    let passwords: Vec<_> = member
+        .connects()
+        .iter()
+        .map(|connect| connect["pass"].clone())
+        .collect();
+    assert_eq!(passwords, ["old"]);
 }

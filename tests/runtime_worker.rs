@@ -1,5 +1,6 @@
 //! The runtime worker starts, ends in every way, comes back, and is in nobody's way meanwhile.
 
+mod patroni;
 mod scene;
 mod support;
 
@@ -23,6 +24,56 @@ async fn it_starts_with_the_server_when_preloaded() {
     let socket = pg.data_dir().join("pg_stat_tmp/litmus_pgnats.sock");
     eventually(SOON, async || socket.exists()).await;
     assert_eq!(pg.worker_pids(RUNTIME).await.len(), 1);
+}
+
+/// A machine without a single CA certificate, a slim container say: what uses none works, and what needs them says so.
+#[tokio::test]
+async fn it_starts_where_the_system_has_no_certificates() {
+    let certs = Certs::shared();
+    let (plain, secured) = (
+        NatsServer::start().await,
+        NatsServer::builder().tls(&certs).start().await,
+    );
+    let pg = Postgres::builder()
+        .env("SSL_CERT_FILE", "/nonexistent")
+        .env("SSL_CERT_DIR", "/nonexistent");
+    let scene = Scene::with(pg, plain, "").await;
+    let session = scene.pg.connect().await;
+    scene.echo().await;
+    works(&session, "plain").await;
+    let log = scene.pg.log();
+    assert!(!log.contains("the runtime worker ends"), "{log}");
+    let patroni = patroni::Stub::start(patroni::Answer::role("primary")).await;
+    for (url, status, found) in [
+        (patroni.url(), "ok", "member"),
+        ("https://127.0.0.1:1".to_owned(), "error", "could not set up TLS"),
+    ] {
+        let add = format!("ALTER SERVER nats OPTIONS (ADD patroni_url '{url}')");
+        run(&session, &add).await;
+        let row = session
+            .query_one(
+                "SELECT status, found FROM litmus_pgnats.doctor() WHERE check_name = 'Patroni'",
+                &[],
+            )
+            .await
+            .expect("the doctor");
+        let (as_status, as_found): (String, String) = (row.get(0), row.get(1));
+        assert_eq!(as_status, status, "{as_found}");
+        assert!(as_found.contains(found), "{as_found}");
+        run(&session, "ALTER SERVER nats OPTIONS (DROP patroni_url)").await;
+    }
+    let ca = certs.ca();
+    run(
+        &session,
+        &format!(
+            "ALTER SERVER nats OPTIONS (SET port '{}', ADD tls_ca_path '{}'); SELECT litmus_pgnats_reload_conf()",
+            secured.port(),
+            ca.display()
+        ),
+    )
+    .await;
+    let version = "SELECT tls_required::text FROM nats_get_server_info()";
+    assert_eq!(text(&session, version).await, "true");
 }
 
 /// Otherwise the first call starts it; several first calls at the same time start one.

@@ -167,3 +167,51 @@ async fn a_database_that_allows_no_connections() {
     say(&client, "closed", "2").await;
     until_got(&other, &["2"]).await;
 }
+
+/// Custom parameters are known to no catalogue, but rules of row security go by them: a handler has its own role's, and
+/// nothing of what the bootstrap superuser has set for itself.
+#[tokio::test]
+async fn custom_parameters_are_those_of_the_role() {
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE TABLE stock (tenant text, item text);
+         INSERT INTO stock VALUES ('7', 'of the superuser'), ('42', 'of shop'), ('9', 'of the database');
+         ALTER TABLE stock ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON stock USING (tenant = current_setting('app.tenant', true));
+         GRANT SELECT ON stock TO PUBLIC;
+         CREATE FUNCTION look(q text) RETURNS text LANGUAGE sql STABLE AS
+           $$ SELECT concat_ws(' ', (SELECT string_agg(item, ', ') FROM public.stock), current_setting(q, true)) $$;
+         CREATE ROLE shop; CREATE ROLE other; GRANT USAGE ON FOREIGN SERVER nats TO shop, other;
+         ALTER ROLE postgres SET app.tenant = '7'; ALTER ROLE postgres SET \"App.Secret\" = 'sesame';
+         ALTER ROLE shop SET app.tenant = '42'; ALTER ROLE shop SET other_app.\"Mixed\" = 'case'",
+    )
+    .await;
+    for role in ["shop", "other"] {
+        let register =
+            format!("SET ROLE {role}; SELECT litmus_pgnats_register_responder('{role}', 'look'); RESET ROLE");
+        run(&session, &register).await;
+        until_live(&session, role).await;
+    }
+    respond(&session, "superuser", "look").await;
+    let client = scene.nats.client().await;
+    let seen = async |role: &str, parameter: &str| reply_text(&ask(&client, role, parameter).await);
+    assert_eq!(seen("shop", "app.tenant").await, "of shop 42");
+    assert_eq!(seen("shop", "other_app.mixed").await, "of shop case");
+    assert_eq!(seen("shop", "app.secret").await, "of shop ");
+    assert_eq!(seen("other", "app.tenant").await, "");
+    assert_eq!(seen("other", "app.secret").await, "");
+    assert!(seen("superuser", "app.secret").await.ends_with("sesame"));
+    // What changes while the executors are there.
+    run(
+        &session,
+        "ALTER DATABASE postgres SET app.tenant = '9'; ALTER ROLE shop IN DATABASE postgres SET app.tenant = '7'",
+    )
+    .await;
+    assert_eq!(seen("other", "app.tenant").await, "of the database 9");
+    assert_eq!(seen("shop", "app.tenant").await, "of the superuser 7");
+    run(&session, "ALTER ROLE shop IN DATABASE postgres RESET ALL").await;
+    assert_eq!(seen("shop", "app.tenant").await, "of shop 42");
+    run(&session, "ALTER ROLE shop RESET ALL").await;
+    assert_eq!(seen("shop", "app.tenant").await, "of the database 9");
+}

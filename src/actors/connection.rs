@@ -132,8 +132,9 @@ pub struct Connection {
     /// Held messages are being handed over.
     handing: bool,
     retry: Option<SpawnHandle>,
-    /// Servers that the NATS cluster told us of.
-    discovered: Vec<Host>,
+    /// Servers that the NATS cluster has told of, and the settings it was reached with: they are another cluster's, and get
+    /// no other credential, when these change.
+    discovered: Option<(Settings, Vec<Host>)>,
     steadiness: Steadiness,
     tally: Tally,
     /// The user may publish to an inbox of his own, as far as is known.
@@ -170,7 +171,7 @@ impl Connection {
             retiring: 0,
             handing: false,
             retry: None,
-            discovered: Vec::new(),
+            discovered: None,
             steadiness: Steadiness::default(),
             tally: Tally::new(),
             may_measure: true,
@@ -187,12 +188,12 @@ impl Connection {
 
     fn hosts(&self, settings: &Settings) -> Vec<Host> {
         let mut hosts = settings.hosts.clone();
-        hosts.extend(
-            self.discovered
-                .iter()
-                .filter(|host| !settings.hosts.contains(host))
-                .cloned(),
-        );
+        if let Some((with, discovered)) = &self.discovered
+            && !with.needs_reconnect(settings)
+        {
+            let others = discovered.iter().filter(|host| !settings.hosts.contains(host));
+            hosts.extend(others.cloned());
+        }
         hosts
     }
 
@@ -287,11 +288,8 @@ impl Connection {
         let info = client.client().server_info();
         // Of this user, which may be another than before.
         self.may_measure = true;
-        self.discovered = info
-            .connect_urls
-            .iter()
-            .filter_map(|url| parse_url(url))
-            .collect();
+        let urls = info.connect_urls.iter().filter_map(|url| parse_url(url));
+        self.discovered = Some((self.settings.clone(), urls.collect()));
         let level = if self.steadiness.is_unsteady() {
             log::Level::Debug
         } else {

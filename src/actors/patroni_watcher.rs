@@ -1,12 +1,14 @@
 //! Follows Patroni: tells who this node is in its cluster, and fences a primary that has lost the leader lock. One actor,
 //! in the actor thread. Patroni being away stops nothing.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::prelude::*;
+use reqwest::redirect::Policy;
 
 use super::dispatcher::{Dispatcher, Fence};
 use super::role::{Fencing, Roles};
@@ -54,9 +56,36 @@ struct Followed {
     fence: Option<String>,
 }
 
+/// HTTP clients, each made when an address first needs it: only `https` loads the system's certificates, of which a machine
+/// may have none.
+#[derive(Default)]
+struct Clients {
+    plain: OnceCell<reqwest::Client>,
+    encrypted: OnceCell<reqwest::Client>,
+}
+
+impl Clients {
+    fn of(&self, url: &str) -> Result<reqwest::Client, String> {
+        let builder = reqwest::Client::builder().timeout(TIMEOUT).no_proxy();
+        let is_encrypted = url.to_ascii_lowercase().starts_with("https:");
+        let (client, builder) = if is_encrypted {
+            (&self.encrypted, builder)
+        } else {
+            (&self.plain, builder.tls_certs_only([]).redirect(Policy::none()))
+        };
+        if let Some(client) = client.get() {
+            return Ok(client.clone());
+        }
+        let made = builder
+            .build()
+            .map_err(|error| format!("could not set up TLS: {}", explain(error)))?;
+        Ok(client.get_or_init(|| made).clone())
+    }
+}
+
 /// The actor.
 pub struct PatroniWatcher {
-    client: reqwest::Client,
+    clients: Clients,
     roles: Roles,
     fencing: Arc<Fencing>,
     dispatcher: Addr<Dispatcher>,
@@ -69,18 +98,11 @@ pub struct PatroniWatcher {
 }
 
 impl PatroniWatcher {
-    /// Fails if TLS cannot be set up.
-    pub fn new(
-        roles: Roles,
-        fencing: Arc<Fencing>,
-        dispatcher: Addr<Dispatcher>,
-        vital: Vital,
-    ) -> Result<Self, reqwest::Error> {
+    pub fn new(roles: Roles, fencing: Arc<Fencing>, dispatcher: Addr<Dispatcher>, vital: Vital) -> Self {
         // Another library of this process may have installed one: that will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
-        Ok(PatroniWatcher {
-            client,
+        PatroniWatcher {
+            clients: Clients::default(),
             roles,
             fencing,
             dispatcher,
@@ -88,12 +110,12 @@ impl PatroniWatcher {
             followed: HashMap::new(),
             fenced: None,
             _vital: vital,
-        })
+        }
     }
 
     fn look_later(&self, url: String, after: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
         ctx.run_later(after, move |actor, ctx| {
-            let look = look(actor.client.clone(), url.clone());
+            let look = look(actor.clients.of(&url), url.clone());
             ctx.spawn(
                 look.into_actor(actor)
                     .map(move |seen, actor, ctx| actor.seen(url, seen, ctx)),
@@ -162,7 +184,8 @@ impl PatroniWatcher {
 }
 
 /// Asks whether this node holds the leader lock, and for how long one lives.
-async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
+async fn look(client: Result<reqwest::Client, String>, url: String) -> Result<Seen, String> {
+    let client = client?;
     let base = patroni::base_url(&url);
     let (mut holds_lock, mut answer) = get(&client, &format!("{base}/primary")).await?;
     if patroni::member(&answer).is_none() {
@@ -178,7 +201,8 @@ async fn look(client: reqwest::Client, url: String) -> Result<Seen, String> {
     })
 }
 
-async fn who_am_i(client: reqwest::Client, url: String) -> Result<Member, String> {
+async fn who_am_i(client: Result<reqwest::Client, String>, url: String) -> Result<Member, String> {
+    let client = client?;
     let base = patroni::base_url(&url);
     let (_, answer) = get(&client, &format!("{base}/patroni")).await?;
     let mut member = patroni::member(&answer).ok_or(NOT_PATRONI)?;
@@ -188,18 +212,19 @@ async fn who_am_i(client: reqwest::Client, url: String) -> Result<Member, String
     Ok(member)
 }
 
+/// The innermost cause: the address is in the log line already.
+fn explain(error: reqwest::Error) -> String {
+    let mut causes = vec![error.to_string()];
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        causes.push(inner.to_string());
+        cause = inner.source();
+    }
+    causes.pop().unwrap_or_default()
+}
+
 /// Whether the answer is a success, and its body, which Patroni sends with failures as well.
 async fn get(client: &reqwest::Client, url: &str) -> Result<(bool, Vec<u8>), String> {
-    // The address is in the log line already; what it is about is in the causes.
-    let explain = |error: reqwest::Error| {
-        let mut causes = vec![error.to_string()];
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            causes.push(inner.to_string());
-            cause = inner.source();
-        }
-        causes.pop().unwrap_or_default()
-    };
     let mut response = client.get(url).send().await.map_err(explain)?;
     let success = response.status().is_success();
     let mut body = Vec::new();
@@ -250,6 +275,6 @@ impl Handler<WhoAmI> for PatroniWatcher {
     type Result = ResponseFuture<Result<Member, String>>;
 
     fn handle(&mut self, WhoAmI(url): WhoAmI, _: &mut Self::Context) -> Self::Result {
-        Box::pin(who_am_i(self.client.clone(), url))
+        Box::pin(who_am_i(self.clients.of(&url), url))
     }
 }

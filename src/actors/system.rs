@@ -111,10 +111,7 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
     let pool = Pool::new(config.host, config.sizes.clone(), load.clone());
     let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
     let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
-    let patroni = match watcher {
-        Ok(watcher) => watcher.start(),
-        Err(error) => return End::Failed(format!("could not set up TLS: {error}")),
-    };
+    let patroni = watcher.start();
     let (to, of) = (supervisor.clone(), patroni.clone());
     let notifier = Notifier::new(config.identity, roles, config.memory, to, of, vital.clone()).start();
     let limits = config.limits;

@@ -143,7 +143,13 @@ impl Worker {
             Err(error) => return Ok(Err(error)),
         };
         let executed = transaction(|| {
-            let function = Function::find(work.function).filter(|_| catalog::role_exists(work.role))?;
+            let Some(function) = Function::find(work.function) else {
+                callback::forget_plan(work.function);
+                return None;
+            };
+            if !catalog::role_exists(work.role) {
+                return None;
+            }
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
             if let Some(what) = denied(work, &function) {
                 let denied = || Err(Caught::denied(format!("permission denied for {what}")));

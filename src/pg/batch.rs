@@ -5,7 +5,6 @@ use pgrx::pg_sys;
 use super::callback::{self, Function};
 use super::catalog;
 use super::fmgr::{jsonb, to_server, varlena};
-use super::query::NOT_NULL;
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
 const EPOCH_US: i64 = 946_684_800_000_000;
@@ -28,15 +27,12 @@ pub fn call(function: &Function, messages: &[Element<'_>]) {
     let Some(message) = catalog::message_type() else {
         return;
     };
-    let array: pg_sys::Oid = message.array.into();
-    // SAFETY: the rows are made by the type's own descriptor and the array of them; the plan takes one argument of the
-    // array's type. What is raised ends the (sub)transaction and SPI's level with it.
-    unsafe {
-        pg_sys::SPI_connect();
+    // SAFETY: the rows are made by the type's own descriptor, and the array of them.
+    let array = || unsafe {
         let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(message.row.into(), -1);
         let mut rows: Vec<pg_sys::Datum> = messages.iter().map(|message| row(descriptor, message)).collect();
         let count = i32::try_from(rows.len()).unwrap_or(0);
-        let elements = pg_sys::construct_array(
+        let array = pg_sys::construct_array(
             rows.as_mut_ptr(),
             count,
             message.row.into(),
@@ -44,11 +40,9 @@ pub fn call(function: &Function, messages: &[Element<'_>]) {
             false,
             pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char,
         );
-        let plan = callback::plan(function, &mut [array]);
-        let mut values = [pg_sys::Datum::from(elements)];
-        pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), [NOT_NULL].as_ptr(), false, 0);
-        pg_sys::SPI_finish();
-    }
+        vec![Some(pg_sys::Datum::from(array))]
+    };
+    callback::execute(function, array, || ());
 }
 
 /// # Safety

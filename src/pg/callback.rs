@@ -2,14 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_void};
 
 use bytes::Bytes;
-use pgrx::pg_sys;
+use pgrx::{pg_guard, pg_sys};
 
 use super::catalog::{self, MessageType, utf8};
-use super::fmgr::{to_server, varlena};
-use super::query::{NOT_NULL, NULL};
+use super::fmgr::{json, jsonb, server_to_utf8, to_server, utf8_to_server, varlena};
 
 /// What a function is called with; text is UTF-8.
 pub struct Arguments<'a> {
@@ -20,28 +19,15 @@ pub struct Arguments<'a> {
     pub headers: Option<String>,
 }
 
-/// The types that a payload may have, and the expressions that make them of bytes in UTF-8.
-const PAYLOAD: [(pg_sys::Oid, &str); 4] = [
-    (pg_sys::BYTEAOID, "$1"),
-    (pg_sys::TEXTOID, "pg_catalog.convert_from($1, 'UTF8')"),
-    (
-        pg_sys::JSONOID,
-        "pg_catalog.convert_from($1, 'UTF8')::pg_catalog.json",
-    ),
-    (
-        pg_sys::JSONBOID,
-        "pg_catalog.convert_from($1, 'UTF8')::pg_catalog.jsonb",
-    ),
+/// The types that a payload, and a reply's, may have.
+const PAYLOAD: [pg_sys::Oid; 4] = [
+    pg_sys::BYTEAOID,
+    pg_sys::TEXTOID,
+    pg_sys::JSONOID,
+    pg_sys::JSONBOID,
 ];
-/// The further arguments that a function may take, in this order.
-const FURTHER: [(pg_sys::Oid, &str); 3] = [
-    (pg_sys::TEXTOID, "pg_catalog.convert_from($2, 'UTF8')"),
-    (pg_sys::TEXTOID, "pg_catalog.convert_from($3, 'UTF8')"),
-    (
-        pg_sys::JSONBOID,
-        "pg_catalog.convert_from($4, 'UTF8')::pg_catalog.jsonb",
-    ),
-];
+/// The further arguments that a function may take, in this order: subject, reply subject and headers.
+const FURTHER: [pg_sys::Oid; 3] = [pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::JSONBOID];
 
 /// A function of the catalogue that may be called with messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +41,8 @@ pub struct Function {
     /// Neither an aggregate nor a window function nor a procedure.
     pub is_plain: bool,
     pub returns_set: bool,
+    /// Its last argument may be given as single values too.
+    pub is_variadic: bool,
 }
 
 impl Function {
@@ -87,6 +75,7 @@ impl Function {
                     result: (*form).prorettype.to_u32(),
                     is_plain: (*form).prokind as u8 == pg_sys::PROKIND_FUNCTION,
                     returns_set: (*form).proretset,
+                    is_variadic: (*form).provariadic != pg_sys::InvalidOid,
                 }
             });
             pg_sys::ReleaseSysCache(tuple);
@@ -100,12 +89,12 @@ impl Function {
             return false;
         };
         self.is_plain
-            && PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == *payload)
+            && PAYLOAD.iter().any(|oid| oid.to_u32() == *payload)
             && further.len() <= FURTHER.len()
             && further
                 .iter()
                 .zip(FURTHER)
-                .all(|(oid, (wanted, _))| *oid == wanted.to_u32())
+                .all(|(oid, wanted)| *oid == wanted.to_u32())
     }
 
     /// Whether it takes many messages at once.
@@ -118,7 +107,7 @@ impl Function {
 
     /// Whether its result can be a reply's payload.
     pub fn returns_replies(&self) -> bool {
-        !self.returns_set && PAYLOAD.iter().any(|(oid, _)| oid.to_u32() == self.result)
+        !self.returns_set && PAYLOAD.iter().any(|oid| oid.to_u32() == self.result)
     }
 
     /// Whether it ends with the session that has made it.
@@ -131,29 +120,6 @@ impl Function {
     pub fn signature(&self) -> String {
         let types: Vec<String> = self.arguments.iter().map(|oid| type_name(*oid)).collect();
         format!("{}({})", self.name, types.join(","))
-    }
-
-    fn call(&self) -> String {
-        if self.takes_batches() {
-            return format!("SELECT {}($1)", self.name);
-        }
-        let payload = PAYLOAD
-            .iter()
-            .find(|(oid, _)| Some(&oid.to_u32()) == self.arguments.first())
-            .map_or("$1", |(_, expression)| expression);
-        let further = self
-            .arguments
-            .iter()
-            .skip(1)
-            .zip(FURTHER)
-            .map(|(_, (_, expression))| expression);
-        let arguments: Vec<&str> = std::iter::once(payload).chain(further).collect();
-        let call = format!("{}({})", self.name, arguments.join(", "));
-        if self.result == pg_sys::BYTEAOID.to_u32() || !self.returns_replies() {
-            format!("SELECT {call}")
-        } else {
-            format!("SELECT pg_catalog.convert_to({call}::pg_catalog.text, 'UTF8')")
-        }
     }
 }
 
@@ -177,52 +143,174 @@ fn type_name(oid: u32) -> String {
 }
 
 thread_local! {
-    /// Saved plans, by function, of the one role that this process serves: PostgreSQL checks some rights when it plans. A
-    /// function's name may change, its types cannot.
-    static PLANS: RefCell<HashMap<u32, (Function, pg_sys::SPIPlanPtr)>> = RefCell::default();
+    /// Saved plans, by function, of the one role that this process serves: PostgreSQL checks some rights when it plans.
+    static PLANS: RefCell<HashMap<u32, Plan>> = RefCell::default();
+}
+
+/// A kept plan of `SELECT $1`, where the parser has put a call of the function in place of `$1`.
+struct Plan {
+    plan: pg_sys::SPIPlanPtr,
+    /// What the parser's hook is given, also whenever PostgreSQL plans anew. Freed behind the plan.
+    callee: *mut Callee,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: a kept plan, which is in nobody's use: calls have ended; its callee was made by `Box::into_raw`.
+        unsafe {
+            pg_sys::SPI_freeplan(self.plan);
+            drop(Box::from_raw(self.callee));
+        }
+    }
+}
+
+/// The function that a plan calls, by its object id: its name may be another function's by the time of the call.
+struct Callee {
+    oid: pg_sys::Oid,
+    arguments: Vec<pg_sys::Oid>,
+    result: pg_sys::Oid,
+    returns_set: bool,
+    is_variadic: bool,
+}
+
+impl Callee {
+    fn of(function: &Function) -> Callee {
+        Callee {
+            oid: function.oid.into(),
+            arguments: function.arguments.iter().map(|oid| (*oid).into()).collect(),
+            result: function.result.into(),
+            returns_set: function.returns_set,
+            is_variadic: function.is_variadic,
+        }
+    }
+}
+
+/// Called by PostgreSQL before it parses a plan's query, with the plan's callee.
+unsafe extern "C-unwind" fn set_up_parser(state: *mut pg_sys::ParseState, callee: *mut c_void) {
+    // SAFETY: PostgreSQL gives its own parser's state.
+    unsafe {
+        (*state).p_paramref_hook = Some(call_in_place_of_parameter);
+        (*state).p_ref_hook_state = callee;
+    }
+}
+
+/// Called by PostgreSQL's parser for `$1`: the expression that calls the function with parameters of its arguments' types.
+#[pg_guard]
+unsafe extern "C-unwind" fn call_in_place_of_parameter(
+    state: *mut pg_sys::ParseState,
+    _parameter: *mut pg_sys::ParamRef,
+) -> *mut pg_sys::Node {
+    // SAFETY: the hook's state is the callee of the plan that is being parsed, which outlives it. The nodes are made in
+    // the parser's own memory context, with all fields set that PostgreSQL's parser would set.
+    unsafe {
+        let callee = &*(*state).p_ref_hook_state.cast::<Callee>();
+        let mut arguments = std::ptr::null_mut();
+        for (index, oid) in callee.arguments.iter().enumerate() {
+            let parameter = pg_sys::palloc0(size_of::<pg_sys::Param>()).cast::<pg_sys::Param>();
+            (*parameter).xpr.type_ = pg_sys::NodeTag::T_Param;
+            (*parameter).paramkind = pg_sys::ParamKind::PARAM_EXTERN;
+            (*parameter).paramid = i32::try_from(index + 1).unwrap_or(0);
+            (*parameter).paramtype = *oid;
+            (*parameter).paramtypmod = -1;
+            (*parameter).paramcollid = pg_sys::get_typcollation(*oid);
+            (*parameter).location = -1;
+            arguments = pg_sys::lappend(arguments, parameter.cast());
+        }
+        // The parser assigns the collations, to this as to every expression.
+        let call = pg_sys::makeFuncExpr(
+            callee.oid,
+            callee.result,
+            arguments,
+            pg_sys::InvalidOid,
+            pg_sys::InvalidOid,
+            pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
+        );
+        (*call).funcretset = callee.returns_set;
+        (*call).funcvariadic = callee.is_variadic;
+        (*state).p_hasTargetSRFs |= callee.returns_set;
+        call.cast()
+    }
 }
 
 /// Calls a function with a message and returns its result as bytes, if that is a reply's. Raises the function's errors.
-pub fn call(function: &Function, arguments: &Arguments<'_>) -> Option<Bytes> {
-    let bytes = |bytes: Option<&[u8]>| bytes.map_or(pg_sys::Datum::from(0), varlena);
-    let null = |is_null: bool| if is_null { NULL } else { NOT_NULL };
-    let headers = arguments.headers.as_ref().map(String::as_bytes);
-    let reply = arguments.reply.map(str::as_bytes);
-    // SAFETY: the plan takes four arguments of type bytea; both arrays have four elements. What is raised ends the
-    // (sub)transaction and SPI's level with it. The result is copied before SPI frees it.
+pub fn call(function: &Function, message: &Arguments<'_>) -> Option<Bytes> {
+    let values = || {
+        let texts = [Some(message.subject), message.reply, message.headers.as_deref()];
+        let mut types = function.arguments.iter().map(|oid| pg_sys::Oid::from(*oid));
+        let payload = types.next().map(|oid| payload(oid, message.payload));
+        let further = types.zip(texts);
+        let further = further.map(|(oid, text)| text.and_then(|text| value(oid, &to_server(text))));
+        payload.into_iter().chain(further).collect()
+    };
+    execute(function, values, || {
+        // SAFETY: SPI has just executed the call.
+        function
+            .returns_replies()
+            .then(|| unsafe { result(function.result.into()) })
+            .flatten()
+    })
+}
+
+/// Calls a function with values of its arguments' types, and has its result read. What is allocated for the values and the
+/// result is freed when it returns: a transaction has many calls.
+pub(super) fn execute<T>(
+    function: &Function,
+    values: impl FnOnce() -> Vec<Option<pg_sys::Datum>>,
+    read: impl FnOnce() -> T,
+) -> T {
+    // SAFETY: there are as many values as the function has arguments, of their types. What is raised ends the
+    // (sub)transaction and SPI's level with it.
     unsafe {
         pg_sys::SPI_connect();
-        let mut values = [
-            varlena(arguments.payload),
-            varlena(arguments.subject.as_bytes()),
-            bytes(reply),
-            bytes(headers),
-        ];
-        let nulls = [NOT_NULL, NOT_NULL, null(reply.is_none()), null(headers.is_none())];
-        let plan = plan(function, &mut [pg_sys::BYTEAOID; 4]);
-        pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), false, 0);
-        let result = if function.returns_replies() {
-            result()
-        } else {
-            None
-        };
+        let plan = plan(function);
+        let values = values();
+        let count = i32::try_from(values.len()).unwrap_or(0);
+        let parameters = pg_sys::makeParamList(count);
+        let places = (*parameters).params.as_mut_slice(values.len());
+        for ((place, value), oid) in places.iter_mut().zip(values).zip(&function.arguments) {
+            place.value = value.unwrap_or(pg_sys::Datum::from(0));
+            place.isnull = value.is_none();
+            place.pflags = pg_sys::PARAM_FLAG_CONST as u16;
+            place.ptype = (*oid).into();
+        }
+        pg_sys::SPI_execute_plan_with_paramlist(plan, parameters, false, 0);
+        let result = read();
         pg_sys::SPI_finish();
         result
     }
 }
 
-/// Forgets the plans of all functions: they may be another role's.
-pub fn forget_plans() {
-    for (_, (_, plan)) in PLANS.take() {
-        // SAFETY: a kept plan, which is in nobody's use: calls have ended.
-        unsafe { pg_sys::SPI_freeplan(plan) };
+/// A payload as a value of one of the types that it may have. Raises PostgreSQL's own error for one that it cannot be.
+fn payload(oid: pg_sys::Oid, bytes: &[u8]) -> Option<pg_sys::Datum> {
+    match oid {
+        pg_sys::BYTEAOID => Some(varlena(bytes)),
+        _ => value(oid, &utf8_to_server(bytes)),
     }
 }
 
+/// A value of type text, json or jsonb from text in the database's encoding.
+fn value(oid: pg_sys::Oid, text: &[u8]) -> Option<pg_sys::Datum> {
+    match oid {
+        pg_sys::JSONOID => json(text),
+        pg_sys::JSONBOID => jsonb(text),
+        _ => Some(varlena(text)),
+    }
+}
+
+/// Forgets the plans of all functions: they may be another role's.
+pub fn forget_plans() {
+    PLANS.take();
+}
+
+/// Forgets the plan of a function that is gone.
+pub fn forget_plan(function: u32) {
+    PLANS.with_borrow_mut(|plans| plans.remove(&function));
+}
+
 /// # Safety
-/// SPI has just executed a query with one column of type bytea.
-unsafe fn result() -> Option<Bytes> {
-    // SAFETY: as the caller promises.
+/// SPI has just executed a query with one column of one of the types in [`PAYLOAD`].
+unsafe fn result(oid: pg_sys::Oid) -> Option<Bytes> {
+    // SAFETY: as the caller promises; jsonb_out returns a NUL-terminated string.
     unsafe {
         let table = pg_sys::SPI_tuptable;
         if table.is_null() || pg_sys::SPI_processed == 0 {
@@ -233,33 +321,38 @@ unsafe fn result() -> Option<Bytes> {
         if is_null {
             return None;
         }
+        if oid == pg_sys::JSONBOID {
+            let text = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(datum)])?;
+            let text = CStr::from_ptr(text.cast_mut_ptr::<c_char>());
+            return Some(Bytes::copy_from_slice(&server_to_utf8(text.to_bytes())));
+        }
         let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
         let length = pgrx::varsize_any_exhdr(varlena);
         let bytes = std::slice::from_raw_parts(pgrx::vardata_any(varlena).cast::<u8>(), length);
-        Some(Bytes::copy_from_slice(bytes))
+        Some(match oid {
+            pg_sys::BYTEAOID => Bytes::copy_from_slice(bytes),
+            _ => Bytes::copy_from_slice(&server_to_utf8(bytes)),
+        })
     }
 }
 
+/// The plan of a function's call, made if need be.
+///
 /// # Safety
 /// SPI is connected.
-pub(super) unsafe fn plan(function: &Function, types: &mut [pg_sys::Oid]) -> pg_sys::SPIPlanPtr {
-    let known = PLANS.with_borrow(|plans| match plans.get(&function.oid) {
-        Some((known, plan)) if known == function => Some(*plan),
-        _ => None,
-    });
-    if let Some(plan) = known {
+unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&function.oid).map(|known| known.plan)) {
         return plan;
     }
-    let sql = CString::new(to_server(&function.call()).into_owned()).unwrap_or_default();
-    let count = i32::try_from(types.len()).unwrap_or(0);
-    // SAFETY: as the caller promises; as many types are given. A kept plan lives until it is freed.
+    // The comment is for people who read the log, and for pg_stat_statements.
+    let name = function.name.replace("*/", "* /").replace("/*", "/ *");
+    let sql = CString::new(to_server(&format!("SELECT $1 /* {name} */")).into_owned()).unwrap_or_default();
+    let callee = Box::into_raw(Box::new(Callee::of(function)));
+    // SAFETY: as the caller promises; the callee lives as long as the plan. A kept plan lives until it is freed.
     unsafe {
-        let plan = pg_sys::SPI_prepare(sql.as_ptr(), count, types.as_mut_ptr());
+        let plan = pg_sys::SPI_prepare_params(sql.as_ptr(), Some(set_up_parser), callee.cast(), 0);
         pg_sys::SPI_keepplan(plan);
-        let kept = (function.clone(), plan);
-        if let Some((_, former)) = PLANS.with_borrow_mut(|plans| plans.insert(function.oid, kept)) {
-            pg_sys::SPI_freeplan(former);
-        }
+        PLANS.with_borrow_mut(|plans| plans.insert(function.oid, Plan { plan, callee }));
         plan
     }
 }

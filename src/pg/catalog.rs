@@ -211,6 +211,12 @@ pub fn current_role() -> u32 {
     unsafe { pg_sys::GetUserId() }.to_u32()
 }
 
+/// Whether a role is a superuser.
+pub fn is_superuser(role: u32) -> bool {
+    // SAFETY: looks into the system caches.
+    unsafe { pg_sys::superuser_arg(role.into()) }
+}
+
 /// The name of a role.
 pub fn role_name(role: u32) -> String {
     // SAFETY: with the flag a missing role gives a null pointer.

@@ -376,6 +376,17 @@ fn convert(bytes: &[u8], direction: Direction) -> Cow<'_, [u8]> {
     }
 }
 
+/// Bytes in UTF-8, as they came, in the database's encoding; raises PostgreSQL's own error if they are not, or that lacks a
+/// character.
+pub fn utf8_to_server(bytes: &[u8]) -> Cow<'_, [u8]> {
+    convert(bytes, Direction::ToServer)
+}
+
+/// Text in the database's encoding in UTF-8; raises PostgreSQL's own error if that is not possible.
+pub fn server_to_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
+    convert(bytes, Direction::ToUtf8)
+}
+
 /// Whether text can be stored in this database; raises PostgreSQL's own error if it cannot.
 pub fn check_text(text: &str) {
     let _ = to_server(text);
@@ -386,6 +397,15 @@ pub fn varlena(bytes: &[u8]) -> pg_sys::Datum {
     let mut builder = BytesBuilder::new(bytes.len());
     builder.push(bytes);
     builder.datum
+}
+
+/// A value of type json; raises PostgreSQL's own error if the text is not JSON.
+pub fn json(text: &[u8]) -> Option<pg_sys::Datum> {
+    let text = CString::new(text).ok()?;
+    // SAFETY: json_in takes a cstring and raises an error if it is not JSON.
+    unsafe {
+        pgrx::direct_function_call_as_datum(pg_sys::json_in, &[Some(pg_sys::Datum::from(text.as_ptr()))])
+    }
 }
 
 /// A value of type jsonb; raises PostgreSQL's own error if the text is not JSON.

@@ -3,19 +3,24 @@
 //!
 //! A trigger on the table sees every change of a handler, by whatever statement or a restore. Event triggers see the
 //! functions and servers behind: dropped functions take their handlers with them, renamed ones keep them.
+//!
+//! A dropped function may be made again in the same transaction, as deployments do. So who may decide about the handler, its
+//! role or a superuser, leaves it unbound when dropping; before the commit it is bound to the function that has taken the
+//! name, or removed.
 
 use std::cell::{Cell, RefCell};
 
 use super::call;
-use super::handlers::Table;
+use super::handlers::{TRUSTED, Table};
 use crate::channel::message::Request;
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::Int8;
+use crate::pg::query::Argument::{self, Int8, Oid};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
+use crate::pg::transaction::with_snapshot;
 
 sql_function!(litmus_pgnats_handler_changed, handler_changed);
 sql_function!(litmus_pgnats_ddl, ddl);
@@ -23,6 +28,8 @@ sql_function!(litmus_pgnats_ddl, ddl);
 thread_local! {
     /// The running transaction has changed the table.
     static CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// The running transaction has left handlers unbound, unless that was rolled back.
+    static UNBOUND: Cell<bool> = const { Cell::new(false) };
     /// [`mark`] was called.
     static LOOK: Cell<bool> = const { Cell::new(false) };
     /// The same of other databases, once the transaction has ended in whatever way.
@@ -51,38 +58,96 @@ fn handler_changed(_: &Call<'_>) -> Result<Value> {
 
 /// Event trigger, of all three events.
 fn ddl(call: &Call<'_>) -> Result<Value> {
+    // The table is its owner's to look into.
+    let role = catalog::current_role();
     let Ok(_table) = Table::open() else {
         return Ok(Value::Void);
     };
     let event = call.event();
-    let is_end = event.as_deref() == Some("ddl_command_end");
-    if query(CONCERNED, &[]).is_empty() || (is_end && !query(OTHER_RIGHTS, &[]).is_empty()) {
+    let is_unconcerned = match event.as_deref() {
+        Some("sql_drop") => query(DROPPED, &[]).is_empty(),
+        Some("ddl_command_end") => !query(OTHER_RIGHTS, &[]).is_empty(),
+        _ => false,
+    };
+    if is_unconcerned || query(CONCERNED, &[]).is_empty() {
         return Ok(Value::Void);
     }
     mark();
     match event.as_deref() {
-        Some("sql_drop") => {
-            let removed = query(
-                &format!(
-                    "DELETE FROM litmus_pgnats.handler h USING {BINDING}, pg_event_trigger_dropped_objects() d \
-                     WHERE {OF} AND d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid \
-                     RETURNING h.kind, h.subject, h.signature"
-                ),
-                &[Int8(catalog::system_identifier())],
-            );
-            for row in removed {
-                if let [Some(kind), Some(subject), Some(signature)] = row.as_slice() {
-                    let what = HandlerKind::named(kind).describe(subject);
-                    let text = format!("the {what} ends with its function {signature}");
-                    report::message(Level::Notice, &text, "", "");
-                }
-            }
-        }
+        Some("sql_drop") => functions_dropped(role),
         Some("ddl_command_end") => follow(),
         _ => {}
     }
     Ok(Value::Void)
 }
+
+/// Handlers of functions that the statement has dropped: unbound until the commit where `role` may decide about them, and
+/// removed otherwise.
+fn functions_dropped(role: u32) {
+    let is_bound = format!(
+        "{OF} AND (b.kind, b.server, b.subject, b.signature) IN ( \
+           SELECT b.kind, b.server, b.subject, b.signature FROM litmus_pgnats.handler_binding b, \
+           pg_event_trigger_dropped_objects() d WHERE d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid)"
+    );
+    let others = if catalog::is_superuser(role) { 0 } else { role };
+    let [system, database] = here();
+    remove(
+        &format!(
+            "DELETE FROM litmus_pgnats.handler h USING {BINDING} WHERE {is_bound} AND h.role <> coalesce(nullif($3, 0::oid), h.role) \
+             RETURNING h.kind, h.subject, h.signature"
+        ),
+        &[system, database, Oid(others)],
+    );
+    let unbound = query(
+        &format!(
+            "UPDATE {BINDING} SET function_oid = 0 FROM litmus_pgnats.handler h WHERE {is_bound} RETURNING b.kind"
+        ),
+        &here(),
+    );
+    if !unbound.is_empty() {
+        CHANGED.set(true);
+        UNBOUND.set(true);
+    }
+}
+
+/// Binds what the transaction has left unbound to the functions that have been made in their place, and removes the rest.
+fn rebind() {
+    let Ok(_table) = Table::open() else { return };
+    query(
+        &format!(
+            "UPDATE {BINDING} SET function_oid = p.oid FROM litmus_pgnats.handler h, pg_proc p \
+             WHERE {OF} AND b.function_oid = 0 AND p.oid = to_regprocedure(h.signature) AND {TRUSTED}"
+        ),
+        &here(),
+    );
+    remove(
+        &format!(
+            "DELETE FROM litmus_pgnats.handler h USING {BINDING} WHERE {OF} AND b.function_oid = 0 \
+             RETURNING h.kind, h.subject, h.signature"
+        ),
+        &here(),
+    );
+}
+
+/// Deletes handlers, and says so.
+fn remove(sql: &str, arguments: &[Argument<'_>]) {
+    for row in query(sql, arguments) {
+        if let [Some(kind), Some(subject), Some(signature)] = row.as_slice() {
+            let what = HandlerKind::named(kind).describe(subject);
+            let text = format!("the {what} ends with its function {signature}");
+            report::message(Level::Notice, &text, "", "");
+        }
+    }
+}
+
+/// What object ids hold for: this cluster and this database.
+fn here() -> [Argument<'static>; 2] {
+    [Int8(catalog::system_identifier()), Oid(catalog::database_oid())]
+}
+
+/// A row if the statement has dropped something that handlers, or the servers behind them, may need.
+const DROPPED: &str = "SELECT FROM pg_event_trigger_dropped_objects() WHERE classid = ANY ('{pg_proc,pg_namespace,pg_extension, \
+    pg_foreign_server,pg_foreign_data_wrapper,pg_user_mapping}'::regclass[]) LIMIT 1";
 
 /// A row if the runtime has anything to do with this database: handlers, or servers that want to be told of the role.
 const CONCERNED: &str = "SELECT FROM litmus_pgnats.handler UNION ALL \
@@ -93,9 +158,9 @@ const CONCERNED: &str = "SELECT FROM litmus_pgnats.handler UNION ALL \
 const OTHER_RIGHTS: &str = "SELECT FROM pg_event_trigger_ddl_commands() WHERE command_tag IN ('GRANT', 'REVOKE') \
     AND upper(object_type) NOT IN ('FUNCTION', 'PROCEDURE', 'ROUTINE', 'SCHEMA', 'FOREIGN SERVER')";
 
-/// What a handler was bound to in this very cluster: object ids of another one mean something else here.
+/// What a handler was bound to in this very database: object ids of another one mean something else here.
 const BINDING: &str = "litmus_pgnats.handler_binding b";
-const OF: &str = "b.system_identifier = $1 \
+const OF: &str = "b.system_identifier = $1 AND b.database_oid = $2 \
     AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
 
 /// Gives handlers the names that their functions and servers have now. All of them come from the statement's own snapshot,
@@ -121,7 +186,7 @@ fn follow() {
          ) f WHERE {OF} AND h.signature <> f.signature"
     );
     for sql in [left, servers, functions] {
-        query(&sql, &[Int8(catalog::system_identifier())]);
+        query(&sql, &here());
     }
 }
 
@@ -129,6 +194,15 @@ fn follow() {
 pub fn forget() {
     CHANGED.set(false);
     LOOK.set(false);
+    UNBOUND.set(false);
+}
+
+/// Decides about handlers whose functions the transaction has dropped.
+pub fn before_commit() -> Result<()> {
+    if UNBOUND.replace(false) {
+        with_snapshot(rebind);
+    }
+    Ok(())
 }
 
 /// The changes stand: has the runtime look.

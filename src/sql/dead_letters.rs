@@ -1,6 +1,6 @@
 //! `litmus_pgnats.redrive` and its kin: what becomes of messages that could not be delivered or executed. Runs in backends.
 
-use super::handlers::Table;
+use super::handlers::{TRUSTED, Table};
 use super::outbox::{self, Message};
 use super::publish::null;
 use crate::channel::outbox::Lane;
@@ -9,7 +9,7 @@ use crate::pg::batch::{self, Element};
 use crate::pg::callback::{self, Arguments, Function};
 use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Int8, OptionalText};
+use crate::pg::query::Argument::{Int8, Oid, OptionalText};
 use crate::pg::query::{Fields, prepared_each, query};
 use crate::pg::transaction::{Identity, Parameters};
 
@@ -22,6 +22,7 @@ struct Dead {
     source: String,
     server: String,
     role: u32,
+    stream: Option<String>,
     function: Option<String>,
     sequence: Option<u64>,
     deliveries: Option<u32>,
@@ -119,7 +120,7 @@ fn find(id: i64) -> Result<Option<Dead>> {
     let mut found = None;
     prepared_each(
         "SELECT source, server, role::bigint, function, stream_sequence, delivery_count::bigint, subject, headers, domain, \
-         message_id, trunc(extract(epoch FROM sent) * 1000000)::bigint, payload \
+         message_id, trunc(extract(epoch FROM sent) * 1000000)::bigint, payload, stream \
          FROM litmus_pgnats.dead_letter WHERE id = $1 FOR UPDATE",
         &[Int8(id)],
         |row| found = dead(row),
@@ -141,6 +142,7 @@ fn dead(row: &Fields) -> Option<Dead> {
         message_id: row.any(10),
         time_us: row.int8(11)?,
         payload: row.bytes(12)?.to_vec(),
+        stream: row.text(13),
     })
 }
 
@@ -166,25 +168,42 @@ fn again(id: i64, letter: &Dead) -> Result<()> {
     Ok(())
 }
 
+/// The function that the subscription calls, or else the one of that name: with the rights of the message's role, so none
+/// that another role has made.
+fn function_of(letter: &Dead) -> Option<u32> {
+    let _table = Table::open().ok()?;
+    let rows = query(
+        &format!(
+            "SELECT p.oid FROM (SELECT $1::text AS signature, $2::oid AS role) h LEFT JOIN ( \
+               SELECT b.function_oid, r.role, r.signature FROM litmus_pgnats.handler r \
+               JOIN litmus_pgnats.handler_binding b USING (kind, server, subject, signature) \
+               WHERE r.kind = 'stream' AND r.server = $3 AND r.subject = $4 \
+               AND b.system_identifier = $5 AND b.database_oid = $6 \
+             ) b ON b.signature = h.signature AND b.role = h.role \
+             JOIN pg_proc p ON p.oid = coalesce(b.function_oid, to_regprocedure(h.signature)) \
+             WHERE b.function_oid IS NOT NULL OR {TRUSTED}"
+        ),
+        &[
+            OptionalText(letter.function.as_deref()),
+            Oid(letter.role),
+            OptionalText(Some(&letter.server)),
+            OptionalText(letter.stream.as_deref()),
+            Int8(catalog::system_identifier()),
+            Oid(catalog::database_oid()),
+        ],
+    );
+    rows.into_iter().flatten().flatten().next()?.parse().ok()
+}
+
 /// Calls the function as the subscription would, with its role's rights; its error is the caller's.
 fn execute(letter: &Dead) -> Result<()> {
     let signature = letter.function.as_deref().unwrap_or_default();
-    let rows = query(
-        "SELECT pg_catalog.to_regprocedure($1)::pg_catalog.oid",
-        &[OptionalText(Some(signature))],
-    );
-    let oid = rows
-        .into_iter()
-        .flatten()
-        .flatten()
-        .next()
-        .and_then(|oid| oid.parse().ok());
-    let function = oid.and_then(Function::find).ok_or_else(|| {
+    let function = function_of(letter).and_then(Function::find).ok_or_else(|| {
         Error::new(
             Kind::InvalidFunction,
             format!("function {signature} does not exist any more"),
         )
-        .hint("")
+        .hint("A function of that name is called if it belongs to the message's role or to a superuser.")
     })?;
     if !catalog::has_execute(letter.role, function.oid) {
         return Err(Error::new(

@@ -33,6 +33,11 @@ sql_function!(litmus_pgnats_unregister_responder, |call: &Call<'_>| unregister(
 /// Most messages for one call.
 const MAX_BATCH: i32 = 10_000;
 
+/// Of functions `p` that have taken the name of one that a handler `h` called, those that may be called in its place: with
+/// the handler's rights, so nobody else's but a superuser's.
+pub const TRUSTED: &str =
+    "(p.proowner = h.role OR EXISTS (SELECT FROM pg_roles o WHERE o.oid = p.proowner AND o.rolsuper))";
+
 /// A row of the table, as far as registering needs it.
 struct Registered {
     signature: String,
@@ -99,9 +104,12 @@ impl Table {
     /// Remembers which objects the names of a handler mean; 0 for a server that is not there.
     pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
         query(
-            "INSERT INTO litmus_pgnats.handler_binding VALUES ($1, $2, $3, $4, $5, nullif($6, 0::oid), $7) \
+            "INSERT INTO litmus_pgnats.handler_binding \
+             (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
+             VALUES ($1, $2, $3, $4, $5, nullif($6, 0::oid), $7, $8) \
              ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = excluded.function_oid, \
-             server_oid = excluded.server_oid, system_identifier = excluded.system_identifier",
+             server_oid = excluded.server_oid, system_identifier = excluded.system_identifier, \
+             database_oid = excluded.database_oid",
             &[
                 Text(kind),
                 Text(server),
@@ -110,6 +118,7 @@ impl Table {
                 Oid(function),
                 Oid(server_oid),
                 Int8(catalog::system_identifier()),
+                Oid(catalog::database_oid()),
             ],
         );
     }

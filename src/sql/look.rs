@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::durable::{self, Durable};
-use super::handlers::Table;
+use super::handlers::{TRUSTED, Table};
 use super::{changes, server};
 use crate::actors::consumer::OWN;
 use crate::bgw::logging;
@@ -134,22 +134,28 @@ struct Registered {
     signature: String,
     role: u32,
     role_name: Option<String>,
+    /// The function; none if it is gone.
     function: Option<u32>,
+    /// Whether that function may be called: of one that was found by its name, another role may have made it.
+    is_trusted: bool,
     server_oid: Option<u32>,
-    /// Whether the object ids in the table are those that the names mean.
+    /// Whether the object ids in the table are these.
     is_bound: bool,
     batch_size: Option<u32>,
     /// Of a durable subscription.
     stream: Option<Durable>,
 }
 
+/// A handler calls the function that it was bound to here. One that was bound elsewhere, or by nobody (after a restore, an
+/// upgrade or a copy of the database), is bound to the function of that name, if this is its role's own or a superuser's.
 fn rows() -> Vec<Registered> {
-    let rows = query(
-        "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, f.oid, s.oid, \
-         b.function_oid, b.function_oid IS NOT DISTINCT FROM f.oid AND b.server_oid IS NOT DISTINCT FROM s.oid, \
+    let sql = format!(
+        "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, p.oid, \
+         b.function_oid IS NOT NULL OR {TRUSTED}, s.oid, \
+         b.function_oid IS NOT NULL AND b.server_oid IS NOT DISTINCT FROM s.oid, \
          h.batch_size, ( \
            SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
-             'durable', coalesce(d.durable, $2 || md5(format('%s %s %s', d.id, $1, $3))), \
+             'durable', coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2))), \
              'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
              to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
@@ -159,17 +165,20 @@ fn rows() -> Vec<Registered> {
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
          FROM litmus_pgnats.handler h \
-         CROSS JOIN LATERAL (SELECT to_regprocedure(h.signature)::oid AS oid) f \
-         LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 \
+         LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 AND b.database_oid = $2 \
          AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
+         LEFT JOIN pg_proc p ON p.oid = coalesce(b.function_oid, to_regprocedure(h.signature)) \
          LEFT JOIN pg_roles r ON r.oid = h.role \
          LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
          ON s.srvname = h.server \
-         ORDER BY h.created, h.kind, h.server, h.subject, h.signature",
+         ORDER BY h.created, h.kind, h.server, h.subject, h.signature"
+    );
+    let rows = query(
+        &sql,
         &[
             Int8(catalog::system_identifier()),
-            Text(OWN),
             Oid(catalog::database_oid()),
+            Text(OWN),
         ],
     );
     rows.into_iter().filter_map(registered).collect()
@@ -185,8 +194,8 @@ fn registered(row: Row) -> Option<Registered> {
         role,
         role_name,
         function,
+        is_trusted,
         server_oid,
-        bound,
         is_bound,
         batch_size,
         stream,
@@ -199,12 +208,8 @@ fn registered(row: Row) -> Option<Registered> {
         signature: signature?,
         role: role?.parse().ok()?,
         role_name,
-        // A function that is there under another name is being renamed: its handler will follow, or has and this
-        // process's caches are behind.
-        function: function.and_then(|oid| oid.parse().ok()).or_else(|| {
-            let bound = bound.and_then(|oid| oid.parse().ok());
-            bound.filter(|oid| Function::find(*oid).is_some())
-        }),
+        function: function.and_then(|oid| oid.parse().ok()),
+        is_trusted: is_trusted.as_deref() == Some("t"),
         server_oid: server_oid.and_then(|oid| oid.parse().ok()),
         is_bound: is_bound? == "t",
         batch_size: batch_size.and_then(|size| size.parse().ok()),
@@ -245,7 +250,7 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
         });
         return None;
     };
-    if !row.is_bound {
+    if !row.is_bound && row.is_trusted {
         let key = [row.kind.name(), &row.server, &row.subject, &row.signature];
         mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
     }
@@ -273,6 +278,14 @@ fn definition(mender: &mut Mender, row: &Registered) -> Option<Definition> {
 /// The connection that a handler's role means by the server, or why the handler cannot run.
 fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
     let server_name = &row.server;
+    if !row.is_trusted {
+        let message = format!(
+            "function {} belongs neither to role \"{role_name}\" nor to a superuser, and was found by its name",
+            row.signature
+        );
+        return Err(Error::new(Kind::PermissionDenied, message)
+            .detail("Register the handler again to have it called."));
+    }
     let server = row.server_oid.ok_or_else(|| missing(server_name))?;
     check_usage(row.role, role_name, server, server_name)?;
     if !catalog::has_execute(row.role, function) {
@@ -300,7 +313,9 @@ fn source(row: &Registered, function: u32, role_name: &str) -> Result<Source> {
 }
 
 /// The settings that a session of the role would begin with, as far as this process has not begun with them: those of
-/// `ALTER ROLE` and `ALTER DATABASE`, and for what the bootstrap superuser has set for itself, the value without.
+/// `ALTER ROLE` and `ALTER DATABASE`, and for what the bootstrap superuser has set for itself, the value without. Custom
+/// parameters, which `pg_settings` does not know, are among them; one that is the bootstrap superuser's alone becomes empty,
+/// since PostgreSQL cannot take one away.
 pub fn role_settings(role: u32) -> Vec<(String, String)> {
     let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
     let rows = query(
@@ -309,15 +324,18 @@ pub fn role_settings(role: u32) -> Vec<(String, String)> {
            FROM pg_db_role_setting, unnest(setconfig) c \
            WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
          ), mine AS ( \
-           SELECT DISTINCT ON (name) name, value FROM given WHERE setrole IN (0, $1) \
-           ORDER BY name, setrole = $1 DESC, setdatabase DESC \
+           SELECT DISTINCT ON (lower(name)) lower(name) AS name, value FROM given WHERE setrole IN (0, $1) \
+           ORDER BY lower(name), setrole = $1 DESC, setdatabase DESC \
          ), file AS ( \
-           SELECT DISTINCT ON (name) name, setting FROM pg_file_settings WHERE error IS NULL ORDER BY name, seqno DESC \
+           SELECT DISTINCT ON (lower(name)) lower(name) AS name, setting FROM pg_file_settings \
+           WHERE error IS NULL ORDER BY lower(name), seqno DESC \
          ) \
-         SELECT s.name, coalesce(m.value, f.setting, s.boot_val) FROM pg_settings s \
-         JOIN (SELECT DISTINCT name FROM given WHERE setrole IN ($1, 10, 0)) g ON g.name = s.name \
-         LEFT JOIN mine m ON m.name = s.name LEFT JOIN file f ON f.name = s.name \
-         WHERE s.context IN ('user', 'superuser') AND s.name NOT IN ('role', 'session_authorization')",
+         SELECT coalesce(s.name, g.name), coalesce(m.value, f.setting, s.boot_val, '') \
+         FROM (SELECT DISTINCT lower(name) AS name FROM given WHERE setrole IN ($1, 10, 0)) g \
+         LEFT JOIN pg_settings s ON lower(s.name) = g.name \
+         LEFT JOIN mine m ON m.name = g.name LEFT JOIN file f ON f.name = g.name \
+         WHERE CASE WHEN s.name IS NULL THEN strpos(g.name, '.') > 0 ELSE s.context IN ('user', 'superuser') END \
+         AND g.name NOT IN ('role', 'session_authorization')",
         &[Oid(role)],
     );
     let pairs = rows
