@@ -43,7 +43,7 @@ outbox() {
         yardstick+=("$tps")
     done
     line "  while they are delivered" 0.50 "${measured[@]}" "${yardstick[@]}"
-    heading "outbox: delivery of $queue_messages messages of 100 bytes with acknowledgements, per second" courier "bare client"
+    heading "outbox: delivery of $queue_messages messages of 100 bytes with acknowledgements, per second" "outbox relay" "bare client"
     for ((run = 0; run < runs; run++)); do
         settle
         start=$(psql -Atq -v messages=$queue_messages <<'SQL'

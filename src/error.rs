@@ -1,6 +1,6 @@
 //! What can go wrong, as one enum of kinds.
 //!
-//! Pure: used by every process and thread. `sql/errors.rs` maps each kind to its SQLSTATE and hint.
+//! Pure: used by every process and thread. `pg/sqlstates.rs` maps each kind to its SQLSTATE and hint.
 
 #![forbid(unsafe_code)]
 

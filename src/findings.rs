@@ -2,12 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use crate::channel::message::Row;
 use crate::error::Error;
+use crate::row::Row;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum CheckStatus {
     Ok,
     Warning,
     Error,
@@ -28,15 +28,15 @@ pub struct Findings(Vec<Row>);
 
 impl Findings {
     pub fn ok(&mut self, check: &str, object: &str, found: impl Into<String>) {
-        self.add(check, object, Status::Ok, found, "");
+        self.add(check, object, CheckStatus::Ok, found, "");
     }
 
     pub fn warn(&mut self, check: &str, object: &str, found: impl Into<String>, advice: &str) {
-        self.add(check, object, Status::Warning, found, advice);
+        self.add(check, object, CheckStatus::Warning, found, advice);
     }
 
     pub fn wrong(&mut self, check: &str, object: &str, found: impl Into<String>, advice: &str) {
-        self.add(check, object, Status::Error, found, advice);
+        self.add(check, object, CheckStatus::Error, found, advice);
     }
 
     /// The error's own hint goes before the advice.
@@ -45,11 +45,18 @@ impl Findings {
         self.wrong(check, object, error.to_string(), hint.unwrap_or(advice));
     }
 
-    pub fn add(&mut self, check: &str, object: &str, status: Status, found: impl Into<String>, advice: &str) {
+    pub fn add(
+        &mut self,
+        check: &str,
+        object: &str,
+        status: CheckStatus,
+        found: impl Into<String>,
+        advice: &str,
+    ) {
         let status = match status {
-            Status::Ok => "ok",
-            Status::Warning => "warning",
-            Status::Error => "error",
+            CheckStatus::Ok => "ok",
+            CheckStatus::Warning => "warning",
+            CheckStatus::Error => "error",
         };
         let text = |text: &str| (!text.is_empty()).then(|| text.to_string());
         self.0.push(vec![

@@ -33,6 +33,8 @@ pub mod nats;
 pub mod patroni;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod row;
+pub mod server_role;
 pub mod settings;
 #[cfg(feature = "pg")]
 mod sql;
@@ -44,8 +46,8 @@ mod sql;
 #[cfg(feature = "pg")]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    sql::settings::define();
-    pg::catalog::watch_changes();
+    sql::parameters::define();
+    pg::foreign_servers::watch_changes();
     pg::executor::install(pg::executor::Reactions {
         busy: sql::call::is_busy,
         run_ended: sql::call::flush,
@@ -81,6 +83,6 @@ pub extern "C-unwind" fn _PG_init() {
             sql::call::leave_private();
         },
     });
-    pg::utility::install(bgw::hooks::about_to, bgw::hooks::done);
-    bgw::runtime::register();
+    pg::utility::install(sql::exclusive_databases::about_to, sql::exclusive_databases::done);
+    pg::runtime_worker::register();
 }

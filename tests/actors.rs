@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use actor_thread::*;
 use futures::StreamExt;
-use litmus_pgnats::actors::system::End;
-use litmus_pgnats::channel::message::{Link, PROTOCOL, Peer, Reply, Request};
+use litmus_pgnats::actors::system::SystemEnd;
+use litmus_pgnats::channel::message::{PROTOCOL, Peer, Reply, Request};
+use litmus_pgnats::channel::target::Link;
 use litmus_pgnats::error::Kind;
 use support::{NatsServer, eventually_eq, round_trip};
 
@@ -36,7 +37,10 @@ async fn a_session_publishes_and_asks() {
     for n in 0..1000 {
         session.publish("news", &n.to_string());
     }
-    assert_eq!(session.call(Request::Fence).expect("taken").message, Reply::Done);
+    assert_eq!(
+        session.call(Request::Barrier).expect("taken").message,
+        Reply::Done
+    );
     for n in 0..1000 {
         let message = inbox.next().await.expect("a message");
         assert_eq!(message.payload, n.to_string());
@@ -50,7 +54,7 @@ async fn a_session_publishes_and_asks() {
         session.ask("nobody", "", 5000).expect_err("nobody").kind,
         Kind::NoResponders
     );
-    assert_eq!(runtime.stop().await, End::Stopped);
+    assert_eq!(runtime.stop().await, SystemEnd::Stopped);
 }
 
 /// Two sessions with the same key share one NATS connection, which bears the names of cluster, database and server.
@@ -101,13 +105,13 @@ async fn cancelled_requests_leave_nothing_behind() {
             session.push(id, &ask);
         }
         // Two round trips: with the first the requests are taken, with the second they are under way.
-        session.call(Request::Fence).expect("answered");
-        let under_way = session.call(Request::Fence).expect("answered").load;
+        session.call(Request::Barrier).expect("answered");
+        let under_way = session.call(Request::Barrier).expect("answered").load;
         assert_eq!(u32::from(under_way), AT_ONCE);
         for request in ids {
             session.push(0, &Request::Cancel { request });
         }
-        let none_left = async || session.call(Request::Fence).expect("answered").load;
+        let none_left = async || session.call(Request::Barrier).expect("answered").load;
         eventually_eq(SOON, 0, none_left).await;
     }
     let grown = support::proc::private_bytes(me).saturating_sub(before);
@@ -158,7 +162,7 @@ async fn another_protocol_is_refused() {
 async fn a_session_greets_first() {
     let runtime = Runtime::start().await;
     assert!(runtime.stranger().is_closed());
-    assert!(runtime.session().call(Request::Fence).is_ok());
+    assert!(runtime.session().call(Request::Barrier).is_ok());
 }
 
 /// A slot that was never opened is an error to who waits, and no harm to others.
@@ -171,7 +175,7 @@ async fn an_unknown_slot_is_an_error() {
         session.ask("a", "", 100).expect_err("no slot").kind,
         Kind::Protocol
     );
-    assert!(session.call(Request::Fence).is_ok());
+    assert!(session.call(Request::Barrier).is_ok());
 }
 
 /// What has been sent when the runtime is told to stop is published first; then it closes its doors.
@@ -191,7 +195,7 @@ async fn stopping_drains() {
     session.client.flush(Instant::now() + SOON).expect("written");
     let socket = runtime.place.path().join("sock");
     let began = Instant::now();
-    assert_eq!(runtime.stop().await, End::Stopped);
+    assert_eq!(runtime.stop().await, SystemEnd::Stopped);
     println!("stopped after {:?}", began.elapsed());
     assert!(!socket.exists(), "the socket is still there");
     let received = tokio::time::timeout(SOON, inbox.take(COUNT).collect::<Vec<_>>()).await;
@@ -211,7 +215,7 @@ async fn a_dead_actor_ends_the_system() {
     let mut session = runtime.session();
     let lost = session.call(Request::Panic).expect_err("no answer");
     assert_eq!(lost.kind, Kind::RuntimeLost);
-    assert_eq!(runtime.join().await, End::ActorDied);
+    assert_eq!(runtime.join().await, SystemEnd::ActorDied);
 }
 
 /// A session that ends without reading its replies, as psql does behind its last statement, has still said all.
@@ -226,7 +230,7 @@ async fn what_a_session_said_is_heard_after_its_end() {
         let mut session = runtime.session();
         session.open(nats.port()).expect("a connection");
         for id in 1..=100 {
-            session.push(id, &Request::Fence);
+            session.push(id, &Request::Barrier);
         }
         let (subject, headers) = (format!("last.{n}"), vec![]);
         let publish = Request::Publish {
@@ -241,5 +245,5 @@ async fn what_a_session_said_is_heard_after_its_end() {
         let message = inbox.next().await.expect("a message");
         assert_eq!(message.subject.as_str(), format!("last.{n}"));
     }
-    assert_eq!(runtime.stop().await, End::Stopped);
+    assert_eq!(runtime.stop().await, SystemEnd::Stopped);
 }

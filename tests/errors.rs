@@ -286,7 +286,7 @@ async fn every_error_is_as_documented() {
 /// No two kinds share an SQLSTATE, in this table and in the library's own; only a missing right is a missing right.
 #[test]
 fn kinds_have_their_own_sqlstate() {
-    let table = include_str!("../src/sql/errors.rs");
+    let table = include_str!("../src/pg/sqlstates.rs");
     let mut kinds = BTreeMap::<&str, Vec<&str>>::new();
     for arm in table.split("Kind::").skip(2) {
         let (kind, rest) = arm.split_once(" =>").expect("an arm of the match");

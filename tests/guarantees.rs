@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use handlers::*;
-use outgoing::{COURIER, DEAD, WAITING};
+use outgoing::{DEAD, OUTBOX_RELAY, WAITING};
 use scene::*;
 use support::proc;
 use support::*;
@@ -22,7 +22,7 @@ use tokio_postgres::Config;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Executor,
-    Courier,
+    OutboxRelay,
     Runtime,
     /// An immediate shutdown, and a start.
     Postgres,
@@ -98,7 +98,7 @@ async fn storm(scene: &mut Scene, victims: &[Victim], cycles: usize) -> Vec<(Vic
         *count += 1;
         let name = match victim {
             Victim::Executor => EXECUTOR,
-            Victim::Courier => COURIER,
+            Victim::OutboxRelay => OUTBOX_RELAY,
             Victim::Runtime => RUNTIME,
             Victim::Postgres => {
                 scene.pg.restart(Stop::Immediate).await;
@@ -207,13 +207,13 @@ async fn all_moved_once(nats: &NatsServer, pg: &Postgres) {
 
 #[tokio::test]
 async fn workers_are_killed() {
-    let victims = [Victim::Executor, Victim::Courier, Victim::Runtime];
+    let victims = [Victim::Executor, Victim::OutboxRelay, Victim::Runtime];
     nothing_lost_nothing_twice("move", &victims, 75).await;
 }
 
 #[tokio::test]
 async fn workers_are_killed_under_batches() {
-    let victims = [Victim::Executor, Victim::Courier, Victim::Runtime];
+    let victims = [Victim::Executor, Victim::OutboxRelay, Victim::Runtime];
     nothing_lost_nothing_twice("move_many", &victims, 75).await;
 }
 

@@ -71,9 +71,12 @@ async fn a_function_of_the_same_name_is_not_called() {
         // A superuser drops, as alice may not set the parameter.
         run(&session, drop).await;
         run(&mallory, &function("take", "msg text", "of mallory")).await;
-        say(&client, "taken", "x").await;
-        until_all_is_done(&scene, &session).await;
-        assert_eq!(texts(&session, CALLED).await, [""; 0], "case {case}");
+        // The first one may be what makes the runtime look what has become of the function.
+        for _ in 0..2 {
+            say(&client, "taken", "x").await;
+            until_all_is_done(&scene, &session).await;
+            assert_eq!(texts(&session, CALLED).await, [""; 0], "case {case}");
+        }
         eventually_eq(SOON, vec!["stays public.keep(bytea)".to_owned()], async || {
             texts(&session, HANDLERS).await
         })

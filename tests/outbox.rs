@@ -287,25 +287,25 @@ async fn dead_letters_expire() {
     assert_eq!(left, ["new"]);
 }
 
-/// A courier that has nothing to do asks nothing of the database, and leaves after a while.
+/// An outbox relay that has nothing to do asks nothing of the database, and leaves after a while.
 #[tokio::test]
-async fn an_idle_courier_asks_nothing_and_leaves() {
+async fn an_idle_outbox_relay_asks_nothing_and_leaves() {
     let (scene, session, kept) =
         scene_with(Postgres::builder().conf("litmus_pgnats.executor_idle_timeout", "4s")).await;
     run(&session, &put("1")).await;
     kept.payloads(1).await;
     until_empty(&session).await;
-    let couriers = async || scene.pg.worker_pids(COURIER).await;
-    let [pid] = couriers().await[..] else {
-        panic!("{:?}", couriers().await)
+    let relays = async || scene.pg.worker_pids(OUTBOX_RELAY).await;
+    let [pid] = relays().await[..] else {
+        panic!("{:?}", relays().await)
     };
     let start = "SELECT extract(epoch FROM coalesce(xact_start, query_start, backend_start))::float8::text
-                 || state FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats courier'";
+                 || state FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats outbox relay'";
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = (text(&session, start).await, proc::cpu_time(pid));
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((text(&session, start).await, proc::cpu_time(pid)), before);
-    eventually_eq(SOON, Vec::<i32>::new(), couriers).await;
+    eventually_eq(SOON, Vec::<i32>::new(), relays).await;
     // And comes again.
     run(&session, &put("2")).await;
     assert_eq!(kept.payloads(2).await, ["1", "2"]);
@@ -323,14 +323,14 @@ async fn delivered_rows_do_not_slow_later_sends() {
         "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()",
     )
     .await;
-    let courier = scene.pg.worker_pid(COURIER).await.expect("a courier");
+    let relay = scene.pg.worker_pid(OUTBOX_RELAY).await.expect("an outbox relay");
     let measure = async || {
-        let before = proc::cpu_time(courier);
+        let before = proc::cpu_time(relay);
         for n in 0..200 {
             run(&session, &put(n)).await;
             until_empty(&session).await;
         }
-        proc::cpu_time(courier) - before
+        proc::cpu_time(relay) - before
     };
     let early = measure().await;
     run(
@@ -341,8 +341,8 @@ async fn delivered_rows_do_not_slow_later_sends() {
     until_empty(&session).await;
     let late = measure().await;
     run(&old, "COMMIT").await;
-    println!("200 messages took the courier {early:?}, and {late:?} behind 60,000 others");
-    assert_eq!(scene.pg.worker_pid(COURIER).await, Some(courier));
+    println!("200 messages took the outbox relay {early:?}, and {late:?} behind 60,000 others");
+    assert_eq!(scene.pg.worker_pid(OUTBOX_RELAY).await, Some(relay));
     assert!(
         late < early * 3 + Duration::from_millis(300),
         "{early:?}, then {late:?}"
@@ -463,7 +463,7 @@ async fn who_may() {
     );
 }
 
-/// A courier is no trouble to those who want the database for themselves.
+/// An outbox relay is no trouble to those who want the database for themselves.
 #[tokio::test]
 async fn databases_and_the_extension_can_be_dropped() {
     let (scene, session, kept) = scene().await;

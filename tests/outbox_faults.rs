@@ -1,5 +1,5 @@
 //! The outbox where something beside a crash goes wrong: large batches, a runtime that starts in the middle of a
-//! transaction, subjects that NATS forbids, a courier that fails at its work.
+//! transaction, subjects that NATS forbids, an outbox relay that fails at its work.
 
 mod handlers;
 mod outgoing;
@@ -46,7 +46,7 @@ async fn many_large_messages_of_one_transaction() {
         let end = message.payload.iter().position(|byte| *byte == b'x');
         assert_eq!(message.payload[..end.unwrap_or(0)], *n.to_string().as_bytes());
     }
-    assert_eq!(scene.pg.worker_pids(COURIER).await.len(), 1);
+    assert_eq!(scene.pg.worker_pids(OUTBOX_RELAY).await.len(), 1);
 }
 
 /// The runtime that is told of a commit may be another than that which was there at the first message.
@@ -139,7 +139,7 @@ async fn what_is_acknowledged_is_not_sent_again() {
     assert_eq!(stream.info().await.expect("its state").state.messages, 2);
 }
 
-/// Starts of couriers that the server's log tells of, in three seconds.
+/// Starts of outbox relays that the server's log tells of, in three seconds.
 async fn starts(scene: &Scene, failure: &str) -> usize {
     let count = || scene.pg.log().matches(failure).count();
     eventually(SOON, async || count() > 0).await;
@@ -148,9 +148,9 @@ async fn starts(scene: &Scene, failure: &str) -> usize {
     count() - before
 }
 
-/// A courier that cannot remove what is delivered does not send it ever and again.
+/// An outbox relay that cannot remove what is delivered does not send it ever and again.
 #[tokio::test]
-async fn a_courier_that_fails_at_its_work_is_started_ever_later() {
+async fn an_outbox_relay_that_fails_at_its_work_is_started_ever_later() {
     let (scene, session, _kept) = scene_with(Postgres::builder()).await;
     run(
         &session,
@@ -166,7 +166,7 @@ async fn a_courier_that_fails_at_its_work_is_started_ever_later() {
     eventually_eq(SOON, 0, async || number(&session, WAITING).await).await;
 }
 
-/// What a database sets for its users' sessions is not for couriers.
+/// What a database sets for its users' sessions is not for outbox relays.
 #[tokio::test]
 async fn a_database_that_is_read_only_by_default() {
     let (scene, session, kept) = scene_with(Postgres::builder()).await;
@@ -179,10 +179,10 @@ async fn a_database_that_is_read_only_by_default() {
     run(&session, &put("1")).await;
     assert_eq!(kept.payloads(1).await, ["1"]);
     eventually_eq(SOON, 0, async || number(&session, WAITING).await).await;
-    assert_eq!(scene.pg.worker_pids(COURIER).await.len(), 1);
+    assert_eq!(scene.pg.worker_pids(OUTBOX_RELAY).await.len(), 1);
 }
 
-/// When the messages of a server that is gone are given up, nothing keeps the courier; and the next trouble has its time.
+/// When the messages of a server that is gone are given up, nothing keeps the outbox relay; and the next trouble has its time.
 #[tokio::test]
 async fn a_dropped_server_is_forgotten() {
     let pg = Postgres::builder()
@@ -199,7 +199,7 @@ async fn a_dropped_server_is_forgotten() {
     lose().await;
     until_number(&other, 1, DEAD).await;
     eventually_eq(SOON, Vec::<i32>::new(), async || {
-        scene.pg.worker_pids(COURIER).await
+        scene.pg.worker_pids(OUTBOX_RELAY).await
     })
     .await;
     run(&other, &server_again(&scene)).await;
@@ -234,7 +234,7 @@ async fn replaced(wrong_port: u16) {
     let wrong = format!("ALTER SERVER nats OPTIONS (SET port '{wrong_port}')");
     run(&session, &wrong).await;
     run(&session, &put("1")).await;
-    // The courier has read it.
+    // The outbox relay has read it.
     until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.connections").await;
     run(&session, "DROP SERVER nats").await;
     run(&session, &server_again(&scene)).await;
@@ -242,7 +242,7 @@ async fn replaced(wrong_port: u16) {
     assert_eq!(kept.payloads(1).await, ["1"]);
 }
 
-/// A courier that begins with a large backlog for a server that is away finds what is behind it.
+/// An outbox relay that begins with a large backlog for a server that is away finds what is behind it.
 #[tokio::test]
 async fn a_large_backlog_of_a_server_that_is_away() {
     let (scene, session, kept) = scene_with(Postgres::builder()).await;
@@ -258,12 +258,13 @@ async fn a_large_backlog_of_a_server_that_is_away() {
     for statement in fill.split("; ") {
         run(&session, statement).await;
     }
-    let old = scene.pg.worker_pids(COURIER).await;
-    let end =
-        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{COURIER}'");
+    let old = scene.pg.worker_pids(OUTBOX_RELAY).await;
+    let end = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{OUTBOX_RELAY}'"
+    );
     run(&session, &end).await;
     eventually(SOON, async || {
-        let now = scene.pg.worker_pids(COURIER).await;
+        let now = scene.pg.worker_pids(OUTBOX_RELAY).await;
         !now.is_empty() && now != old
     })
     .await;
@@ -285,8 +286,8 @@ async fn a_large_backlog_of_a_subject_that_waits() {
         .await;
     }
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let [pid] = scene.pg.worker_pids(COURIER).await[..] else {
-        panic!("no courier")
+    let [pid] = scene.pg.worker_pids(OUTBOX_RELAY).await[..] else {
+        panic!("no outbox relay")
     };
     let (began, before) = (Instant::now(), proc::cpu_time(pid));
     for n in 1..=20 {
@@ -294,7 +295,7 @@ async fn a_large_backlog_of_a_subject_that_waits() {
         kept.payloads(n).await;
     }
     let (took, cpu) = (began.elapsed(), proc::cpu_time(pid) - before);
-    println!("20 messages beside 100,000 that wait: {took:?}, {cpu:?} of the courier");
+    println!("20 messages beside 100,000 that wait: {took:?}, {cpu:?} of the outbox relay");
     assert!(cpu < Duration::from_millis(300), "{cpu:?}");
 }
 

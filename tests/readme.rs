@@ -311,10 +311,10 @@ async fn the_reference_names_every_parameter() {
     assert_eq!(reference.len(), parameters.len(), "parameters that are not there");
 }
 
-/// The conditions are those of src/sql/errors.rs; PostgreSQL itself says which SQLSTATE each has.
+/// The conditions are those of src/pg/sqlstates.rs; PostgreSQL itself says which SQLSTATE each has.
 #[tokio::test]
 async fn the_reference_names_every_error() {
-    let source = read("src/sql/errors.rs");
+    let source = read("src/pg/sqlstates.rs");
     let mut conditions: Vec<String> = source
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter_map(|word| word.strip_prefix("ERRCODE_"))

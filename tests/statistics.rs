@@ -8,7 +8,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use handlers::*;
-use litmus_pgnats::actors::times::BOUNDS_MS;
+use litmus_pgnats::actors::metrics::exec_times::BOUNDS_MS;
 use scene::*;
 use support::*;
 

@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use litmus_pgnats::error::Kind;
 use litmus_pgnats::settings::options::{Form, OPTIONS, find, is_valid, parse_hosts};
-use litmus_pgnats::settings::validate::{Target, validate};
+use litmus_pgnats::settings::validate::{OptionsOf, validate};
 use litmus_pgnats::settings::{Options, Settings};
 
 fuzz_target!(|input: &[u8]| {
@@ -40,8 +40,8 @@ fuzz_target!(|input: &[u8]| {
 /// All that is said of these options, in full.
 fn answers(server: &Options, mapping: &Options) -> String {
     let valid = [
-        validate(Target::Server, server),
-        validate(Target::UserMapping, mapping),
+        validate(OptionsOf::Server, server),
+        validate(OptionsOf::UserMapping, mapping),
     ];
     let resolved = Settings::resolve(server, Some(mapping));
     if valid.iter().all(Result::is_ok) {
@@ -55,9 +55,9 @@ fn answers(server: &Options, mapping: &Options) -> String {
         }
     }
     let others = [
-        validate(Target::Server, mapping),
-        validate(Target::UserMapping, server),
-        validate(Target::Other, server),
+        validate(OptionsOf::Server, mapping),
+        validate(OptionsOf::UserMapping, server),
+        validate(OptionsOf::Other, server),
     ];
     format!("{valid:?} {resolved:?} {others:?}")
 }

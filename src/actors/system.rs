@@ -7,24 +7,31 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::dispatcher::{Dispatcher, Noticed, Registries, Resized, Scan};
-use super::gateway::{self, Actors, Gateway};
-use super::host::{Host, Notice, Sizes};
-use super::load::Load;
-use super::notifier::Notifier;
-use super::outbox::{Outbox, is_courier};
-use super::pace::Pace;
-use super::patroni_watcher::PatroniWatcher;
-use super::pool::Pool;
-use super::queue::Limits;
-use super::registry::Registry;
-use super::responder_registry::Requests;
-use super::role::{Fencing, Identity, Role};
-use super::statistics::Counters;
-use super::subscription_registry::Subscriptions;
-use super::supervisor::{self, Supervisor};
-use crate::channel::counts::Counts;
-use crate::channel::server::Listener;
+use super::base::liveness::Vital;
+use super::base::queue_limits::Limits;
+use super::base::server_role::Fencing;
+use super::connections::Supervisor;
+use super::connections::interface::FinishConnections;
+use super::dispatcher::Dispatcher;
+use super::dispatcher::interface::{Registries, Resized, Scan};
+use super::ha::Notifier;
+use super::ha::PatroniWatcher;
+use super::handlers::registry::Registry;
+use super::handlers::responder_registry::Requests;
+use super::handlers::subscription_registry::Subscriptions;
+use super::metrics::counters::Counters;
+use super::metrics::in_flight::InFlight;
+use super::outbox::Outbox;
+use super::sessions::Addresses;
+use super::sessions::gateway::{FinishSessions, Gateway};
+use super::sessions::wakeup_coalescing::WakeupCoalescing;
+use super::workers::launcher::{Launcher, Notice, Sizes};
+use super::workers::messages::WorkerNoticed;
+use super::workers::pool::Pool;
+use crate::channel::counts::ChannelCounts;
+use crate::channel::server::ChannelListener;
+use crate::channel::worker_id::WorkerId;
+use crate::server_role::{ServerIdentity, ServerRole};
 
 /// At the end, what sessions have sent is taken in for so long, and written to NATS for so long.
 const FINISH_LIMIT: Duration = Duration::from_millis(500);
@@ -36,14 +43,14 @@ pub struct Config {
     /// What tells this cluster from others in NATS's monitoring.
     pub cluster: String,
     /// Starts executors, and what it says of them.
-    pub host: Arc<dyn Host>,
-    pub notices: mpsc::UnboundedReceiver<(u32, Notice)>,
+    pub launcher: Arc<dyn Launcher>,
+    pub notices: mpsc::UnboundedReceiver<(WorkerId, Notice)>,
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,
     pub fencing: Arc<Fencing>,
-    pub identity: Identity,
+    pub identity: ServerIdentity,
     /// What it is when the runtime starts, and the databases that there are then.
-    pub role: Role,
+    pub role: ServerRole,
     pub databases: Vec<u32>,
     /// Remembers what the notifier has told.
     pub memory: PathBuf,
@@ -51,7 +58,7 @@ pub struct Config {
 
 /// Why the actor system ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SystemEnd {
     /// It was told to.
     Stopped,
     /// An actor has died, which actix does not mend.
@@ -60,24 +67,9 @@ pub enum End {
     Failed(String),
 }
 
-/// Held by every actor that must live; dropped with it, whether it stops or panics.
-#[derive(Clone)]
-pub struct Vital {
-    dead: mpsc::Sender<()>,
-}
-
-impl Drop for Vital {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Full means that a death was reported before.
-            let _ = self.dead.try_send(());
-        }
-    }
-}
-
 /// Runs the system until `stop` fires or an actor dies.
-pub fn run(config: Config, stop: oneshot::Receiver<()>) -> End {
-    let (load, pace) = (Load::new(), Pace::new());
+pub fn run(config: Config, stop: oneshot::Receiver<()>) -> SystemEnd {
+    let (load, pace) = (InFlight::new(), WakeupCoalescing::new());
     let rest = {
         let (load, pace) = (load.clone(), pace.clone());
         move || pace.rest(load.peak() > 0)
@@ -85,30 +77,34 @@ pub fn run(config: Config, stop: oneshot::Receiver<()>) -> End {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = match runtime.enable_all().on_thread_park(rest).build() {
         Ok(runtime) => runtime,
-        Err(error) => return End::Failed(format!("could not start the runtime: {error}")),
+        Err(error) => return SystemEnd::Failed(format!("could not start the runtime: {error}")),
     };
     let system = System::with_tokio_rt(move || runtime);
     system.block_on(live(config, load, pace, stop))
 }
 
-async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()>) -> End {
-    let counts = Arc::new(Counts::default());
-    let listener = match Listener::bind(&config.socket, counts.clone()) {
+async fn live(
+    config: Config,
+    load: InFlight,
+    pace: WakeupCoalescing,
+    stop: oneshot::Receiver<()>,
+) -> SystemEnd {
+    let counts = Arc::new(ChannelCounts::default());
+    let listener = match ChannelListener::bind(&config.socket, counts.clone()) {
         Ok(listener) => listener,
         Err(error) => {
-            return End::Failed(format!(
+            return SystemEnd::Failed(format!(
                 "could not listen on \"{}\": {error}",
                 config.socket.display()
             ));
         }
     };
-    let (dead, mut died) = mpsc::channel(1);
-    let vital = Vital { dead };
+    let (vital, mut died) = Vital::watched();
     let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
     let (role, roles) = watch::channel(config.role);
-    let (to, host) = (supervisor.clone(), config.host.clone());
-    let outbox = Outbox::new(host, config.sizes.clone(), to, vital.clone()).start();
-    let pool = Pool::new(config.host, config.sizes.clone(), load.clone());
+    let (to, launcher) = (supervisor.clone(), config.launcher.clone());
+    let outbox = Outbox::new(launcher, config.sizes.clone(), to, vital.clone()).start();
+    let pool = Pool::new(config.launcher, config.sizes.clone(), load.clone());
     let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
     let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
     let patroni = watcher.start();
@@ -128,7 +124,7 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         supervisor: supervisor.clone(),
     });
     dispatcher.do_send(Scan(config.databases));
-    let (mut notices, noticed, couriers) = (config.notices, dispatcher.clone(), outbox.clone());
+    let (mut notices, noticed, relays) = (config.notices, dispatcher.clone(), outbox.clone());
     let (sizes, resized) = (config.sizes.clone(), dispatcher.clone());
     actix::spawn(async move {
         loop {
@@ -137,15 +133,15 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         }
     });
     actix::spawn(async move {
-        while let Some((ticket, notice)) = notices.recv().await {
-            if is_courier(ticket) {
-                couriers.do_send(Noticed(ticket, notice));
+        while let Some((worker, notice)) = notices.recv().await {
+            if worker.is_outbox_relay() {
+                relays.do_send(WorkerNoticed(worker, notice));
             } else {
-                noticed.do_send(Noticed(ticket, notice));
+                noticed.do_send(WorkerNoticed(worker, notice));
             }
         }
     });
-    let actors = Actors {
+    let addresses = Addresses {
         supervisor: supervisor.clone(),
         dispatcher,
         subscriptions,
@@ -154,13 +150,13 @@ async fn live(config: Config, load: Load, pace: Pace, stop: oneshot::Receiver<()
         patroni,
         counters: Counters::new(counts, load.clone(), limits.clone()),
     };
-    let gateway = Gateway::new(listener, actors, load, pace, vital).start();
+    let gateway = Gateway::new(listener, addresses, load, pace, vital).start();
     tokio::select! {
         _ = stop => {}
-        _ = died.recv() => return End::ActorDied,
+        _ = died.recv() => return SystemEnd::ActorDied,
     }
-    let _ = gateway.send(gateway::Finish(FINISH_LIMIT)).await;
-    let _ = supervisor.send(supervisor::Finish(FINISH_LIMIT)).await;
+    let _ = gateway.send(FinishSessions(FINISH_LIMIT)).await;
+    let _ = supervisor.send(FinishConnections(FINISH_LIMIT)).await;
     let _ = std::fs::remove_file(&config.socket);
-    End::Stopped
+    SystemEnd::Stopped
 }

@@ -1,28 +1,29 @@
-//! Writes dead letters: messages that could not be delivered, or not be executed, after all attempts. Runs in couriers and
+//! Writes dead letters: messages that could not be delivered, or not be executed, after all attempts. Runs in outbox relays and
 //! executors, in their transactions, with PostgreSQL's own names alone in the search path.
 
 use bytes::Bytes;
 
-use crate::channel::outbox::Lane;
-use crate::channel::work::{Delivered, Place};
+use crate::channel::outbox::Partition;
+use crate::channel::work::{Delivered, StreamPosition};
 use crate::error::Error;
 use crate::nats::headers;
 use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
 use crate::pg::query::prepared;
+use crate::pg::sqlstates;
 use crate::pg::transaction::sqlstate;
-use crate::sql::{errors, settings};
+use crate::sql::parameters;
 
 /// A message of the outbox, which its caller removes from there.
-pub fn of_outbox(lane: &Lane, batch: i64, id: i64, error: &Error) {
-    let why = format!("{}: {error}", sqlstate(errors::describe(error.kind).0 as i32));
+pub fn of_outbox(partition: &Partition, batch: i64, id: i64, error: &Error) {
+    let why = format!("{}: {error}", sqlstate(sqlstates::describe(error.kind).0 as i32));
     prepared(
         "INSERT INTO litmus_pgnats.dead_letter \
          (source, server, role, subject, payload, headers, domain, message_id, error, sent) \
          SELECT 'outbox', $1, $2::regrole, o.subject, o.payload, o.headers, o.domain, o.message_id, $3, o.created \
          FROM litmus_pgnats.outbox o WHERE o.batch = $4 AND o.id = $5",
         &[
-            Text(&lane.server),
-            Oid(lane.role),
+            Text(&partition.server),
+            Oid(partition.role),
             Text(&why),
             Int8(batch),
             Int8(id),
@@ -32,7 +33,14 @@ pub fn of_outbox(lane: &Lane, batch: i64, id: i64, error: &Error) {
 }
 
 /// A message of the durable subscription with this id, whose function runs as `role`.
-pub fn of_stream(role: u32, id: &str, message: &Delivered, place: Place, payload: &Bytes, why: &str) {
+pub fn of_stream(
+    role: u32,
+    id: &str,
+    message: &Delivered,
+    place: StreamPosition,
+    payload: &Bytes,
+    why: &str,
+) {
     let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
     prepared(
         "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
@@ -56,7 +64,7 @@ pub fn of_stream(role: u32, id: &str, message: &Delivered, place: Place, payload
 
 /// Removes those that are older than they are to be kept.
 fn expire() {
-    if let Some(retention) = settings::dead_letter_retention() {
+    if let Some(retention) = parameters::dead_letter_retention() {
         prepared(
             "DELETE FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1)",
             &[Int8(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX))],

@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::courier::{self, Courier};
-use super::logging;
+use super::outbox_relay::OutboxReader;
 use super::work::Worker;
-use crate::actors::outbox::is_courier;
+use super::{definitions, logging, outbox_relay};
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::{Client, Interest, Wait, connect};
 use crate::channel::message::{PROTOCOL, Peer, Reply, Request};
-use crate::channel::work::{Said, Told};
+use crate::channel::work::{FromWorker, ToWorker};
+use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::pg::wait::{Event, LatchWait};
-use crate::pg::worker::{self, Process, Start};
-use crate::sql::look;
+use crate::pg::worker;
+use crate::pg::worker::{Process, WorkerStart};
 
 const NAME: &str = "litmus_pgnats executor";
-const COURIER: &str = "litmus_pgnats courier";
+const OUTBOX_RELAY: &str = "litmus_pgnats outbox relay";
 const MAIN: &str = "litmus_pgnats_executor_main";
 /// Most bytes that the runtime is told of a database's handlers: an ordinary role that fills it costs no more memory.
 const MAX_REPORT: usize = 16 * 1024 * 1024;
@@ -34,15 +34,10 @@ const JOIN_LIMIT: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Starts an executor; `None` when there is no free slot for a worker.
-pub fn start(ticket: u32, database: u32) -> Option<Process> {
+pub fn start(id: WorkerId, database: u32) -> Option<Process> {
     // On a standby too, where it only looks at what the database defines.
-    let name = if is_courier(ticket) { COURIER } else { NAME };
-    Process::start(
-        name,
-        MAIN,
-        u64::from(ticket) << 32 | u64::from(database),
-        Start::Now,
-    )
+    let name = if id.is_outbox_relay() { OUTBOX_RELAY } else { NAME };
+    Process::start(name, MAIN, id.with_database(database), WorkerStart::Now)
 }
 
 /// Waits as a worker that can be interrupted between two orders without harm.
@@ -86,18 +81,18 @@ pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
-    let (ticket, database) = ((arg.value() >> 32) as u32, arg.value() as u32);
-    let name = if is_courier(ticket) {
-        c"litmus_pgnats courier"
+    let (id, database) = WorkerId::and_database(arg.value() as u64);
+    let name = if id.is_outbox_relay() {
+        c"litmus_pgnats outbox relay"
     } else {
         c"litmus_pgnats executor"
     };
     worker::attach_as_session(Some(database), name);
-    if is_courier(ticket) {
-        courier::settle_in();
+    if id.is_outbox_relay() {
+        outbox_relay::settle_in();
     }
     // Whatever ends the conversation ends the executor; the runtime's end is no news.
-    if let Err(error) = join(Peer::Executor { ticket }).and_then(serve)
+    if let Err(error) = join(Peer::Worker { id }).and_then(serve)
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
     {
         let text = format!("an executor ends: {}", error.message);
@@ -109,12 +104,13 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
 
 /// Carries out orders until told to leave.
 fn serve(mut client: Client<IdleWait>) -> Result<()> {
-    let (mut worker, mut courier, mut complaints) = (Worker::default(), Courier::default(), Flood::default());
+    let (mut worker, mut outbox, mut complaints) =
+        (Worker::default(), OutboxReader::default(), Flood::default());
     loop {
         let frame = client.receive(Instant::now() + IDLE)?;
         match frame.message {
-            Reply::Executor(Told::Look) => {
-                let said = look::look().map_or_else(Said::Blind, |mut report| {
+            Reply::Executor(ToWorker::Refresh) => {
+                let said = definitions::read_definitions().map_or_else(FromWorker::ReadFailed, |mut report| {
                     let left_out = report.fit(MAX_REPORT);
                     if left_out > 0
                         && let Some(suppressed) = complaints.pass()
@@ -124,20 +120,20 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
                         );
                         logging::write(log::Level::Warn, &text, "", "");
                     }
-                    Said::Report(report)
+                    FromWorker::Report(report)
                 });
                 say(&mut client, said, b"")?;
             }
-            Reply::Executor(Told::Work(work)) => {
+            Reply::Executor(ToWorker::Work(work)) => {
                 worker.run(&work, frame.body, |said, body| say(&mut client, said, body))?;
             }
-            Reply::Executor(Told::Fetch(order)) => {
-                let (batch, body) = courier
+            Reply::Executor(ToWorker::Fetch(order)) => {
+                let (batch, body) = outbox
                     .fetch(&order)
                     .map_err(|error| Error::new(Kind::Protocol, error.message))?;
-                say(&mut client, Said::Fetched(batch.map(Box::new)), &body)?;
+                say(&mut client, FromWorker::Fetched(batch.map(Box::new)), &body)?;
             }
-            Reply::Executor(Told::Leave) => {
+            Reply::Executor(ToWorker::Leave) => {
                 worker.farewell();
                 return Ok(());
             }
@@ -148,7 +144,7 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
     }
 }
 
-fn say(client: &mut Client<IdleWait>, said: Said, body: &[u8]) -> Result<()> {
+fn say(client: &mut Client<IdleWait>, said: FromWorker, body: &[u8]) -> Result<()> {
     client.push(&Request::Executor(said), body)?;
     client.flush(Instant::now() + SAY_LIMIT)
 }

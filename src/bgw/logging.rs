@@ -16,29 +16,29 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::findings;
 use crate::flood::Burst;
 use crate::pg::report;
-use crate::sql::settings;
+use crate::sql::parameters;
 
 /// Records that may wait; what comes on top is counted only.
 const QUEUE: usize = 1024;
 
-type Entry = (log::Level, String);
+type LogRecord = (log::Level, String);
 
 struct Logger {
-    queue: SyncSender<Entry>,
+    queue: SyncSender<LogRecord>,
     wake: UnixStream,
     dropped: Arc<AtomicUsize>,
     /// By the place in the code that a record is from.
-    bursts: Mutex<HashMap<Place, Burst>>,
+    bursts: Mutex<HashMap<LogSite, Burst>>,
 }
 
 /// File and line.
-type Place = (Option<&'static str>, Option<u32>);
+type LogSite = (Option<&'static str>, Option<u32>);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 /// The main thread's end.
 pub struct Records {
-    queue: Receiver<Entry>,
+    queue: Receiver<LogRecord>,
     wake: UnixStream,
     dropped: Arc<AtomicUsize>,
 }
@@ -157,7 +157,7 @@ impl Records {
 
 /// Writes a line, unless the parameter says otherwise. On the main thread.
 pub fn write(level: log::Level, text: &str, detail: &str, hint: &str) {
-    if level > settings::log_level() {
+    if level > parameters::log_level() {
         return;
     }
     let level = match level {

@@ -1,18 +1,17 @@
-//! The statements of a courier, under the settings that it has made for itself.
+//! The statements of an outbox relay, under the settings that it has made for itself.
 
 use std::collections::HashSet;
 
-use super::courier::Commit;
-use super::dead_letter;
-use crate::channel::outbox::{Lane, Letter, Outcome};
-use crate::channel::work::Source;
+use super::outbox_relay::Commit;
+use super::{dead_letter, definitions};
+use crate::channel::outbox::{DeliveryOutcome, OutboxMessage, Partition};
+use crate::channel::target::Source;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
-use crate::pg::catalog;
 use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::{Fields, prepared, prepared_each};
-use crate::sql::handlers::Table;
-use crate::sql::look;
+use crate::pg::{foreign_servers, rights};
+use crate::sql::own_tables::OwnTables;
 
 /// Most messages of a batch, and most commits that are looked at for them at a time.
 const BATCH: i64 = 4000;
@@ -23,9 +22,9 @@ const FULL_SIZE: usize = 16 * 1024 * 1024;
 /// Most commits that are discovered at a time.
 pub const DISCOVER: i64 = 20_000;
 
-/// What was read of a lane.
+/// What was read of a partition.
 #[derive(Default)]
-pub struct Letters {
+pub struct ReadMessages {
     /// Batch and id of each message.
     keys: Vec<(i64, i64)>,
     /// The commits that were looked at; the last one perhaps not to its end.
@@ -49,9 +48,9 @@ impl Passed {
     }
 }
 
-impl Letters {
+impl ReadMessages {
     /// The commits with how far each is done with, after these outcomes.
-    pub fn after(&self, outcomes: &[Outcome]) -> Vec<Commit> {
+    pub fn after(&self, outcomes: &[DeliveryOutcome]) -> Vec<Commit> {
         let mut commits = self.commits.clone();
         if !self.held.is_empty() {
             return commits;
@@ -65,7 +64,7 @@ impl Letters {
             }
             if outcomes
                 .get(*index)
-                .is_none_or(|outcome| *outcome == Outcome::Waits)
+                .is_none_or(|outcome| *outcome == DeliveryOutcome::Waits)
             {
                 // What is behind it in this commit counts no more.
                 let waits = commit.batch;
@@ -79,8 +78,8 @@ impl Letters {
     }
 
     /// How far nothing but what is held is left, after these outcomes.
-    pub fn passed(&self, outcomes: &[Outcome]) -> Option<Passed> {
-        let is_decided = |outcome: &&Outcome| **outcome != Outcome::Waits;
+    pub fn passed(&self, outcomes: &[DeliveryOutcome]) -> Option<Passed> {
+        let is_decided = |outcome: &&DeliveryOutcome| **outcome != DeliveryOutcome::Waits;
         let decided = outcomes.iter().take_while(is_decided).count();
         let is_empty = self.keys.is_empty();
         let (batch, id) = match decided.checked_sub(1) {
@@ -116,7 +115,7 @@ pub fn numbering() -> (u32, i64) {
 }
 
 /// Commits behind a number, the first ones, and those of the missing numbers; and whether there may be more.
-pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Lane, Commit)>, bool) {
+pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Partition, Commit)>, bool) {
     let mut rows = prepared(
         "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number > $1 ORDER BY number LIMIT $2",
         &[Int8(seen), Int8(DISCOVER)],
@@ -140,20 +139,20 @@ pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Lane, Commit)>, bool) {
             after: 0,
         };
         let role = role.parse().ok()?;
-        Some((Lane { server, role }, commit))
+        Some((Partition { server, role }, commit))
     };
     (rows.into_iter().filter_map(commit).collect(), are_more)
 }
 
 /// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are
 /// held; with the payloads.
-pub fn letters(
+pub fn messages_read(
     mut commits: impl Iterator<Item = (Commit, i64)>,
     held: &[String],
-) -> (Letters, Vec<Letter>, Vec<u8>) {
+) -> (ReadMessages, Vec<OutboxMessage>, Vec<u8>) {
     let held_json = serde_json::Value::from(held).to_string();
-    let (mut letters, mut messages, mut body) = (Letters::default(), Vec::new(), Vec::new());
-    letters.held = held.to_vec();
+    let (mut messages_read, mut messages, mut body) = (ReadMessages::default(), Vec::new(), Vec::new());
+    messages_read.held = held.to_vec();
     loop {
         let (some, from): (Vec<Commit>, Vec<i64>) = commits.by_ref().take(COMMITS).unzip();
         if some.is_empty() {
@@ -177,35 +176,36 @@ pub fn letters(
                 Int8(BATCH_SIZE),
             ],
             |row| {
-                let Some((key, letter, payload)) = letter(row) else {
+                let Some((key, message_read, payload)) = message_read(row) else {
                     return;
                 };
-                total += payload.len() + headers::wire_len(&letter.headers) + letter.subject.len();
+                total +=
+                    payload.len() + headers::wire_len(&message_read.headers) + message_read.subject.len();
                 if total <= FULL_SIZE || messages.is_empty() {
-                    letters.keys.push(key);
-                    messages.push(letter);
+                    messages_read.keys.push(key);
+                    messages.push(message_read);
                     body.extend_from_slice(payload);
                 }
             },
         );
         // Commits behind the last message may have more.
-        let Some((last, _)) = letters.keys.last() else {
-            letters.commits.extend(some);
+        let Some((last, _)) = messages_read.keys.last() else {
+            messages_read.commits.extend(some);
             continue;
         };
         let end = some.iter().position(|commit| commit.batch == *last);
-        letters
+        messages_read
             .commits
             .extend(some.iter().take(end.map_or(0, |end| end + 1)));
         break;
     }
-    (letters, messages, body)
+    (messages_read, messages, body)
 }
 
 /// Key, message and payload of a row.
-fn letter(row: &Fields) -> Option<((i64, i64), Letter, &[u8])> {
+fn message_read(row: &Fields) -> Option<((i64, i64), OutboxMessage, &[u8])> {
     let payload = row.bytes(7)?;
-    let letter = Letter {
+    let message_read = OutboxMessage {
         subject: row.text(3)?,
         // They were checked when they were written.
         headers: row
@@ -216,17 +216,22 @@ fn letter(row: &Fields) -> Option<((i64, i64), Letter, &[u8])> {
         message_id: row.any(6)?,
         size: u32::try_from(payload.len()).ok()?,
     };
-    Some(((row.int8(1)?, row.int8(2)?), letter, payload))
+    Some(((row.int8(1)?, row.int8(2)?), message_read, payload))
 }
 
 /// Removes messages that are stored, and those that are given up, which go to the dead letters.
-pub fn remove(_: &Table, lane: &Lane, letters: &Letters, outcomes: &[Outcome]) {
+pub fn remove(
+    _: &OwnTables,
+    partition: &Partition,
+    messages_read: &ReadMessages,
+    outcomes: &[DeliveryOutcome],
+) {
     let (mut batches, mut ids) = (Vec::new(), Vec::new());
-    for ((batch, id), outcome) in letters.keys.iter().zip(outcomes) {
+    for ((batch, id), outcome) in messages_read.keys.iter().zip(outcomes) {
         match outcome {
-            Outcome::Waits => continue,
-            Outcome::Stored => {}
-            Outcome::Dead(error) => dead_letter::of_outbox(lane, *batch, *id, error),
+            DeliveryOutcome::Waits => continue,
+            DeliveryOutcome::Stored => {}
+            DeliveryOutcome::Dead(error) => dead_letter::of_outbox(partition, *batch, *id, error),
         }
         batches.push(*batch);
         ids.push(*id);
@@ -239,7 +244,7 @@ pub fn remove(_: &Table, lane: &Lane, letters: &Letters, outcomes: &[Outcome]) {
 }
 
 /// Removes commits of which no message is left; their numbers.
-pub fn finish(_: &Table, commits: &[Commit]) -> HashSet<i64> {
+pub fn finish(_: &OwnTables, commits: &[Commit]) -> HashSet<i64> {
     let rows = prepared(
         "DELETE FROM litmus_pgnats.outbox_batch b USING unnest($1::bigint[], $2::bigint[]) k(number, after) \
          WHERE b.number = k.number \
@@ -257,17 +262,22 @@ pub fn finish(_: &Table, commits: &[Commit]) -> HashSet<i64> {
         .collect()
 }
 
-/// The connection of a lane, or why there is none.
-pub fn source(lane: &Lane) -> Result<Source> {
-    if !catalog::role_exists(lane.role) {
+/// The connection of a partition, or why there is none.
+pub fn source(partition: &Partition) -> Result<Source> {
+    if !rights::role_exists(partition.role) {
         let message = "the role that has published it does not exist any more";
         return Err(Error::new(Kind::PermissionDenied, message).hint(""));
     }
-    let servers = catalog::servers()?;
-    let server = servers.into_iter().find(|server| server.name == lane.server);
-    let server = server.ok_or_else(|| look::missing(&lane.server))?.oid;
-    look::check_usage(lane.role, &catalog::role_name(lane.role), server, &lane.server)?;
-    look::source_of(server, &lane.server, lane.role)
+    let servers = foreign_servers::servers()?;
+    let server = servers.into_iter().find(|server| server.name == partition.server);
+    let server = server.ok_or_else(|| definitions::missing(&partition.server))?.oid;
+    definitions::check_usage(
+        partition.role,
+        &rights::role_name(partition.role),
+        server,
+        &partition.server,
+    )?;
+    definitions::source_of(server, &partition.server, partition.role)
 }
 
 /// Numbers in PostgreSQL's text form of an array.

@@ -1,13 +1,12 @@
 //! What a durable subscription has applied: kept in its own table, changed in the transaction of the effects themselves,
 //! so that a message which comes again is skipped. Runs in executors.
 
-use super::logging;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::dead_letter;
-use crate::channel::work::{Delivered, Place, StreamWork, Work};
+use super::{dead_letter, logging};
+use crate::channel::work::{Delivered, StreamPosition, StreamWork, Work};
 use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::prepared;
 use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
@@ -64,7 +63,7 @@ impl Applied {
     }
 
     /// Writes down what is applied now; up to where all is, then.
-    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = Place>) -> Option<u64> {
+    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = StreamPosition>) -> Option<u64> {
         let _names = own_names();
         let mut ranges = format!("{{[0,{}]", stream.base);
         for place in messages {
@@ -141,7 +140,7 @@ pub fn give_up(
     done
 }
 
-fn stop(stream: &StreamWork, place: Place, why: &str) {
+fn stop(stream: &StreamWork, place: StreamPosition, why: &str) {
     prepared(
         "UPDATE litmus_pgnats.handler_stream SET stopped = format('message %s of the stream has failed %s times: %s', \
          $2, $3, $4) WHERE id = $1::uuid",

@@ -6,21 +6,22 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::logging;
-use super::stream_work::{self, Applied};
-use crate::channel::work::{Delivered, Failure, HandlerKind, Place, Said, Work, Worked};
+use super::stream_work::Applied;
+use super::{definitions, logging, stream_work};
+use crate::channel::work::{Delivered, Failure, FromWorker, HandlerKind, StreamPosition, Work, Worked};
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::nats::headers;
-use crate::pg::batch::{self, Element};
-use crate::pg::callback::{self, Arguments, Function};
+use crate::pg::batch::Element;
+use crate::pg::callback::Arguments;
+use crate::pg::function::Function;
 use crate::pg::query::query;
 use crate::pg::transaction::{
-    Caught, Identity, Parameters, Timeout, begin_statement, statement_timeout, subtransaction, transaction,
-    with_snapshot,
+    Caught, Parameters, Timeout, UserContext, begin_statement, statement_timeout, subtransaction,
+    transaction, with_snapshot,
 };
-use crate::pg::{catalog, worker};
-use crate::sql::{look, settings};
+use crate::pg::{batch, callback, databases, foreign_servers, rights, worker};
+use crate::sql::parameters;
 
 /// Most messages that share a transaction: PostgreSQL keeps so many subtransactions in memory for other sessions'
 /// snapshots; beyond, these have to look on disk.
@@ -48,23 +49,23 @@ pub struct Worker {
 }
 
 /// A message with its payload.
-type Message<'a> = (&'a Delivered, Bytes);
+type WorkMessage<'a> = (&'a Delivered, Bytes);
 
 /// A message's result: a reply's payload, or why there is none.
-type Outcome = std::result::Result<Option<Bytes>, Caught>;
+type CallResult = std::result::Result<Option<Bytes>, Caught>;
 
 /// What calls of the function took, in microseconds; also those that have failed, which end by an unwind.
-type Times = RefCell<Vec<u32>>;
+type CallTimes = RefCell<Vec<u32>>;
 
 /// What a transaction has committed.
 struct Executed {
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<CallResult>,
     /// Of a durable subscription: up to where all is applied.
     floor: Option<u64>,
 }
 
 impl Executed {
-    fn of(outcomes: Vec<Outcome>) -> Executed {
+    fn of(outcomes: Vec<CallResult>) -> Executed {
         Executed {
             outcomes,
             floor: None,
@@ -82,13 +83,13 @@ impl Worker {
         &mut self,
         work: &Work,
         mut body: Bytes,
-        mut say: impl FnMut(Said, &[u8]) -> Result<()>,
+        mut say: impl FnMut(FromWorker, &[u8]) -> Result<()>,
     ) -> Result<()> {
         if *self.role.get_or_insert(work.role) != work.role {
             return Err(Error::new(Kind::Protocol, "messages for a second role"));
         }
-        let (began, times) = (Instant::now(), Times::default());
-        let messages: Vec<Message<'_>> = work
+        let (began, times) = (Instant::now(), CallTimes::default());
+        let messages: Vec<WorkMessage<'_>> = work
             .messages
             .iter()
             .map(|message| (message, body.split_to((message.size as usize).min(body.len()))))
@@ -112,10 +113,10 @@ impl Worker {
                         sizes.extend(std::iter::repeat_n(1, size));
                     }
                     // It has not committed after all.
-                    say(Said::Committing { messages: 0 }, b"")?;
+                    say(FromWorker::Committing { messages: 0 }, b"")?;
                     continue;
                 }
-                Err(Vanished) => return say(Said::Vanished, b""),
+                Err(Vanished) => return say(FromWorker::Vanished, b""),
             };
             let stops = work.stops() && executed.outcomes.iter().any(|outcome| outcome.is_err());
             rest = others;
@@ -134,9 +135,9 @@ impl Worker {
     fn execute(
         &mut self,
         work: &Work,
-        group: &[Message<'_>],
-        times: &Times,
-        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
+        group: &[WorkMessage<'_>],
+        times: &CallTimes,
+        say: &mut impl FnMut(FromWorker, &[u8]) -> Result<()>,
     ) -> std::result::Result<std::result::Result<Executed, Caught>, Vanished> {
         let settings = match self.settings(work.role) {
             Ok(settings) => settings,
@@ -147,7 +148,7 @@ impl Worker {
                 callback::forget_plan(work.function);
                 return None;
             };
-            if !catalog::role_exists(work.role) {
+            if !rights::role_exists(work.role) {
                 return None;
             }
             worker::report_running(&format!("{} -> {}", work.subject, function.name));
@@ -171,7 +172,7 @@ impl Worker {
             })?;
             // Should the runtime be gone, the commit is all the better.
             let _ = say(
-                Said::Committing {
+                FromWorker::Committing {
                     messages: u32::try_from(group.len()).unwrap_or(u32::MAX),
                 },
                 b"",
@@ -186,11 +187,11 @@ impl Worker {
     }
 
     fn settings(&mut self, role: u32) -> std::result::Result<&[(String, String)], Caught> {
-        let version = transaction(catalog::settings_version)?;
+        let version = transaction(databases::settings_version)?;
         let known = self.settings.take().filter(|(read_at, _)| *read_at == version);
         let settings = match known {
             Some((_, settings)) => settings,
-            None => transaction(|| with_snapshot(|| look::role_settings(role)))?,
+            None => transaction(|| with_snapshot(|| definitions::role_settings(role)))?,
         };
         let (_, settings) = self.settings.insert((version, settings));
         Ok(settings)
@@ -201,11 +202,11 @@ impl Worker {
     fn report(
         &mut self,
         work: &Work,
-        group: &[Message<'_>],
+        group: &[WorkMessage<'_>],
         Executed { outcomes, floor }: Executed,
         times_us: Vec<u32>,
         goes_on: bool,
-        say: &mut impl FnMut(Said, &[u8]) -> Result<()>,
+        say: &mut impl FnMut(FromWorker, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (mut worked, mut replies) = (Worked::default(), Vec::new());
         for ((message, payload), outcome) in group.iter().zip(outcomes) {
@@ -222,7 +223,7 @@ impl Worker {
             if worked.messages > 0 && replies.len() + reply.as_ref().map_or(0, Bytes::len) > REPLIES {
                 worked.goes_on = true;
                 say(
-                    Said::Worked(std::mem::take(&mut worked)),
+                    FromWorker::Worked(std::mem::take(&mut worked)),
                     &std::mem::take(&mut replies),
                 )?;
             }
@@ -251,7 +252,7 @@ impl Worker {
         worked.goes_on = goes_on;
         worked.floor = floor;
         worked.times_us = times_us;
-        say(Said::Worked(worked), &replies)
+        say(FromWorker::Worked(worked), &replies)
     }
 
     /// Tells of the failures that no line in the log tells of, before the executor ends.
@@ -285,11 +286,11 @@ impl Worker {
 /// runtime look.
 fn denied(work: &Work, function: &Function) -> Option<String> {
     // PostgreSQL checks the function when it plans the call, and a plan is kept.
-    if !catalog::has_execute(work.role, function.oid) {
+    if !rights::has_execute(work.role, function.oid) {
         return Some(format!("function {}", function.name));
     }
-    (!catalog::has_usage(work.role, work.server)).then(|| {
-        let server = catalog::server_name(work.server).unwrap_or_else(|| work.server.to_string());
+    (!rights::has_usage(work.role, work.server)).then(|| {
+        let server = foreign_servers::server_name(work.server).unwrap_or_else(|| work.server.to_string());
         format!("foreign server {server}")
     })
 }
@@ -299,26 +300,27 @@ fn denied(work: &Work, function: &Function) -> Option<String> {
 fn call_all(
     work: &Work,
     function: &Function,
-    group: &[Message<'_>],
-    times: &Times,
+    group: &[WorkMessage<'_>],
+    times: &CallTimes,
     is_skipped: impl Fn(&Delivered) -> bool,
-) -> Vec<Outcome> {
-    let _identity = Identity::restricted(work.role);
+) -> Vec<CallResult> {
+    let _identity = UserContext::restricted(work.role);
     if work.is_batch {
-        let called: Vec<&Message<'_>> = group.iter().filter(|(message, _)| !is_skipped(message)).collect();
+        let called: Vec<&WorkMessage<'_>> =
+            group.iter().filter(|(message, _)| !is_skipped(message)).collect();
         if let [(message, _)] = called.as_slice()
-            && message.is_deadly
+            && message.is_poison
         {
-            return group.iter().map(|_| Err(Caught::deadly())).collect();
+            return group.iter().map(|_| Err(Caught::poison())).collect();
         }
         if !called.is_empty() {
             call_with_many(work, function, &called, times);
         }
         return group.iter().map(|_| Ok(None)).collect();
     }
-    let one = |message: &Message<'_>| match message {
+    let one = |message: &WorkMessage<'_>| match message {
         (message, _) if is_skipped(message) => Ok(None),
-        (message, _) if message.is_deadly => Err(Caught::deadly()),
+        (message, _) if message.is_poison => Err(Caught::poison()),
         _ if group.len() == 1 => Ok(call(work, function, message, times)),
         _ => subtransaction(|| call(work, function, message, times)),
     };
@@ -333,7 +335,7 @@ fn call_all(
 }
 
 /// Where the messages stand that are done with.
-fn done(group: &[Message<'_>], outcomes: &[Outcome]) -> impl Iterator<Item = Place> {
+fn done(group: &[WorkMessage<'_>], outcomes: &[CallResult]) -> impl Iterator<Item = StreamPosition> {
     let done = group.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
     done.filter_map(|((message, _), _)| message.place)
 }
@@ -344,19 +346,25 @@ fn is_final(work: &Work, message: &Delivered, payload: &Bytes, error: &Caught) -
         return false;
     };
     let is_last = stream.max_deliveries > 0 && place.deliveries >= stream.max_deliveries;
-    (is_last || message.is_deadly) && stream_work::give_up(work, stream, message, payload, error)
+    (is_last || message.is_poison) && stream_work::give_up(work, stream, message, payload, error)
 }
 
-fn group_size(work: &Work, messages: &[Message<'_>]) -> usize {
+fn group_size(work: &Work, messages: &[WorkMessage<'_>]) -> usize {
     if work.is_batch {
         return messages.len();
     }
     let first = messages.first().map_or(0, |(message, _)| message.after_ms);
-    let together = |(message, _): &&Message<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
+    let together =
+        |(message, _): &&WorkMessage<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
     messages.iter().take(GROUP).take_while(together).count().max(1)
 }
 
-fn call(work: &Work, function: &Function, (message, payload): &Message<'_>, times: &Times) -> Option<Bytes> {
+fn call(
+    work: &Work,
+    function: &Function,
+    (message, payload): &WorkMessage<'_>,
+    times: &CallTimes,
+) -> Option<Bytes> {
     let _statement = Statement::begin(work, times);
     let arguments = Arguments {
         payload,
@@ -367,7 +375,7 @@ fn call(work: &Work, function: &Function, (message, payload): &Message<'_>, time
     callback::call(function, &arguments)
 }
 
-fn call_with_many(work: &Work, function: &Function, messages: &[&Message<'_>], times: &Times) {
+fn call_with_many(work: &Work, function: &Function, messages: &[&WorkMessage<'_>], times: &CallTimes) {
     let _statement = Statement::begin(work, times);
     let elements: Vec<Element<'_>> = messages
         .iter()
@@ -399,7 +407,7 @@ struct Statement<'a> {
 /// Notes a time when it is dropped.
 struct Stopwatch<'a> {
     began: Instant,
-    times: &'a Times,
+    times: &'a CallTimes,
 }
 
 impl Drop for Stopwatch<'_> {
@@ -410,13 +418,13 @@ impl Drop for Stopwatch<'_> {
 }
 
 impl<'a> Statement<'a> {
-    fn begin(work: &Work, times: &'a Times) -> Statement<'a> {
+    fn begin(work: &Work, times: &'a CallTimes) -> Statement<'a> {
         begin_statement();
         let parameters = Parameters::of(&[]);
         let limit = match work.timeout_ms {
             0 => statement_timeout()
                 .into_iter()
-                .chain(settings::callback_timeout())
+                .chain(parameters::callback_timeout())
                 .min(),
             limit => Some(Duration::from_millis(limit.into())),
         };

@@ -7,46 +7,47 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{executor, logging};
-use crate::actors::host::{Host, Notice};
-use crate::pg::catalog;
+use crate::actors::workers::launcher::{Launcher, Notice};
+use crate::channel::worker_id::WorkerId;
+use crate::pg::databases;
 use crate::pg::transaction::transaction;
 use crate::pg::worker::Process;
 
-enum Order {
-    Start { ticket: u32, database: u32 },
-    Terminate { ticket: u32 },
+enum LaunchOrder {
+    Start { id: WorkerId, database: u32 },
+    Terminate { id: WorkerId },
 }
 
 /// The actor thread's end.
-pub struct Remote(Sender<Order>);
+pub struct Remote(Sender<LaunchOrder>);
 
 impl Remote {
-    fn order(&self, order: Order) {
+    fn order(&self, order: LaunchOrder) {
         // The main thread outlives the actors.
         let _ = self.0.send(order);
         logging::wake();
     }
 }
 
-impl Host for Remote {
-    fn start(&self, ticket: u32, database: u32) {
-        self.order(Order::Start { ticket, database });
+impl Launcher for Remote {
+    fn start(&self, id: WorkerId, database: u32) {
+        self.order(LaunchOrder::Start { id, database });
     }
 
-    fn terminate(&self, ticket: u32) {
-        self.order(Order::Terminate { ticket });
+    fn terminate(&self, id: WorkerId) {
+        self.order(LaunchOrder::Terminate { id });
     }
 }
 
 /// The main thread's end.
 pub struct Workers {
-    orders: Receiver<Order>,
-    notices: UnboundedSender<(u32, Notice)>,
-    running: HashMap<u32, Process>,
+    orders: Receiver<LaunchOrder>,
+    notices: UnboundedSender<(WorkerId, Notice)>,
+    running: HashMap<WorkerId, Process>,
 }
 
 /// The two ends; `notices` tells the actors what became of their orders.
-pub fn hire(notices: UnboundedSender<(u32, Notice)>) -> (Workers, Remote) {
+pub fn hire(notices: UnboundedSender<(WorkerId, Notice)>) -> (Workers, Remote) {
     let (sender, orders) = channel();
     let workers = Workers {
         orders,
@@ -66,32 +67,32 @@ impl Workers {
     pub fn serve(&mut self) {
         for order in self.orders.try_iter() {
             match order {
-                Order::Start { ticket, database } => {
+                LaunchOrder::Start { id, database } => {
                     // Looked at here, because a worker for a database that is gone could only fail loudly.
-                    let exists = transaction(|| catalog::databases().contains(&database));
+                    let exists = transaction(|| databases::databases().contains(&database));
                     let outcome = match exists {
-                        Ok(true) => executor::start(ticket, database).ok_or(Notice::NoSlot),
+                        Ok(true) => executor::start(id, database).ok_or(Notice::NoSlot),
                         Ok(false) => Err(Notice::NoDatabase),
                         Err(_) => Err(Notice::Ended),
                     };
                     match outcome {
-                        Ok(process) => drop(self.running.insert(ticket, process)),
-                        Err(notice) => drop(self.notices.send((ticket, notice))),
+                        Ok(process) => drop(self.running.insert(id, process)),
+                        Err(notice) => drop(self.notices.send((id, notice))),
                     }
                 }
-                Order::Terminate { ticket } => {
-                    if let Some(process) = self.running.remove(&ticket) {
+                LaunchOrder::Terminate { id } => {
+                    if let Some(process) = self.running.remove(&id) {
                         process.terminate();
-                        let _ = self.notices.send((ticket, Notice::Ended));
+                        let _ = self.notices.send((id, Notice::Ended));
                     }
                 }
             }
         }
         let notices = &self.notices;
-        self.running.retain(|ticket, process| {
+        self.running.retain(|id, process| {
             let ended = process.has_ended();
             if ended {
-                let _ = notices.send((*ticket, Notice::Ended));
+                let _ = notices.send((*id, Notice::Ended));
             }
             !ended
         });

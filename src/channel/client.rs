@@ -18,7 +18,8 @@ use ring::digest::{Context as Digest, SHA256};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::frame::{Frame, decode, encode};
-use super::message::{Link, Reply, Request};
+use super::message::{Reply, Request};
+use super::target::Link;
 use crate::error::{Error, Kind, Result};
 
 /// What to wait for.
@@ -241,12 +242,12 @@ impl<W: Wait> Client<W> {
         self.flush(Instant::now() + idle)
     }
 
-    fn start(&mut self, request: &Request, body: &[u8], on_drop: OnDrop) -> Result<Call<'_, W>> {
+    fn start(&mut self, request: &Request, body: &[u8], on_drop: OnDrop) -> Result<PendingCall<'_, W>> {
         self.last_id = self.last_id.wrapping_add(1).max(1);
         let id = self.last_id;
         self.encode(id, request, body)?;
         self.early = None;
-        Ok(Call {
+        Ok(PendingCall {
             client: self,
             id,
             on_drop: Some(on_drop),
@@ -367,13 +368,13 @@ enum OnDrop {
 }
 
 /// A request that waits for its reply.
-struct Call<'a, W: Wait> {
+struct PendingCall<'a, W: Wait> {
     client: &'a mut Client<W>,
     id: u32,
     on_drop: Option<OnDrop>,
 }
 
-impl<W: Wait> Call<'_, W> {
+impl<W: Wait> PendingCall<'_, W> {
     fn finish(mut self, frame: Frame<Reply>) -> Result<Frame<Reply>> {
         self.on_drop = None;
         match frame.message {
@@ -383,7 +384,7 @@ impl<W: Wait> Call<'_, W> {
     }
 }
 
-impl<W: Wait> Drop for Call<'_, W> {
+impl<W: Wait> Drop for PendingCall<'_, W> {
     fn drop(&mut self) {
         // Never waits: the statement is being given up. What is left of a cancel is sent with the next statement.
         let outcome = match self.on_drop {
@@ -405,7 +406,7 @@ impl<W: Wait> Drop for Call<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::work::{Said, Told};
+    use crate::channel::work::{FromWorker, ToWorker};
     use bytes::Bytes;
 
     /// Waits a little; fails, as for a cancelled statement, when told to.
@@ -427,12 +428,12 @@ mod tests {
     }
 
     /// The other end: reads requests and answers as told.
-    struct Peer {
+    struct FakeRuntime {
         socket: UnixStream,
         buffer: BytesMut,
     }
 
-    impl Peer {
+    impl FakeRuntime {
         fn next(&mut self) -> Frame<Request> {
             loop {
                 if let Some(frame) = decode(&mut self.buffer).expect("valid frame") {
@@ -451,12 +452,12 @@ mod tests {
         }
     }
 
-    fn pair() -> (Client<Sleep>, Peer) {
+    fn pair() -> (Client<Sleep>, FakeRuntime) {
         let (ours, theirs) = UnixStream::pair().expect("socket pair");
         let client = Client::new(ours, Sleep { interrupt: false }).expect("client");
         (
             client,
-            Peer {
+            FakeRuntime {
                 socket: theirs,
                 buffer: BytesMut::new(),
             },
@@ -468,7 +469,7 @@ mod tests {
     }
 
     fn call(client: &mut Client<Sleep>, deadline: Instant) -> Result<Frame<Reply>> {
-        client.call(&Request::Fence, b"", deadline, Duration::ZERO)
+        client.call(&Request::Barrier, b"", deadline, Duration::ZERO)
     }
 
     #[test]
@@ -557,9 +558,9 @@ mod tests {
     #[test]
     fn an_order_that_comes_while_a_large_answer_is_written_is_kept() {
         let (mut client, mut peer) = pair();
-        peer.send(0, &Reply::Executor(Told::Look), b"");
-        peer.send(0, &Reply::Executor(Told::Leave), b"");
-        let said = Request::Executor(Said::Vanished);
+        peer.send(0, &Reply::Executor(ToWorker::Refresh), b"");
+        peer.send(0, &Reply::Executor(ToWorker::Leave), b"");
+        let said = Request::Executor(FromWorker::Vanished);
         client.push(&said, &vec![b'x'; 4 << 20]).expect("encodes");
         let reading = std::thread::spawn(move || {
             peer.next();
@@ -567,8 +568,8 @@ mod tests {
         });
         client.flush(soon()).expect("written");
         let mut peer = reading.join().expect("peer");
-        peer.send(0, &Reply::Executor(Told::Look), b"");
-        for told in [Told::Look, Told::Leave, Told::Look] {
+        peer.send(0, &Reply::Executor(ToWorker::Refresh), b"");
+        for told in [ToWorker::Refresh, ToWorker::Leave, ToWorker::Refresh] {
             let order = client.receive(soon()).expect("an order");
             assert_eq!(order.message, Reply::Executor(told));
         }

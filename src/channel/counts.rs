@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters of all connections to the channel.
 #[derive(Debug, Default)]
-pub struct Counts {
-    /// Connections that are open, those of executors and couriers included.
+pub struct ChannelCounts {
+    /// Connections that are open, those of executors and outbox relays included.
     open: AtomicU64,
     pub frames_in: AtomicU64,
     pub frames_out: AtomicU64,
@@ -16,7 +16,7 @@ pub struct Counts {
     pub bytes_out: AtomicU64,
 }
 
-impl Counts {
+impl ChannelCounts {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, number: usize) {
         counter.fetch_add(number as u64, Ordering::Relaxed);
@@ -42,16 +42,16 @@ impl Counts {
 
 /// An open connection, until it is dropped.
 #[derive(Debug)]
-pub struct Open(pub Arc<Counts>);
+pub struct OpenChannel(pub Arc<ChannelCounts>);
 
-impl Open {
-    pub fn of(counts: &Arc<Counts>) -> Open {
+impl OpenChannel {
+    pub fn of(counts: &Arc<ChannelCounts>) -> OpenChannel {
         counts.open.fetch_add(1, Ordering::Relaxed);
-        Open(counts.clone())
+        OpenChannel(counts.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenChannel {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }

@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn frames_survive_any_cut() {
-        let mut wire = encoded(1, &Request::Fence, b"");
+        let mut wire = encoded(1, &Request::Barrier, b"");
         let publish = Request::Publish {
             slot: 3,
             subject: "a.b".into(),

@@ -8,13 +8,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::work::{Said, Told};
+use super::target::{Key, Link, Target};
+use super::work::{FromWorker, ToWorker};
+use super::worker_id::WorkerId;
 use crate::error::Error;
 use crate::nats::headers::Headers;
+use crate::row::Row;
 use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
 pub const PROTOCOL: u16 = 6;
+
+/// [`Request::Examine`] takes at most so many times its limit for a step.
+pub const EXAMINE_STEPS: u32 = 6;
 
 /// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,7 +39,7 @@ pub enum Request {
         wait_ms: u32,
     },
     /// The frame's body is the payload. `wait_ms` 0: the session was told that the link is up and does not wait; the
-    /// runtime takes the message in any case. Otherwise the session sends a `Fence` behind its publishes.
+    /// runtime takes the message in any case. Otherwise the session sends a `Barrier` behind its publishes.
     Publish {
         slot: u16,
         subject: String,
@@ -51,7 +57,7 @@ pub enum Request {
         slot: u16,
     },
     /// Answered when every earlier publish of the session has been taken, or could not be.
-    Fence,
+    Barrier,
     /// A NATS request; the body is the payload, and the reply's body the answer.
     Ask {
         slot: u16,
@@ -67,7 +73,7 @@ pub enum Request {
     /// The body is the payload or the value.
     JetStream {
         slot: u16,
-        api: Api,
+        api: JetStreamOptions,
         call: JetStreamCall,
     },
     /// A part of the object that the request `upload` puts, in the body; behind the last one its digest (SHA-256). An
@@ -90,16 +96,16 @@ pub enum Request {
     },
     /// A commit has changed the handlers of this database, or what they depend on. The session's next request waits
     /// until the change has taken effect.
-    Look {
+    Refresh {
         database: u32,
     },
     /// A commit has put messages into the outbox of this database.
     Outbox {
         database: u32,
     },
-    /// Has the executors of a database leave it, answered when they are gone; it is theirs again after a `Look` or
+    /// Has the executors of a database leave it, answered when they are gone; it is theirs again after a `Refresh` or
     /// the session's end.
-    Vacate {
+    DrainDatabase {
         database: u32,
     },
     /// Answered with rows.
@@ -118,13 +124,13 @@ pub enum Request {
         settings: Box<Settings>,
         limit_ms: u32,
     },
-    /// From the herald: the server takes writes now, and these databases allow connections.
+    /// From the promotion notifier: the server takes writes now, and these databases allow connections.
     Promoted {
         timeline: u32,
         databases: Vec<u32>,
     },
     /// From an executor.
-    Executor(Said),
+    Executor(FromWorker),
     /// The session no longer waits for the reply to this request.
     Cancel {
         request: u32,
@@ -138,9 +144,9 @@ pub enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     Session,
-    /// With the number that it was started under.
-    Executor {
-        ticket: u32,
+    /// An executor or an outbox relay.
+    Worker {
+        id: WorkerId,
     },
 }
 
@@ -158,7 +164,7 @@ pub enum Statistics {
 
 /// Where and for how long a JetStream call asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Api {
+pub struct JetStreamOptions {
     /// In place of the server's own default.
     pub domain: Option<String>,
     /// Milliseconds for each answer of JetStream.
@@ -255,9 +261,6 @@ pub struct BucketConfig {
     pub memory: bool,
 }
 
-/// A row of a result, as text that the columns' types read.
-pub type Row = Vec<Option<String>>;
-
 /// From the runtime to a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -289,40 +292,10 @@ pub enum Reply {
     Part,
     Failed(Error),
     /// To an executor.
-    Executor(Told),
+    Executor(ToWorker),
     /// News: the state of a slot's connection changed.
     Link {
         slot: u16,
         link: Link,
     },
-}
-
-/// Which connection a session means. Connections are shared by all sessions that present the same key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    pub key: Key,
-    pub database_name: String,
-    pub server_name: String,
-}
-
-/// Object ids of the database, the foreign server and the user mapping (0: none).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Key {
-    pub database: u32,
-    pub server: u32,
-    pub mapping: u32,
-    /// The process whose transaction has changed the options and may still roll back, and whose alone this connection
-    /// is therefore; 0 for a connection that is shared.
-    pub private_to: u32,
-}
-
-/// What a session must know of its NATS connection to publish without asking.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
-    /// Whether publishes are taken without a `Fence`.
-    pub up: bool,
-    /// The server's limit for headers and payload, in bytes.
-    pub max_payload: u64,
-    /// Whether the server understands headers.
-    pub headers: bool,
 }

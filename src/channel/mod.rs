@@ -2,7 +2,9 @@
 //! runs SQL.
 //!
 //! - `message.rs`: what is said, the whole protocol in one table of requests and replies;
-//! - `work.rs`: what executors and the runtime say, a part of that table;
+//! - `target.rs`: which NATS connection is meant;
+//! - `work.rs`: what executors and the runtime say, `outbox.rs`: what outbox relays and the runtime say, `worker_id.rs`: who
+//!   they are;
 //! - `frame.rs`: how a message becomes bytes;
 //! - `server.rs`: the runtime's end, on tokio;
 //! - `counts.rs`: what passes, counted;
@@ -14,7 +16,9 @@ pub mod frame;
 pub mod message;
 pub mod outbox;
 pub mod server;
+pub mod target;
 pub mod work;
+pub mod worker_id;
 
 /// Where the socket is, relative to the data directory, which is the working directory of every process of
 /// PostgreSQL. A Unix socket's path is limited to 108 bytes; and base backups leave this folder's contents out.

@@ -1,42 +1,42 @@
-//! What a courier and the runtime say to each other: a courier is a worker that reads a database's outbox and removes
+//! What an outbox relay and the runtime say to each other: an outbox relay is a worker that reads a database's outbox and removes
 //! from it what the runtime has delivered. Pure.
 
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-use super::work::Source;
+use super::target::Source;
 use crate::error::{Error, Result};
 use crate::nats::headers::Headers;
 
 /// Whose messages are delivered in order, by one connection: a foreign server's, published by a role.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Lane {
+pub struct Partition {
     pub server: String,
     pub role: u32,
 }
 
-/// To a courier: write down what became of messages, then read the next ones.
+/// To an outbox relay: write down what became of messages, then read the next ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetch {
     pub settled: Vec<Settled>,
-    /// Lanes that are being delivered, or wait.
-    pub busy: Vec<Lane>,
-    /// Subjects that wait, by lane.
-    pub held: Vec<(Lane, Vec<String>)>,
+    /// Partitions that are being delivered, or wait.
+    pub busy: Vec<Partition>,
+    /// Subjects that wait, by partition.
+    pub held: Vec<(Partition, Vec<String>)>,
 }
 
 /// What became of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
-    pub lane: Lane,
+    pub partition: Partition,
     /// By the messages' place in the batch; those behind the last one were not sent either.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<DeliveryOutcome>,
 }
 
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// JetStream has it.
     Stored,
     /// It stays in the outbox, to be sent again.
@@ -45,19 +45,19 @@ pub enum Outcome {
     Dead(Error),
 }
 
-/// Messages of one lane, in the order in which they are to be sent. The frame's body holds the payloads, one after
+/// Messages of one partition, in the order in which they are to be sent. The frame's body holds the payloads, one after
 /// another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Batch {
-    pub lane: Lane,
+    pub partition: Partition,
     /// The connection, or why there is none.
     pub source: Result<Source>,
-    pub messages: Vec<Letter>,
+    pub messages: Vec<OutboxMessage>,
 }
 
 /// A message of the outbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Letter {
+pub struct OutboxMessage {
     pub subject: String,
     pub headers: Headers,
     pub domain: Option<String>,

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::counts::{Counts, Open};
+use super::counts::{ChannelCounts, OpenChannel};
 use super::frame::{Frame, decode, encode};
 use super::message::{Reply, Request};
 
@@ -22,16 +22,16 @@ const READ: usize = 64 * 1024;
 const BATCH: usize = 1024;
 
 /// The listening socket. Only processes of the user that runs PostgreSQL get in.
-pub struct Listener {
+pub struct ChannelListener {
     listener: UnixListener,
     owner: u32,
-    counts: Arc<Counts>,
+    counts: Arc<ChannelCounts>,
 }
 
-impl Listener {
+impl ChannelListener {
     /// Binds the socket, in place of one that a dead runtime left behind. The caller has made sure that no other
     /// runtime lives.
-    pub fn bind(path: &Path, counts: Arc<Counts>) -> io::Result<Self> {
+    pub fn bind(path: &Path, counts: Arc<ChannelCounts>) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -39,7 +39,7 @@ impl Listener {
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let owner = std::fs::metadata(path)?.uid();
-        Ok(Listener {
+        Ok(ChannelListener {
             listener,
             owner,
             counts,
@@ -61,13 +61,13 @@ impl Listener {
 }
 
 /// The two halves of a connection, for frames.
-pub(crate) fn split(stream: UnixStream, counts: &Arc<Counts>) -> (FrameReader, FrameWriter) {
+pub(crate) fn split(stream: UnixStream, counts: &Arc<ChannelCounts>) -> (FrameReader, FrameWriter) {
     let (read, write) = stream.into_split();
     (
         FrameReader {
             read,
             buffer: BytesMut::new(),
-            open: Open::of(counts),
+            open: OpenChannel::of(counts),
         },
         FrameWriter {
             write,
@@ -81,7 +81,7 @@ pub(crate) fn split(stream: UnixStream, counts: &Arc<Counts>) -> (FrameReader, F
 pub struct FrameReader {
     read: OwnedReadHalf,
     buffer: BytesMut,
-    open: Open,
+    open: OpenChannel,
 }
 
 impl FrameReader {
@@ -96,7 +96,7 @@ impl FrameReader {
                 }
             }
             if !batch.is_empty() {
-                Counts::add(&self.open.0.frames_in, batch.len());
+                ChannelCounts::add(&self.open.0.frames_in, batch.len());
                 return Ok(true);
             }
             if self.buffer.capacity() - self.buffer.len() < READ / 2 {
@@ -106,7 +106,7 @@ impl FrameReader {
             if read == 0 {
                 return Ok(false);
             }
-            Counts::add(&self.open.0.bytes_in, read);
+            ChannelCounts::add(&self.open.0.bytes_in, read);
         }
     }
 }
@@ -115,7 +115,7 @@ impl FrameReader {
 pub struct FrameWriter {
     write: OwnedWriteHalf,
     buffer: Vec<u8>,
-    counts: Arc<Counts>,
+    counts: Arc<ChannelCounts>,
 }
 
 impl FrameWriter {
@@ -125,8 +125,8 @@ impl FrameWriter {
         let encoded = encode(&mut self.buffer, id, load, reply, body);
         encoded.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         self.write.write_all(&self.buffer).await?;
-        Counts::add(&self.counts.frames_out, 1);
-        Counts::add(&self.counts.bytes_out, self.buffer.len());
+        ChannelCounts::add(&self.counts.frames_out, 1);
+        ChannelCounts::add(&self.counts.bytes_out, self.buffer.len());
         // Room that a large frame has left goes with the next small one: parts of an object follow each other.
         if self.buffer.len() < READ {
             self.buffer.shrink_to(READ);

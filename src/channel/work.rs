@@ -6,22 +6,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Key, Target};
 use super::outbox::{Batch, Fetch};
+use super::target::{Key, Source};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::settings::Settings;
 
 /// Room for what a report has besides its parts, in bytes.
 const FRAME_OF_REPORT: usize = 64;
 
 /// From an executor to the runtime.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Said {
-    /// In answer to [`Told::Look`].
+pub enum FromWorker {
+    /// In answer to [`ToWorker::Refresh`].
     Report(Report),
     /// The same, if it cannot be read, and why.
-    Blind(String),
+    ReadFailed(String),
     /// So many messages have been executed and their transaction is about to commit: should the executor end before
     /// it says `Worked`, nobody knows whether they were.
     Committing { messages: u32 },
@@ -29,18 +28,18 @@ pub enum Said {
     Worked(Worked),
     /// The function of the work at hand is gone; the messages stay.
     Vanished,
-    /// A courier's answer to [`Told::Fetch`]: the next messages, or none.
+    /// An outbox relay's answer to [`ToWorker::Fetch`]: the next messages, or none.
     Fetched(Option<Box<Batch>>),
 }
 
 /// From the runtime to an executor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Told {
+pub enum ToWorker {
     /// Read what handlers there are.
-    Look,
+    Refresh,
     /// The frame's body holds the payloads, one after another.
     Work(Box<Work>),
-    /// To a courier.
+    /// To an outbox relay.
     Fetch(Box<Fetch>),
     /// End, and be no trouble to DROP DATABASE.
     Leave,
@@ -122,7 +121,7 @@ pub struct Definition {
     pub role: u32,
     pub role_name: String,
     /// How far a durable subscription was when this was read.
-    pub progress: Progress,
+    pub progress: StreamProgress,
     /// Where its messages come from, or why it cannot run.
     pub source: Result<Source>,
 }
@@ -137,7 +136,7 @@ pub struct Consumer {
     pub domain: Option<String>,
     /// None: all subjects of the stream.
     pub filter_subjects: Vec<String>,
-    pub start: Start,
+    pub start: DeliverFrom,
     /// Most messages for one pull, and one call of a function that takes many.
     pub batch_size: u32,
     pub ack_wait_ms: u64,
@@ -151,7 +150,7 @@ pub struct Consumer {
 
 /// Where a new consumer begins.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Start {
+pub enum DeliverFrom {
     All,
     New,
     Sequence(u64),
@@ -161,23 +160,16 @@ pub enum Start {
 
 /// How far a durable subscription is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct StreamProgress {
     /// All messages up to this sequence are done with, or are none of the subscription's; none: not known yet.
     pub floor: Option<u64>,
     /// When the stream was created that this holds for, as JetStream says it.
     pub stream_created: Option<String>,
 }
 
-/// The NATS connection of a handler.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    pub target: Target,
-    pub settings: Settings,
-}
-
 /// What makes a handler another one: messages that were taken for one are also those of another with the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Identity {
+pub struct HandlerIdentity {
     kind: HandlerKind,
     function_oid: u32,
     role: u32,
@@ -189,8 +181,8 @@ pub struct Identity {
 }
 
 impl Definition {
-    pub fn identity(&self) -> Identity {
-        Identity {
+    pub fn identity(&self) -> HandlerIdentity {
+        HandlerIdentity {
             kind: self.kind,
             function_oid: self.function_oid,
             role: self.role,
@@ -283,7 +275,7 @@ pub struct StreamWork {
 
 /// Where a message of a stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct StreamPosition {
     pub sequence: u64,
     /// The consumer has no message between this sequence and the message's own.
     pub after: u64,
@@ -304,9 +296,9 @@ pub struct Delivered {
     /// When the stream took it, or it arrived: microseconds since 1970.
     pub time_us: i64,
     /// Of a durable subscription's.
-    pub place: Option<Place>,
+    pub place: Option<StreamPosition>,
     /// Executors have died with it: it is given up, and not executed.
-    pub is_deadly: bool,
+    pub is_poison: bool,
 }
 
 /// The outcome of a transaction.
@@ -338,6 +330,7 @@ pub struct Failure {
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::Target;
     use super::*;
     use crate::settings::{Options, Settings};
 
@@ -350,7 +343,7 @@ mod tests {
             queue_group: None,
             batch_size: None,
             consumer: None,
-            progress: Progress::default(),
+            progress: StreamProgress::default(),
             function: "public.f(bytea)".into(),
             function_oid: 1,
             role: 10,

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Kind, Result};
 
+/// How the names begin that litmus_pgnats gives to consumers.
+pub const OWN_CONSUMER: &str = "litmus_";
+
 /// Longest bucket or store name, key and object name, in bytes; they are part of subjects.
 const MAX_NAME: usize = 255;
 const MAX_KEY: usize = 1024;

@@ -2,9 +2,10 @@
 
 use pgrx::pg_sys;
 
-use super::callback::{self, Function};
-use super::catalog;
-use super::fmgr::{jsonb, to_server, varlena};
+use super::encoding::to_server;
+use super::fmgr::{jsonb, varlena};
+use super::function::Function;
+use super::{callback, own_objects};
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
 const EPOCH_US: i64 = 946_684_800_000_000;
@@ -24,7 +25,7 @@ pub struct Element<'a> {
 
 /// Calls a function with messages. Raises the function's errors.
 pub fn call(function: &Function, messages: &[Element<'_>]) {
-    let Some(message) = catalog::message_type() else {
+    let Some(message) = own_objects::message_type() else {
         return;
     };
     // SAFETY: the rows are made by the type's own descriptor, and the array of them.

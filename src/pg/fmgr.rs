@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 
 use pgrx::{FromDatum, pg_sys};
 
+use super::encoding::{from_server, to_server};
 use super::report::guarded;
-use crate::channel::message::Row;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
+use crate::row::Row;
 
 /// Version-1 calling convention; every function of the library uses it.
 pub static API_V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
@@ -320,76 +321,6 @@ impl BytesBuilder {
     pub fn is_full(&self) -> bool {
         self.room == 0
     }
-}
-
-/// Text in the database's encoding as UTF-8.
-pub fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
-    let utf8 = match std::str::from_utf8(bytes) {
-        Ok(text) if server_is_utf8() => return Ok(Cow::Borrowed(text)),
-        // An ASCII-only text is the same in every server encoding.
-        Ok(text) if text.is_ascii() => return Ok(Cow::Borrowed(text)),
-        _ => convert(bytes, Direction::ToUtf8),
-    };
-    match String::from_utf8(utf8.into_owned()) {
-        Ok(text) => Ok(Cow::Owned(text)),
-        Err(_) => Err(Error::new(Kind::InvalidEncoding, "text is not valid UTF-8")
-            .detail("Text leaves the database as UTF-8. Publish bytea to send other bytes.")),
-    }
-}
-
-/// UTF-8 text in the database's encoding; raises PostgreSQL's own error if that lacks a character.
-pub fn to_server(text: &str) -> Cow<'_, [u8]> {
-    if server_is_utf8() || text.is_ascii() {
-        Cow::Borrowed(text.as_bytes())
-    } else {
-        convert(text.as_bytes(), Direction::ToServer)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    ToUtf8,
-    ToServer,
-}
-
-fn server_is_utf8() -> bool {
-    // SAFETY: reads the database's encoding, which does not change.
-    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
-}
-
-fn convert(bytes: &[u8], direction: Direction) -> Cow<'_, [u8]> {
-    let length = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
-    let utf8 = pg_sys::pg_enc::PG_UTF8 as i32;
-    // SAFETY: both functions read `length` bytes and return either their argument or a palloc'd, NUL-terminated
-    // string; they raise an error for bytes that cannot be converted.
-    unsafe {
-        let source = bytes.as_ptr().cast::<c_char>();
-        let converted = match direction {
-            Direction::ToUtf8 => pg_sys::pg_server_to_any(source, length, utf8),
-            Direction::ToServer => pg_sys::pg_any_to_server(source, length, utf8),
-        };
-        if converted.cast_const() == source {
-            Cow::Borrowed(bytes)
-        } else {
-            Cow::Owned(CStr::from_ptr(converted).to_bytes().to_vec())
-        }
-    }
-}
-
-/// Bytes in UTF-8, as they came, in the database's encoding; raises PostgreSQL's own error if they are not, or that lacks a
-/// character.
-pub fn utf8_to_server(bytes: &[u8]) -> Cow<'_, [u8]> {
-    convert(bytes, Direction::ToServer)
-}
-
-/// Text in the database's encoding in UTF-8; raises PostgreSQL's own error if that is not possible.
-pub fn server_to_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
-    convert(bytes, Direction::ToUtf8)
-}
-
-/// Whether text can be stored in this database; raises PostgreSQL's own error if it cannot.
-pub fn check_text(text: &str) {
-    let _ = to_server(text);
 }
 
 /// A value of type bytea or text.

@@ -5,7 +5,8 @@ use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
 
-use super::fmgr::{jsonb, to_server, varlena};
+use super::encoding::to_server;
+use super::fmgr::{jsonb, varlena};
 use crate::error::{Error, Kind, Result};
 
 unsafe extern "C-unwind" {

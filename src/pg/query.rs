@@ -7,9 +7,9 @@ use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
 
-use super::catalog::utf8;
-use super::fmgr::{from_server, to_server, varlena};
-use crate::channel::message::Row;
+use super::encoding::{from_server, to_server, utf8};
+use super::fmgr::varlena;
+use crate::row::Row;
 
 /// An argument of a query.
 #[derive(Clone, Copy, Debug)]

@@ -6,9 +6,9 @@ use std::ffi::{CString, c_char, c_int};
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
 use pgrx::{PgLogLevel, PgTryBuilder, pg_sys};
 
-use super::fmgr::to_server;
+use super::encoding::{escaped, to_server};
+use super::sqlstates::describe;
 use crate::error::{Error, Kind, Result};
-use crate::sql::errors::describe;
 
 // pgrx keeps most of these to itself, and wraps what it exports so that an error becomes a panic; here it must not.
 unsafe extern "C-unwind" {
@@ -86,28 +86,6 @@ fn printable(text: &str) -> CString {
         .catch_others(|_| escaped(&text).into_bytes())
         .execute();
     CString::new(bytes).unwrap_or_default()
-}
-
-/// Text that can be a value in this database, whose encoding may lack a character: then all such are escaped.
-pub fn displayable(text: String) -> String {
-    let has_all = PgTryBuilder::new(|| {
-        to_server(&text);
-        true
-    })
-    .catch_others(|_| false)
-    .execute();
-    if has_all { text } else { escaped(&text) }
-}
-
-fn escaped(text: &str) -> String {
-    let escape = |c: char| {
-        if c.is_ascii() {
-            c.to_string()
-        } else {
-            c.escape_default().to_string()
-        }
-    };
-    text.chars().map(escape).collect()
 }
 
 /// # Safety

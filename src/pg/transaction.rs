@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::{PgSqlErrorCode, pg_sys};
 
-use super::catalog::utf8;
+use super::encoding::utf8;
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings.
@@ -39,7 +39,7 @@ impl Caught {
     }
 
     /// What executors have died with.
-    pub fn deadly() -> Caught {
+    pub fn poison() -> Caught {
         let message = "executors have died with this message";
         Caught::of(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, message.into())
     }
@@ -182,19 +182,19 @@ pub fn begin_statement() {
 }
 
 /// Whose rights hold; the former ones again when it is dropped.
-pub struct Identity {
+pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
     /// The former session user, where that was changed as well.
     session: Option<pg_sys::Oid>,
 }
 
-impl Identity {
+impl UserContext {
     /// Runs what follows as `role`, and not able to become anybody else or to leave anything behind in the session:
     /// as PostgreSQL itself runs functions of other users, in index expressions say.
     ///
     /// The session user is `role` too, which SECURITY DEFINER functions and policies go by.
-    pub fn restricted(role: u32) -> Identity {
+    pub fn restricted(role: u32) -> UserContext {
         // SAFETY: this process has begun as the bootstrap superuser, who may be anybody; the former session user is set
         // again by `drop`, also when an error unwinds.
         let session = unsafe {
@@ -202,24 +202,24 @@ impl Identity {
             pg_sys::SetSessionAuthorization(role.into(), pg_sys::superuser_arg(role.into()));
             session
         };
-        let mut identity = Identity::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION);
+        let mut identity = UserContext::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION);
         identity.user = session;
         identity.session = Some(session);
         identity
     }
 
     /// The same in a backend, whose session user stays.
-    pub fn confined(role: u32) -> Identity {
-        Identity::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION)
+    pub fn confined(role: u32) -> UserContext {
+        UserContext::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION)
     }
 
     /// Runs what follows as `role`, say the owner of the extension's tables.
-    pub fn borrowed(role: u32) -> Identity {
-        Identity::of(role, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
+    pub fn borrowed(role: u32) -> UserContext {
+        UserContext::of(role, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
     }
 
-    fn of(role: u32, flag: u32) -> Identity {
-        let mut before = Identity {
+    fn of(role: u32, flag: u32) -> UserContext {
+        let mut before = UserContext {
             user: pg_sys::InvalidOid,
             context: 0,
             session: None,
@@ -234,7 +234,7 @@ impl Identity {
     }
 }
 
-impl Drop for Identity {
+impl Drop for UserContext {
     fn drop(&mut self) {
         // SAFETY: sets what was read before. The session user of a worker is a superuser.
         unsafe {

@@ -15,7 +15,7 @@ thread_local! {
     static REACTIONS: Cell<Option<(Before, After)>> = const { Cell::new(None) };
 }
 
-/// Told of a statement before it runs, and after it has run without an error.
+/// ToWorker of a statement before it runs, and after it has run without an error.
 pub type Before = fn(Exclusive<'_>) -> Result<()>;
 pub type After = fn(Exclusive<'_>);
 

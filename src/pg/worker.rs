@@ -10,10 +10,10 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 
-use super::catalog;
+use super::state;
 use super::wait::LatchWait;
-use crate::actors::role::{Identity, Role};
 use crate::channel::client::Interest;
+use crate::server_role::{ServerIdentity, ServerRole};
 
 unsafe extern "C-unwind" {
     // As plain functions, which pgrx's bindings of them are not.
@@ -63,7 +63,7 @@ pub fn register_dynamic(name: &str, function: &str) -> bool {
 
 /// When a worker starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub enum WorkerStart {
     Now,
     /// Once the server takes writes, which on a standby is after its promotion.
     AfterRecovery,
@@ -74,11 +74,11 @@ pub struct Process(DynamicBackgroundWorker);
 
 impl Process {
     /// Starts a worker; `None` when there is no free slot. It is not started again when it ends.
-    pub fn start(name: &str, function: &str, argument: u64, when: Start) -> Option<Process> {
+    pub fn start(name: &str, function: &str, argument: u64, when: WorkerStart) -> Option<Process> {
         builder(name, function)
             .set_start_time(match when {
-                Start::Now => BgWorkerStartTime::ConsistentState,
-                Start::AfterRecovery => BgWorkerStartTime::RecoveryFinished,
+                WorkerStart::Now => BgWorkerStartTime::ConsistentState,
+                WorkerStart::AfterRecovery => BgWorkerStartTime::RecoveryFinished,
             })
             .set_restart_time(None)
             .set_argument(Some(pg_sys::Datum::from(argument)))
@@ -151,7 +151,7 @@ pub fn report_idle() {
 
 /// What the worker runs, for pg_stat_activity.
 pub fn report_running(what: &str) {
-    let what = std::ffi::CString::new(super::fmgr::to_server(what).into_owned()).unwrap_or_default();
+    let what = std::ffi::CString::new(super::encoding::to_server(what).into_owned()).unwrap_or_default();
     // SAFETY: the text is copied.
     unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr()) };
 }
@@ -210,9 +210,9 @@ pub fn exit(code: i32) -> ! {
 }
 
 /// Whether the server takes writes, and its timeline.
-pub fn role() -> Role {
-    let is_primary = !catalog::is_in_recovery();
-    Role {
+pub fn role() -> ServerRole {
+    let is_primary = !state::is_in_recovery();
+    ServerRole {
         is_primary,
         timeline: timeline(),
     }
@@ -222,7 +222,7 @@ pub fn role() -> Role {
 pub fn timeline() -> u32 {
     // SAFETY: read shared memory; the first one is for a server that is not in recovery.
     unsafe {
-        if catalog::is_in_recovery() {
+        if state::is_in_recovery() {
             let mut timeline = 0;
             pg_sys::GetXLogReplayRecPtr(&raw mut timeline);
             timeline
@@ -233,7 +233,7 @@ pub fn timeline() -> u32 {
 }
 
 /// Which server this is.
-pub fn identity() -> Identity {
+pub fn identity() -> ServerIdentity {
     // SAFETY: read what is set when the server starts; the setting is NUL-terminated or null.
     unsafe {
         let addresses = pg_sys::ListenAddresses;
@@ -247,7 +247,7 @@ pub fn identity() -> Identity {
             .split(',')
             .map(str::trim)
             .filter(|address| !address.is_empty());
-        Identity {
+        ServerIdentity {
             listen_addresses: listen_addresses.map(String::from).collect(),
             port: u16::try_from(pg_sys::PostPortNumber).unwrap_or(0),
             system_identifier: pg_sys::GetSystemIdentifier(),

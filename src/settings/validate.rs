@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 
 /// What options are given for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum OptionsOf {
     Server,
     UserMapping,
     /// The foreign-data wrapper itself and foreign tables take no options.
@@ -17,7 +17,7 @@ pub enum Target {
 const MAX_VALUE: usize = 4096;
 
 /// Checks all options of one object.
-pub fn validate(target: Target, options: &Options) -> Result<()> {
+pub fn validate(target: OptionsOf, options: &Options) -> Result<()> {
     for (name, value) in options {
         let option = find(name)
             .filter(|option| allows(target, option))
@@ -40,7 +40,7 @@ pub fn validate(target: Target, options: &Options) -> Result<()> {
     contradictions(options)
 }
 
-fn unknown(target: Target, name: &str) -> Error {
+fn unknown(target: OptionsOf, name: &str) -> Error {
     let error = Error::new(Kind::UnknownOption, format!("invalid option \"{name}\""));
     let valid: Vec<_> = OPTIONS
         .iter()
@@ -77,11 +77,11 @@ fn of_form(options: &Options, wanted: impl Fn(Form) -> bool) -> impl Iterator<It
         .map(|option| option.name)
 }
 
-fn allows(target: Target, option: &OptionDef) -> bool {
+fn allows(target: OptionsOf, option: &OptionDef) -> bool {
     match target {
-        Target::Server => true,
-        Target::UserMapping => option.credential,
-        Target::Other => false,
+        OptionsOf::Server => true,
+        OptionsOf::UserMapping => option.credential,
+        OptionsOf::Other => false,
     }
 }
 
@@ -98,7 +98,7 @@ const ELSEWHERE: [(&str, &str); 7] = [
 
 /// The option that is called so elsewhere, or else the most similar name of one that is allowed here, unless all are
 /// quite different.
-fn nearest(target: Target, name: &str) -> Option<&'static str> {
+fn nearest(target: OptionsOf, name: &str) -> Option<&'static str> {
     const SIMILAR: f64 = 0.75;
     let name = name.to_lowercase();
     let known = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name);
@@ -171,14 +171,14 @@ mod tests {
             ("tls_ca", "tls_ca_path"),
         ] {
             assert!(
-                hint(Target::Server, name).contains(&format!("\"{nearest}\"")),
+                hint(OptionsOf::Server, name).contains(&format!("\"{nearest}\"")),
                 "{name}"
             );
         }
-        assert!(hint(Target::Server, "zzzzzzzzzzzz").starts_with("Valid options"));
-        assert!(!hint(Target::UserMapping, "host").contains("\"host\""));
+        assert!(hint(OptionsOf::Server, "zzzzzzzzzzzz").starts_with("Valid options"));
+        assert!(!hint(OptionsOf::UserMapping, "host").contains("\"host\""));
         assert_eq!(
-            hint(Target::Other, "host"),
+            hint(OptionsOf::Other, "host"),
             "There are no valid options in this context."
         );
     }
@@ -192,7 +192,7 @@ mod tests {
             ("tls_insecure", "on"),
         );
         for bad in [&[insecure, ca][..], &[cert, ca], &[key, ca], &[cert, key]] {
-            let error = validate(Target::Server, &options(bad)).expect_err("contradiction");
+            let error = validate(OptionsOf::Server, &options(bad)).expect_err("contradiction");
             assert_eq!(error.kind, Kind::ContradictoryOptions, "{bad:?}");
         }
         for good in [
@@ -201,7 +201,7 @@ mod tests {
             &[insecure, cert, key],
             &[("tls_insecure", "false"), ca],
         ] {
-            assert_eq!(validate(Target::Server, &options(good)), Ok(()), "{good:?}");
+            assert_eq!(validate(OptionsOf::Server, &options(good)), Ok(()), "{good:?}");
         }
     }
 }

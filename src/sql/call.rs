@@ -11,15 +11,15 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{on_commit, server, settings};
-use crate::bgw;
+use super::{on_commit, parameters, server};
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::{Client, connect};
 use crate::channel::frame::Frame;
-use crate::channel::message::{Api, JetStreamCall, Key, Link, PROTOCOL, Peer, Reply, Request};
+use crate::channel::message::{JetStreamCall, JetStreamOptions, PROTOCOL, Peer, Reply, Request};
+use crate::channel::target::{Key, Link};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::pg::{catalog, executor, wait};
+use crate::pg::{executor, foreign_servers, runtime_worker, wait};
 use crate::settings::Settings;
 
 /// Publishes are written when so many bytes have collected.
@@ -31,7 +31,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The same for the confirmation of publishes: short, because they had most of the time for themselves.
 const FENCE_GRACE: Duration = Duration::from_millis(500);
 /// A session looks for news no more often than this.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+const NEWS_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two attempts to reach a runtime that is starting.
 const START_POLL: Duration = Duration::from_millis(5);
 
@@ -43,7 +43,7 @@ struct Slot {
     private: Option<(u64, Box<Settings>)>,
 }
 
-struct Session {
+struct RuntimeSession {
     client: Client<wait::LatchWait>,
     slots: HashMap<Key, Slot>,
     last_slot: u16,
@@ -54,12 +54,12 @@ struct Session {
 }
 
 thread_local! {
-    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
+    static SESSION: RefCell<Option<RuntimeSession>> = const { RefCell::new(None) };
     static BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `work` with this process's session, which is connected if need be.
-fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
+fn with_session<R>(work: impl FnOnce(&mut RuntimeSession) -> Result<R>) -> Result<R> {
     SESSION.with(|cell| {
         let mut session = cell
             .try_borrow_mut()
@@ -71,14 +71,14 @@ fn with_session<R>(work: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         }
         let session = match &mut *session {
             Some(session) => session,
-            empty => empty.insert(Session::connect()?),
+            empty => empty.insert(RuntimeSession::connect()?),
         };
         work(session)
     })
 }
 
 /// Like [`with_session`], but does nothing if there is none.
-fn if_connected(work: impl FnOnce(&mut Session)) {
+fn if_connected(work: impl FnOnce(&mut RuntimeSession)) {
     SESSION.with(|cell| {
         if let Ok(mut session) = cell.try_borrow_mut()
             && let Some(session) = session.as_mut().filter(|session| !session.client.is_broken())
@@ -108,7 +108,7 @@ impl Outgoing<'_> {
 /// Publishes through the server that the call means: now, or at the commit.
 pub fn publish(message: Outgoing<'_>) -> Result<()> {
     let key = server::choose()?;
-    if settings::publishes_on_commit() {
+    if parameters::publishes_on_commit() {
         with_session(|session| check_size(&message.headers, &message.payload, session.slot(key)?.link))?;
         return on_commit::hold(key, message);
     }
@@ -149,7 +149,7 @@ pub fn hand_over(messages: Vec<(Key, Outgoing<'static>)>) -> Result<()> {
                 session.flush()?;
             }
         }
-        session.call(&Request::Fence, b"", settings::connect_timeout())?;
+        session.call(&Request::Barrier, b"", parameters::connect_timeout())?;
         Ok(())
     })
 }
@@ -167,7 +167,7 @@ pub fn ask(
         let Slot { number, link, .. } = *session.slot(key)?;
         check_size(headers, payload, link)?;
         session.fence_off()?;
-        let wait = settings::connect_timeout();
+        let wait = parameters::connect_timeout();
         session.call(&request(number, milliseconds(wait)), payload, wait.max(time))
     })
 }
@@ -179,7 +179,7 @@ pub fn jetstream(domain: Option<String>, call: JetStreamCall, body: &[u8]) -> Re
         _ => Headers::new(),
     };
     // Some calls take several answers of JetStream; each has the time-out.
-    let time = settings::jetstream_timeout() * 4;
+    let time = parameters::jetstream_timeout() * 4;
     ask(&headers, body, time, |slot, wait_ms| Request::JetStream {
         slot,
         api: api(domain, wait_ms),
@@ -198,8 +198,8 @@ pub fn stream(
     with_session(|session| {
         let slot = session.slot(key)?.number;
         session.flush()?;
-        let wait = settings::connect_timeout();
-        let idle = wait + settings::jetstream_timeout() * 4 + GRACE;
+        let wait = parameters::connect_timeout();
+        let idle = wait + parameters::jetstream_timeout() * 4 + GRACE;
         let request = Request::JetStream {
             slot,
             api: api(domain, milliseconds(wait)),
@@ -209,10 +209,10 @@ pub fn stream(
     })
 }
 
-fn api(domain: Option<String>, wait_ms: u32) -> Api {
-    Api {
+fn api(domain: Option<String>, wait_ms: u32) -> JetStreamOptions {
+    JetStreamOptions {
         domain,
-        timeout_ms: milliseconds(settings::jetstream_timeout()),
+        timeout_ms: milliseconds(parameters::jetstream_timeout()),
         wait_ms,
     }
 }
@@ -299,7 +299,7 @@ pub fn give_up() {
     if_connected(|session| {
         if std::mem::take(&mut session.fence) {
             // Without an id: the runtime forgets what it refused, and its answer is ignored.
-            let _ = session.client.push(&Request::Fence, b"");
+            let _ = session.client.push(&Request::Barrier, b"");
         }
         let _ = session.client.try_flush();
     });
@@ -314,11 +314,11 @@ pub fn leave_private() {
     });
 }
 
-impl Session {
+impl RuntimeSession {
     fn connect() -> Result<Self> {
         executor::hook_exit();
-        let deadline = Instant::now() + settings::connect_timeout();
-        let mut start = bgw::runtime::Starter::default();
+        let deadline = Instant::now() + parameters::connect_timeout();
+        let mut start = runtime_worker::Starter::default();
         let socket = loop {
             match connect(Path::new(SOCKET_PATH)) {
                 Ok(socket) => break socket,
@@ -340,7 +340,7 @@ impl Session {
                 format!("could not use the control channel: {error}"),
             )
         })?;
-        let mut session = Session {
+        let mut session = RuntimeSession {
             client,
             slots: HashMap::new(),
             last_slot: 0,
@@ -379,7 +379,7 @@ impl Session {
         // The look is a system call, which shows where statements are short. What happened since the last one might
         // as well have happened just after this one.
         let now = Instant::now();
-        if self.client.unsent() > 0 || now.duration_since(self.looked) < LOOK_INTERVAL {
+        if self.client.unsent() > 0 || now.duration_since(self.looked) < NEWS_INTERVAL {
             return Ok(false);
         }
         self.looked = now;
@@ -397,7 +397,7 @@ impl Session {
     /// The slot for a key; opens the NATS connection the first time.
     fn slot(&mut self, key: Key) -> Result<&Slot> {
         self.take_news();
-        let generation = catalog::generation();
+        let generation = foreign_servers::generation();
         let slot = self.slots.get_mut(&key);
         if let Some((looked, settings)) = slot.and_then(|slot| slot.private.as_mut())
             && *looked != generation
@@ -438,7 +438,8 @@ impl Session {
     /// Gives up slots that nobody can mean any more: of dropped user mappings, and of a transaction that has ended.
     fn prune(&mut self, key: Key) {
         self.leave(|other, _| {
-            let is_dropped = || other.mapping != 0 && catalog::mapping_options(other.mapping).is_none();
+            let is_dropped =
+                || other.mapping != 0 && foreign_servers::mapping_options(other.mapping).is_none();
             *other != key && (other.private_to != 0 || is_dropped())
         });
     }
@@ -464,11 +465,11 @@ impl Session {
         }
         let target = server::target(key)?;
         let gone = || Error::new(Kind::NoServer, "the foreign server was dropped");
-        let generation = catalog::generation();
+        let generation = foreign_servers::generation();
         let settings = Box::new(server::read_settings(key)?.ok_or_else(gone)?);
         let private = (key.private_to != 0).then(|| (generation, settings.clone()));
         let number = self.next_slot();
-        let wait = settings::connect_timeout();
+        let wait = parameters::connect_timeout();
         let request = Request::Use {
             slot: number,
             target,
@@ -497,7 +498,7 @@ impl Session {
             request,
             body,
             Instant::now() + time + GRACE,
-            settings::busy_poll(),
+            parameters::busy_poll(),
         )
     }
 
@@ -506,14 +507,14 @@ impl Session {
         if self.fence {
             return self.fence_off();
         }
-        let outcome = self.client.flush(Instant::now() + settings::connect_timeout());
+        let outcome = self.client.flush(Instant::now() + parameters::connect_timeout());
         outcome.map_err(|error| self.explain(error))
     }
 
     fn fence_off(&mut self) -> Result<()> {
         if std::mem::take(&mut self.fence) {
-            let deadline = Instant::now() + settings::connect_timeout() + FENCE_GRACE;
-            let fence = self.client.call(&Request::Fence, b"", deadline, Duration::ZERO);
+            let deadline = Instant::now() + parameters::connect_timeout() + FENCE_GRACE;
+            let fence = self.client.call(&Request::Barrier, b"", deadline, Duration::ZERO);
             fence.map_err(|error| self.explain(error))?;
         }
         Ok(())
@@ -535,7 +536,7 @@ impl Session {
 
 /// How long the runtime lets messages wait for room: less than the session waits for the answer.
 fn patience() -> Duration {
-    settings::connect_timeout() * 9 / 10
+    parameters::connect_timeout() * 9 / 10
 }
 
 fn check_size(headers: &Headers, payload: &[u8], link: Link) -> Result<()> {

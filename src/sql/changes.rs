@@ -11,16 +11,16 @@
 use std::cell::{Cell, RefCell};
 
 use super::call;
-use super::handlers::{TRUSTED, Table};
+use super::own_tables::{OwnTables, TRUSTED};
 use crate::channel::message::Request;
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
-use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{self, Int8, Oid};
-use crate::pg::query::query;
-use crate::pg::report::{self, Level};
+use crate::pg::query::Argument::{Int8, Oid};
+use crate::pg::query::{Argument, query};
+use crate::pg::report::Level;
 use crate::pg::transaction::with_snapshot;
+use crate::pg::{databases, report, rights, state};
 
 sql_function!(litmus_pgnats_handler_changed, handler_changed);
 sql_function!(litmus_pgnats_ddl, ddl);
@@ -31,19 +31,19 @@ thread_local! {
     /// The running transaction has left handlers unbound, unless that was rolled back.
     static UNBOUND: Cell<bool> = const { Cell::new(false) };
     /// [`mark`] was called.
-    static LOOK: Cell<bool> = const { Cell::new(false) };
+    static REFRESH: Cell<bool> = const { Cell::new(false) };
     /// The same of other databases, once the transaction has ended in whatever way.
     static ELSEWHERE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Has the runtime look at another database's handlers when the transaction has ended. The session is connected to it.
-pub fn look_at(database: u32) {
+pub fn refresh_at_end(database: u32) {
     ELSEWHERE.with_borrow_mut(|databases| databases.push(database));
 }
 
 /// Has the runtime look at the handlers once the transaction has committed.
 pub fn mark() {
-    if !LOOK.replace(true) {
+    if !REFRESH.replace(true) {
         // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
         call::join_runtime_if_running();
     }
@@ -59,8 +59,8 @@ fn handler_changed(_: &Call<'_>) -> Result<Value> {
 /// Event trigger, of all three events.
 fn ddl(call: &Call<'_>) -> Result<Value> {
     // The table is its owner's to look into.
-    let role = catalog::current_role();
-    let Ok(_table) = Table::open() else {
+    let role = rights::current_role();
+    let Ok(_table) = OwnTables::open() else {
         return Ok(Value::Void);
     };
     let event = call.event();
@@ -89,7 +89,7 @@ fn functions_dropped(role: u32) {
            SELECT b.kind, b.server, b.subject, b.signature FROM litmus_pgnats.handler_binding b, \
            pg_event_trigger_dropped_objects() d WHERE d.classid = 'pg_proc'::regclass AND d.objid = b.function_oid)"
     );
-    let others = if catalog::is_superuser(role) { 0 } else { role };
+    let others = if rights::is_superuser(role) { 0 } else { role };
     let [system, database] = here();
     remove(
         &format!(
@@ -112,7 +112,7 @@ fn functions_dropped(role: u32) {
 
 /// Binds what the transaction has left unbound to the functions that have been made in their place, and removes the rest.
 fn rebind() {
-    let Ok(_table) = Table::open() else { return };
+    let Ok(_table) = OwnTables::open() else { return };
     query(
         &format!(
             "UPDATE {BINDING} SET function_oid = p.oid FROM litmus_pgnats.handler h, pg_proc p \
@@ -142,7 +142,7 @@ fn remove(sql: &str, arguments: &[Argument<'_>]) {
 
 /// What object ids hold for: this cluster and this database.
 fn here() -> [Argument<'static>; 2] {
-    [Int8(catalog::system_identifier()), Oid(catalog::database_oid())]
+    [Int8(state::system_identifier()), Oid(databases::database_oid())]
 }
 
 /// A row if the statement has dropped something that handlers, or the servers behind them, may need.
@@ -193,7 +193,7 @@ fn follow() {
 /// The runtime need not be told of what this transaction has done.
 pub fn forget() {
     CHANGED.set(false);
-    LOOK.set(false);
+    REFRESH.set(false);
     UNBOUND.set(false);
 }
 
@@ -208,22 +208,22 @@ pub fn before_commit() -> Result<()> {
 /// The changes stand: has the runtime look.
 pub fn committed() {
     CHANGED.set(false);
-    if LOOK.replace(false) {
-        let database = catalog::database_oid();
-        call::announce(&Request::Look { database });
+    if REFRESH.replace(false) {
+        let database = databases::database_oid();
+        call::announce(&Request::Refresh { database });
     }
-    look_elsewhere();
+    refresh_elsewhere();
 }
 
 /// The changes are taken back.
 pub fn aborted() {
     forget();
-    look_elsewhere();
+    refresh_elsewhere();
 }
 
-fn look_elsewhere() {
+fn refresh_elsewhere() {
     for database in ELSEWHERE.take() {
-        call::post(&Request::Look { database });
+        call::post(&Request::Refresh { database });
     }
 }
 

@@ -1,17 +1,19 @@
 //! `litmus_pgnats.redrive` and its kin: what becomes of messages that could not be delivered or executed. Runs in backends.
 
-use super::handlers::{TRUSTED, Table};
-use super::outbox::{self, Message};
-use super::publish::null;
-use crate::channel::outbox::Lane;
+use super::arguments::null;
+use super::outbox;
+use super::outbox::NewMessage;
+use super::own_tables::{OwnTables, TRUSTED};
+use crate::channel::outbox::Partition;
 use crate::error::{Error, Kind, Result};
-use crate::pg::batch::{self, Element};
-use crate::pg::callback::{self, Arguments, Function};
-use crate::pg::catalog;
+use crate::pg::batch::Element;
+use crate::pg::callback::Arguments;
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::function::Function;
 use crate::pg::query::Argument::{Int8, Oid, OptionalText};
 use crate::pg::query::{Fields, prepared_each, query};
-use crate::pg::transaction::{Identity, Parameters};
+use crate::pg::transaction::{Parameters, UserContext};
+use crate::pg::{batch, callback, databases, rights, state};
 
 sql_function!(litmus_pgnats_redrive, redrive);
 sql_function!(litmus_pgnats_redrive_all, redrive_all);
@@ -41,7 +43,7 @@ fn redrive(call: &Call<'_>) -> Result<Value> {
         Error::new(Kind::InvalidName, format!("there is no dead letter {id}"))
             .hint("litmus_pgnats.dead_letters lists them.")
     })?;
-    if !catalog::has_privileges_of(letter.role) {
+    if !rights::has_privileges_of(letter.role) {
         return Err(Error::new(
             Kind::PermissionDenied,
             format!("permission denied for dead letter {id}"),
@@ -56,7 +58,7 @@ fn redrive(call: &Call<'_>) -> Result<Value> {
 fn redrive_all(call: &Call<'_>) -> Result<Value> {
     let server = call.text(0)?;
     let rows = {
-        let _table = Table::open()?;
+        let _table = OwnTables::open()?;
         query(
             "SELECT id FROM litmus_pgnats.dead_letter WHERE source = 'outbox' AND server = coalesce($1, server) ORDER BY id",
             &[OptionalText(server.as_deref())],
@@ -69,7 +71,7 @@ fn redrive_all(call: &Call<'_>) -> Result<Value> {
         .flatten()
         .filter_map(|id| id.parse().ok())
     {
-        if let Some(letter) = find(id)?.filter(|letter| catalog::has_privileges_of(letter.role)) {
+        if let Some(letter) = find(id)?.filter(|letter| rights::has_privileges_of(letter.role)) {
             again(id, &letter)?;
             count += 1;
         }
@@ -81,7 +83,7 @@ fn redrive_all(call: &Call<'_>) -> Result<Value> {
 fn purge(call: &Call<'_>) -> Result<Value> {
     let older_than = call.interval_ms(0).unwrap_or(0);
     let rows = {
-        let _table = Table::open()?;
+        let _table = OwnTables::open()?;
         query(
             "SELECT DISTINCT role::oid FROM litmus_pgnats.dead_letter \
              WHERE died <= clock_timestamp() - make_interval(secs => $1 / 1000.0)",
@@ -95,10 +97,10 @@ fn purge(call: &Call<'_>) -> Result<Value> {
         .filter_map(|role| role.parse().ok());
     // A dropped role's are the superuser's.
     let roles: Vec<String> = roles
-        .filter(|role| catalog::has_privileges_of(*role))
+        .filter(|role| rights::has_privileges_of(*role))
         .map(|role: u32| role.to_string())
         .collect();
-    let _table = Table::open()?;
+    let _table = OwnTables::open()?;
     let removed = query(
         "WITH removed AS (DELETE FROM litmus_pgnats.dead_letter \
          WHERE died <= clock_timestamp() - make_interval(secs => $1 / 1000.0) AND role::oid = ANY($2::oid[]) RETURNING 1) \
@@ -116,7 +118,7 @@ fn purge(call: &Call<'_>) -> Result<Value> {
 
 /// Reads a dead letter and locks it.
 fn find(id: i64) -> Result<Option<Dead>> {
-    let _table = Table::open()?;
+    let _table = OwnTables::open()?;
     let mut found = None;
     prepared_each(
         "SELECT source, server, role::bigint, function, stream_sequence, delivery_count::bigint, subject, headers, domain, \
@@ -148,22 +150,22 @@ fn dead(row: &Fields) -> Option<Dead> {
 
 fn again(id: i64, letter: &Dead) -> Result<()> {
     if letter.source == "outbox" {
-        let lane = Lane {
+        let partition = Partition {
             server: letter.server.clone(),
             role: letter.role,
         };
-        let message = Message {
+        let message = NewMessage {
             subject: &letter.subject,
             payload: &letter.payload,
             headers: letter.headers.as_deref(),
             domain: letter.domain.as_deref(),
             id: letter.message_id.as_deref(),
         };
-        outbox::put(lane, &message)?;
+        outbox::put(partition, &message)?;
     } else {
         execute(letter)?;
     }
-    let _table = Table::open()?;
+    let _table = OwnTables::open()?;
     query("DELETE FROM litmus_pgnats.dead_letter WHERE id = $1", &[Int8(id)]);
     Ok(())
 }
@@ -171,7 +173,7 @@ fn again(id: i64, letter: &Dead) -> Result<()> {
 /// The function that the subscription calls, or else the one of that name: with the rights of the message's role, so none
 /// that another role has made.
 fn function_of(letter: &Dead) -> Option<u32> {
-    let _table = Table::open().ok()?;
+    let _table = OwnTables::open().ok()?;
     let rows = query(
         &format!(
             "SELECT p.oid FROM (SELECT $1::text AS signature, $2::oid AS role) h LEFT JOIN ( \
@@ -188,8 +190,8 @@ fn function_of(letter: &Dead) -> Option<u32> {
             Oid(letter.role),
             OptionalText(Some(&letter.server)),
             OptionalText(letter.stream.as_deref()),
-            Int8(catalog::system_identifier()),
-            Oid(catalog::database_oid()),
+            Int8(state::system_identifier()),
+            Oid(databases::database_oid()),
         ],
     );
     rows.into_iter().flatten().flatten().next()?.parse().ok()
@@ -205,7 +207,7 @@ fn execute(letter: &Dead) -> Result<()> {
         )
         .hint("A function of that name is called if it belongs to the message's role or to a superuser.")
     })?;
-    if !catalog::has_execute(letter.role, function.oid) {
+    if !rights::has_execute(letter.role, function.oid) {
         return Err(Error::new(
             Kind::PermissionDenied,
             format!("permission denied for function {signature}"),
@@ -217,7 +219,7 @@ fn execute(letter: &Dead) -> Result<()> {
     {
         // What the function sets is not for the caller, who may be mightier.
         let _parameters = Parameters::of(&[]);
-        let _identity = Identity::confined(letter.role);
+        let _identity = UserContext::confined(letter.role);
         if function.takes_batches() {
             batch::call(
                 &function,

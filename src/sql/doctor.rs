@@ -1,17 +1,18 @@
 //! `litmus_pgnats.doctor()`: what is well, what is wrong, and what to do. What concerns NATS is found out by the runtime
-//! worker, in `actors/examine.rs`. Runs in backends.
+//! worker, in `actors/doctor/examine.rs`. Runs in backends.
 
-use super::{call, server, settings, statistics};
-use crate::actors::examine::STEPS;
-use crate::bgw::runtime;
-use crate::channel::message::{Key, Reply, Request, Row};
+use super::{call, parameters, server, statistics};
+use crate::channel::message::{EXAMINE_STEPS, Reply, Request};
+use crate::channel::target::Key;
 use crate::error::{Kind, Result};
-use crate::findings::{Findings, Status};
-use crate::pg::catalog::{self, Server};
+use crate::findings::{CheckStatus, Findings};
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::foreign_servers::Server;
 use crate::pg::query::Argument::Text;
 use crate::pg::query::query;
 use crate::pg::transaction::Parameters;
+use crate::pg::{databases, foreign_servers, rights, runtime_worker, state};
+use crate::row::Row;
 
 sql_function!(litmus_pgnats_doctor, doctor);
 
@@ -26,12 +27,12 @@ fn doctor(_: &Call<'_>) -> Result<Value> {
     let is_running = runtime_worker(&mut findings);
     worker_slots(is_running, &mut findings);
     versions(&mut findings);
-    let servers = catalog::servers()?;
+    let servers = foreign_servers::servers()?;
     if servers.is_empty() {
         let advice = "CREATE SERVER name FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host 'localhost') defines one.";
         findings.wrong("foreign server", "", "there is none in this database", advice);
     }
-    if servers.len() > 1 && settings::server().is_none() {
+    if servers.len() > 1 && parameters::server().is_none() {
         let found = "there are several, and litmus_pgnats.server names none: calls of this session fail";
         let advice = "SET litmus_pgnats.server = 'name', or ALTER DATABASE ... SET for all sessions.";
         findings.warn("foreign server", "", found, advice);
@@ -47,7 +48,7 @@ fn doctor(_: &Call<'_>) -> Result<Value> {
 }
 
 fn preload(findings: &mut Findings) {
-    if runtime::is_preloaded() {
+    if runtime_worker::is_preloaded() {
         findings.ok("preload", "", "the library is in shared_preload_libraries");
     } else {
         let found = "the library is not in shared_preload_libraries: after a restart nothing runs before the first call";
@@ -143,17 +144,14 @@ fn versions(findings: &mut Findings) {
 /// The options as the caller's calls would use them, and what becomes of them. Fails if the statement is cancelled.
 fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) -> Result<()> {
     const CHECK: &str = "foreign server";
-    let (role, name) = (catalog::current_role(), server.name.as_str());
-    if !catalog::has_usage(role, server.oid) {
-        let found = format!(
-            "not examined: {} has no USAGE privilege",
-            catalog::role_name(role)
-        );
+    let (role, name) = (rights::current_role(), server.name.as_str());
+    if !rights::has_usage(role, server.oid) {
+        let found = format!("not examined: {} has no USAGE privilege", rights::role_name(role));
         let advice = "GRANT USAGE ON FOREIGN SERVER name TO role gives the right.";
         findings.warn(CHECK, name, found, advice);
         return Ok(());
     }
-    let options = catalog::server_options(server.oid).unwrap_or_default();
+    let options = foreign_servers::server_options(server.oid).unwrap_or_default();
     let mut open: Vec<&str> = SECRETS
         .into_iter()
         .filter(|name| options.contains_key(*name))
@@ -171,9 +169,9 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) ->
         findings.warn(CHECK, name, found, advice);
     }
     let key = Key {
-        database: catalog::database_oid(),
+        database: databases::database_oid(),
         server: server.oid,
-        mapping: catalog::user_mapping(role, server.oid).unwrap_or(0),
+        mapping: foreign_servers::user_mapping(role, server.oid).unwrap_or(0),
         private_to: 0,
     };
     let settings = match server::read_settings(key) {
@@ -186,20 +184,20 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) ->
     };
     let mapping = if key.mapping == 0 { "no" } else { "a" };
     let hosts: Vec<String> = settings.hosts.iter().map(ToString::to_string).collect();
-    let role = catalog::role_name(role);
+    let role = rights::role_name(role);
     let found = format!("{}, as role {role} with {mapping} user mapping", hosts.join(", "));
     findings.ok(CHECK, name, found);
     if !is_running {
         return Ok(());
     }
     running_connections(name, findings);
-    let limit = settings::connect_timeout();
+    let limit = parameters::connect_timeout();
     let request = Request::Examine {
         key,
         settings: Box::new(settings),
         limit_ms: call::milliseconds(limit),
     };
-    match call::tell(&request, limit * STEPS) {
+    match call::tell(&request, limit * EXAMINE_STEPS) {
         Ok(frame) => match frame.message {
             Reply::Rows(rows) => findings.include(name, rows),
             _ => findings.failed(CHECK, name, &call::unexpected_reply(), ""),
@@ -226,7 +224,7 @@ fn running_connections(server: &str, findings: &mut Findings) {
 }
 
 fn handlers(findings: &mut Findings) {
-    if catalog::is_in_recovery() {
+    if state::is_in_recovery() {
         return findings.ok("handlers", "", "this server is a standby, where none runs");
     }
     let superusers = query(
@@ -300,9 +298,9 @@ fn handler(row: [Option<String>; 13], findings: &mut Findings) {
     }
     if state != "live" || !problem.is_empty() {
         let status = if state == "waiting" {
-            Status::Warning
+            CheckStatus::Warning
         } else {
-            Status::Error
+            CheckStatus::Error
         };
         let advice = if problem.contains("has failed") {
             "Correct the function, then call nats_subscribe_stream again."

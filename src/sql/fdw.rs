@@ -1,19 +1,20 @@
 //! The validator of the foreign-data wrapper: called by CREATE and ALTER of servers and user mappings.
 
 use crate::error::{Error, Kind, Result};
-use crate::pg::catalog::{self, Catalogue};
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::report::{self, Level};
+use crate::pg::foreign_servers::Catalogue;
+use crate::pg::report::Level;
+use crate::pg::{foreign_servers, report, rights};
 use crate::settings::Options;
-use crate::settings::validate::{Target, files, secrets, validate};
+use crate::settings::validate::{OptionsOf, files, secrets, validate};
 
 sql_function!(litmus_pgnats_fdw_validator, check);
 
 fn check(call: &Call<'_>) -> Result<Value> {
-    let target = match catalog::catalogue(call.oid(1).unwrap_or(0)) {
-        Catalogue::Server => Target::Server,
-        Catalogue::UserMapping => Target::UserMapping,
-        Catalogue::Other => Target::Other,
+    let target = match foreign_servers::catalogue(call.oid(1).unwrap_or(0)) {
+        Catalogue::Server => OptionsOf::Server,
+        Catalogue::UserMapping => OptionsOf::UserMapping,
+        Catalogue::Other => OptionsOf::Other,
     };
     // PostgreSQL passes each option as name=value.
     let split = |option: String| {
@@ -24,7 +25,7 @@ fn check(call: &Call<'_>) -> Result<Value> {
     let options: Options = call.text_array(0)?.into_iter().filter_map(split).collect();
     validate(target, &options)?;
     check_files(&options)?;
-    if target == Target::Server {
+    if target == OptionsOf::Server {
         warn_of_secrets(&options);
     }
     Ok(Value::Void)
@@ -33,7 +34,7 @@ fn check(call: &Call<'_>) -> Result<Value> {
 /// Whoever may have the server process read a file may learn what is in it.
 fn check_files(options: &Options) -> Result<()> {
     match files(options).next() {
-        Some(option) if !catalog::may_read_server_files() => Err(Error::new(
+        Some(option) if !rights::may_read_server_files() => Err(Error::new(
             Kind::FileOptionDenied,
             format!("permission denied to set option \"{option}\""),
         )

@@ -1,17 +1,17 @@
 //! Registering handlers, which is writing rows of the table `litmus_pgnats.handler`. Runs in backends.
 
-use super::publish::null;
-use super::{call, server, settings};
+use super::arguments::null;
+use super::own_tables::{OwnTables, RegisteredHandler};
+use super::{call, parameters, server};
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::nats::subject;
-use crate::pg::callback::Function;
-use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::function::Function;
 use crate::pg::query::Argument::{Int8, Oid, OptionalText, Text};
 use crate::pg::query::query;
-use crate::pg::report::{self, Level};
-use crate::pg::transaction::{Identity, Parameters};
+use crate::pg::report::Level;
+use crate::pg::{encoding, report, rights, state};
 
 sql_function!(nats_subscribe, |call: &Call<'_>| register(
     call,
@@ -32,104 +32,6 @@ sql_function!(litmus_pgnats_unregister_responder, |call: &Call<'_>| unregister(
 
 /// Most messages for one call.
 const MAX_BATCH: i32 = 10_000;
-
-/// Of functions `p` that have taken the name of one that a handler `h` called, those that may be called in its place: with
-/// the handler's rights, so nobody else's but a superuser's.
-pub const TRUSTED: &str =
-    "(p.proowner = h.role OR EXISTS (SELECT FROM pg_roles o WHERE o.oid = p.proowner AND o.rolsuper))";
-
-/// A row of the table, as far as registering needs it.
-struct Registered {
-    signature: String,
-    role: u32,
-}
-
-/// The table as its owner sees it, and no name of a statement means anything but PostgreSQL's or ours.
-pub struct Table {
-    _parameters: Parameters,
-    _owner: Identity,
-}
-
-impl Table {
-    pub fn open() -> Result<Table> {
-        let parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
-        let owner = catalog::extension_owner().ok_or_else(|| {
-            Error::new(
-                Kind::Unsupported,
-                "extension \"litmus_pgnats\" is not in this database",
-            )
-        })?;
-        Ok(Table {
-            _parameters: parameters,
-            _owner: Identity::borrowed(owner),
-        })
-    }
-
-    /// The handlers of a kind on a subject: of one function, or of any.
-    fn registered(
-        &self,
-        kind: HandlerKind,
-        server: &str,
-        subject: &str,
-        function: Option<&Function>,
-    ) -> Vec<Registered> {
-        let signature = function.map(Function::signature);
-        let rows = query(
-            "SELECT signature, role::oid FROM litmus_pgnats.handler \
-             WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = coalesce($4, signature)",
-            &[
-                Text(kind.name()),
-                Text(server),
-                Text(subject),
-                OptionalText(signature.as_deref()),
-            ],
-        );
-        let registered = rows.into_iter().filter_map(|row| match row.as_slice() {
-            [Some(signature), Some(role)] => Some(Registered {
-                signature: signature.clone(),
-                role: role.parse().ok()?,
-            }),
-            _ => None,
-        });
-        registered.collect()
-    }
-
-    /// The server that all handlers name.
-    fn only_server(&self) -> Option<String> {
-        let rows = query("SELECT DISTINCT server FROM litmus_pgnats.handler", &[]);
-        let mut names = rows.into_iter().flatten().flatten();
-        names.next().filter(|_| names.next().is_none())
-    }
-
-    /// Remembers which objects the names of a handler mean; 0 for a server that is not there.
-    pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
-        query(
-            "INSERT INTO litmus_pgnats.handler_binding \
-             (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
-             VALUES ($1, $2, $3, $4, $5, nullif($6, 0::oid), $7, $8) \
-             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = excluded.function_oid, \
-             server_oid = excluded.server_oid, system_identifier = excluded.system_identifier, \
-             database_oid = excluded.database_oid",
-            &[
-                Text(kind),
-                Text(server),
-                Text(subject),
-                Text(signature),
-                Oid(function),
-                Oid(server_oid),
-                Int8(catalog::system_identifier()),
-                Oid(catalog::database_oid()),
-            ],
-        );
-    }
-
-    pub fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
-        query(
-            "DELETE FROM litmus_pgnats.handler WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4",
-            &[Text(kind.name()), Text(server), Text(subject), Text(signature)],
-        );
-    }
-}
 
 /// `(subject, fn, queue_group, batch_size)`; a responder has no batches.
 fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
@@ -154,7 +56,7 @@ pub struct Written {
     pub server: String,
     pub signature: String,
     /// Until it is dropped, names and rights are those for writing more of it.
-    pub table: Table,
+    pub table: OwnTables,
 }
 
 /// Checks and writes a handler.
@@ -172,13 +74,13 @@ pub fn write(
     check_writable()?;
     // Now, when an error may still be raised; the commit will only tell it to look.
     call::ensure_runtime()?;
-    let role = catalog::current_role();
+    let role = rights::current_role();
     let only = (kind != HandlerKind::Responder).then_some(function);
-    let before = Table::open()?.registered(kind, &server, subject, only);
+    let before = OwnTables::open()?.registered(kind, &server, subject, only);
     for registered in &before {
         check_privileges(registered, kind, subject)?;
     }
-    let table = Table::open()?;
+    let table = OwnTables::open()?;
     if kind == HandlerKind::Responder {
         for registered in &before {
             if registered.signature != function.signature() {
@@ -251,18 +153,18 @@ pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> 
     let server = match server::choose().and_then(server::target) {
         Ok(target) => target.server_name,
         // Of a server that was dropped, whose handlers stay.
-        Err(error) if error.kind == Kind::NoServer => settings::server()
-            .map(|name| catalog::utf8(&name))
-            .or_else(|| Table::open().ok()?.only_server())
+        Err(error) if error.kind == Kind::NoServer => parameters::server()
+            .map(|name| encoding::utf8(&name))
+            .or_else(|| OwnTables::open().ok()?.only_server())
             .ok_or(error)?,
         Err(error) => return Err(error),
     };
     call::ensure_runtime()?;
-    let found = Table::open()?.registered(kind, &server, subject, function);
+    let found = OwnTables::open()?.registered(kind, &server, subject, function);
     for registered in &found {
         check_privileges(registered, kind, subject)?;
     }
-    let table = Table::open()?;
+    let table = OwnTables::open()?;
     for registered in &found {
         table.delete(kind, &server, subject, &registered.signature);
     }
@@ -334,23 +236,23 @@ fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
 }
 
 fn check_execute(function: &Function) -> Result<()> {
-    let role = catalog::current_role();
-    if catalog::has_execute(role, function.oid) {
+    let role = rights::current_role();
+    if rights::has_execute(role, function.oid) {
         return Ok(());
     }
     let message = format!("permission denied for function {}", function.signature());
-    let role = catalog::role_name(role);
+    let role = rights::role_name(role);
     Err(Error::new(Kind::PermissionDenied, message)
         .detail(format!("Role \"{role}\" has no EXECUTE privilege on it."))
         .hint("GRANT EXECUTE ON FUNCTION name TO role gives the right."))
 }
 
 /// A handler runs with the rights of the role that registered it: only who has these may replace or remove it.
-fn check_privileges(registered: &Registered, kind: HandlerKind, subject: &str) -> Result<()> {
-    if registered.role == catalog::current_role() || catalog::has_privileges_of(registered.role) {
+fn check_privileges(registered: &RegisteredHandler, kind: HandlerKind, subject: &str) -> Result<()> {
+    if registered.role == rights::current_role() || rights::has_privileges_of(registered.role) {
         return Ok(());
     }
-    let owner = catalog::role_name(registered.role);
+    let owner = rights::role_name(registered.role);
     Err(not_yours(kind, subject).detail(format!(
         "Role \"{owner}\" has registered it, calling {}.",
         registered.signature
@@ -364,7 +266,7 @@ fn not_yours(kind: HandlerKind, subject: &str) -> Error {
 }
 
 fn check_writable() -> Result<()> {
-    if catalog::is_in_recovery() {
+    if state::is_in_recovery() {
         return Err(Error::new(
             Kind::Standby,
             "cannot change subscriptions and responders on a standby",
@@ -380,7 +282,7 @@ fn check_number(role: u32) -> Result<()> {
         &[Oid(role)],
     );
     let number = rows.into_iter().flatten().flatten().next();
-    let most = settings::max_handlers();
+    let most = parameters::max_handlers();
     if number
         .and_then(|number| number.parse::<usize>().ok())
         .unwrap_or(0)
@@ -388,7 +290,7 @@ fn check_number(role: u32) -> Result<()> {
     {
         return Ok(());
     }
-    let role = catalog::role_name(role);
+    let role = rights::role_name(role);
     Err(
         Error::new(Kind::TooManyHandlers, "too many subscriptions and responders")
             .detail(format!(

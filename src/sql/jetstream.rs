@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::call::{self, unexpected_reply};
-use super::publish::{binary_payload, jsonb_payload, subject_argument, text_payload};
-use crate::channel::frame::Frame;
-use crate::channel::message::{JetStreamCall, Reply};
+use super::answers::number;
+use super::arguments::{binary_payload, domain_argument, jsonb_payload, subject_argument, text_payload};
+use super::call;
+use crate::channel::message::JetStreamCall;
 use crate::error::Result;
-use crate::nats::headers::{self, Headers};
-use crate::nats::names;
+use crate::nats::headers;
+use crate::nats::headers::Headers;
 use crate::pg::fmgr::{Call, Value, sql_function};
 
 sql_function!(nats_publish_text_stream, |call: &Call<'_>| publish(
@@ -31,37 +31,4 @@ fn publish(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Value> {
         .map_or(Ok(Headers::new()), |json| headers::parse(&json))?;
     let publish = JetStreamCall::Publish { subject, headers };
     call::jetstream(domain_argument(call, 3)?, publish, &payload).and_then(number)
-}
-
-/// The argument `domain`: NULL for the server's default.
-pub fn domain_argument(call: &Call<'_>, index: usize) -> Result<Option<String>> {
-    let domain = call.text(index)?.map(Cow::into_owned);
-    if let Some(domain) = &domain {
-        names::check_domain(domain)?;
-    }
-    Ok(domain)
-}
-
-/// A stream sequence or a revision as bigint.
-pub fn number(reply: Frame<Reply>) -> Result<Value> {
-    match reply.message {
-        Reply::Number(number) => Ok(Value::Int8(i64::try_from(number).unwrap_or(i64::MAX))),
-        _ => Err(unexpected_reply()),
-    }
-}
-
-/// The reply to a call that returns nothing.
-pub fn done(reply: Frame<Reply>) -> Result<Value> {
-    match reply.message {
-        Reply::Done => Ok(Value::Void),
-        _ => Err(unexpected_reply()),
-    }
-}
-
-/// Rows of a function that returns a set.
-pub fn rows(reply: Frame<Reply>) -> Result<Value> {
-    match reply.message {
-        Reply::Rows(rows) => Ok(Value::Rows(rows)),
-        _ => Err(unexpected_reply()),
-    }
 }

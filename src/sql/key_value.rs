@@ -6,10 +6,11 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::call::{self, unexpected_reply};
-use super::jetstream::{domain_argument, done, number, rows};
-use super::publish::{bytes_of, null};
-use super::request;
+use super::answers::{done, number, rows};
+use super::arguments::{bytes_of, domain_argument, null};
+use super::call::unexpected_reply;
+use super::{call, request};
+use crate::channel::frame::Frame;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, JetStreamCall, Reply};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names;
@@ -116,9 +117,7 @@ sql_function!(nats_delete_bucket, |call: &Call<'_>| in_bucket(
 // (bucket, history, ttl, replicas, storage, domain)
 sql_function!(nats_create_bucket, create_bucket);
 
-type Frame = crate::channel::frame::Frame<Reply>;
-
-fn in_bucket(call: &Call<'_>, ask: BucketCall, value: &[u8], domain: usize) -> Result<Frame> {
+fn in_bucket(call: &Call<'_>, ask: BucketCall, value: &[u8], domain: usize) -> Result<Frame<Reply>> {
     let bucket = call.text(0)?.ok_or_else(|| null("bucket"))?.into_owned();
     names::check_bucket(&bucket)?;
     call::jetstream(
@@ -134,7 +133,7 @@ fn key(call: &Call<'_>) -> Result<String> {
     Ok(key)
 }
 
-fn in_key(call: &Call<'_>, ask: impl FnOnce(String) -> BucketCall) -> Result<Frame> {
+fn in_key(call: &Call<'_>, ask: impl FnOnce(String) -> BucketCall) -> Result<Frame<Reply>> {
     in_bucket(call, ask(key(call)?), b"", 2)
 }
 

@@ -1,9 +1,10 @@
 //! Object stores: `nats_put_file`, `nats_get_file`, `nats_delete_file`, `nats_get_file_info` and
 //! `nats_get_file_list`.
 
-use super::call::{self, unexpected_reply};
-use super::jetstream::{domain_argument, done, rows};
-use super::publish::null;
+use super::answers::{done, rows};
+use super::arguments::{domain_argument, null};
+use super::call;
+use super::call::unexpected_reply;
 use crate::channel::message::{JetStreamCall, Reply, StoreCall};
 use crate::error::Result;
 use crate::nats::names;

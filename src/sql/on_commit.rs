@@ -6,18 +6,20 @@
 
 use std::cell::RefCell;
 
-use super::call::{self, Outgoing};
-use super::settings;
-use crate::channel::message::{Key, Request};
+use super::call::Outgoing;
+use super::{call, parameters};
+use crate::channel::message::Request;
+use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
-use crate::pg::report::{self, Level};
+use crate::pg::report;
+use crate::pg::report::Level;
 
 /// What a held message takes beyond its subject, headers and payload, in bytes; about what it does.
 const OVERHEAD: usize = 100;
 
 #[derive(Default)]
-struct Held {
+struct HeldPublishes {
     messages: Vec<(Key, Outgoing<'static>)>,
     bytes: usize,
     /// The runtime has them, or a part of them.
@@ -25,14 +27,14 @@ struct Held {
 }
 
 thread_local! {
-    static HELD: RefCell<Held> = RefCell::default();
+    static HELD: RefCell<HeldPublishes> = RefCell::default();
 }
 
 /// Has a message wait for the commit.
 pub fn hold(key: Key, message: Outgoing<'_>) -> Result<()> {
     HELD.with_borrow_mut(|held| {
         let size = size(&message);
-        let limit = settings::on_commit_size();
+        let limit = parameters::on_commit_size();
         if held.bytes + size > limit {
             return Err(Error::new(
                 Kind::TransactionTooLarge,

@@ -1,24 +1,24 @@
 //! `nats_publish_*_outbox`: messages that are rows of the transaction, and are delivered to JetStream after its commit. Runs
 //! in backends and executors, on the main thread.
 //!
-//! Rows of a transaction and lane share a batch. Just before the commit each batch gets its number, so that the numbers
-//! follow the order of the commits and not that of the rows; a courier reads what waits by them.
+//! Rows of a transaction and partition share a batch. Just before the commit each batch gets its number, so that the numbers
+//! follow the order of the commits and not that of the rows; an outbox relay reads what waits by them.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 
-use super::publish::{binary_payload, jsonb_payload, subject_argument, text_payload};
+use super::arguments::{binary_payload, jsonb_payload, subject_argument, text_payload};
 use super::{call, server};
 use crate::channel::message::Request;
-use crate::channel::outbox::Lane;
+use crate::channel::outbox::Partition;
 use crate::error::{Error, Kind, Result};
 use crate::nats::{headers, names};
-use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::heap::{self, Column};
-use crate::pg::report::{self, Level};
+use crate::pg::heap::Column;
+use crate::pg::report::Level;
+use crate::pg::{databases, heap, report, rights, state};
 
 sql_function!(nats_publish_text_outbox, |call: &Call<'_>| publish(
     call,
@@ -42,7 +42,7 @@ const COMMAND: &CStr = c"nats_publish_*_outbox";
 
 thread_local! {
     /// The batches of the running transaction.
-    static BATCHES: RefCell<HashMap<Lane, i64>> = RefCell::default();
+    static BATCHES: RefCell<HashMap<Partition, i64>> = RefCell::default();
 }
 
 /// `(subject, payload, headers, domain)`.
@@ -61,25 +61,25 @@ fn publish(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Value> {
         );
     }
     let server = server::target(server::choose()?)?.server_name;
-    let role = catalog::current_role();
-    if catalog::is_in_recovery() {
+    let role = rights::current_role();
+    if state::is_in_recovery() {
         return Err(Error::new(
             Kind::Standby,
             "cannot write to the outbox on a standby",
         ));
     }
-    let message = Message {
+    let message = NewMessage {
         subject: &subject,
         payload: &payload,
         headers: headers.as_deref(),
         domain: domain.as_deref(),
         id: None,
     };
-    put(Lane { server, role }, &message).map(Value::Int8)
+    put(Partition { server, role }, &message).map(Value::Int8)
 }
 
 /// A message for the outbox.
-pub struct Message<'a> {
+pub struct NewMessage<'a> {
     pub subject: &'a str,
     pub payload: &'a [u8],
     pub headers: Option<&'a str>,
@@ -89,8 +89,8 @@ pub struct Message<'a> {
 }
 
 /// Writes a message into the outbox; its number there.
-pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
-    let batch = BATCHES.with_borrow(|batches| batches.get(&lane).copied());
+pub fn put(partition: Partition, message: &NewMessage<'_>) -> Result<i64> {
+    let batch = BATCHES.with_borrow(|batches| batches.get(&partition).copied());
     if batch.is_none() {
         // So that the commit need not connect; without preloading this starts the runtime. What is there when it starts, it
         // finds by itself.
@@ -124,7 +124,7 @@ pub fn put(lane: Lane, message: &Message<'_>) -> Result<i64> {
         COMMAND,
     )?;
     if batch.is_none() {
-        BATCHES.with_borrow_mut(|batches| batches.insert(lane, batch_or_new));
+        BATCHES.with_borrow_mut(|batches| batches.insert(partition, batch_or_new));
     }
     Ok(id)
 }
@@ -135,7 +135,7 @@ pub fn before_commit() -> Result<()> {
     if batches.is_empty() {
         return Ok(());
     }
-    for (lane, batch) in &batches {
+    for (partition, batch) in &batches {
         let number = match heap::next(c"outbox_number") {
             Ok(number) => number,
             // The transaction has dropped the extension, and the messages with it.
@@ -145,8 +145,8 @@ pub fn before_commit() -> Result<()> {
         let row = [
             Column::Int8(number),
             Column::Int8(*batch),
-            Column::Text(&lane.server),
-            Column::Oid(lane.role),
+            Column::Text(&partition.server),
+            Column::Oid(partition.role),
         ];
         heap::insert(c"outbox_batch", &row, COMMAND)?;
     }
@@ -164,11 +164,11 @@ pub fn before_prepare() -> Result<()> {
     ))
 }
 
-/// Has the courier come.
+/// Has the outbox relay come.
 pub fn committed() {
     if !BATCHES.take().is_empty() {
         call::announce(&Request::Outbox {
-            database: catalog::database_oid(),
+            database: databases::database_oid(),
         });
     }
 }

@@ -6,13 +6,14 @@
 
 use std::cell::RefCell;
 
-use super::call::{self, milliseconds, unexpected_reply};
-use super::{changes, server, settings};
-use crate::channel::message::{Key, Reply, Request};
+use super::call::{milliseconds, unexpected_reply};
+use super::{call, changes, parameters, server};
+use crate::channel::message::{Reply, Request};
+use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
-use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::report::{self, Level};
+use crate::pg::report::Level;
+use crate::pg::{databases, foreign_servers, report, rights, state};
 
 sql_function!(litmus_pgnats_reload_conf, |_: &Call<'_>| reload(false));
 sql_function!(litmus_pgnats_reload_conf_force, |_: &Call<'_>| reload(true));
@@ -32,14 +33,14 @@ thread_local! {
 }
 
 fn reload(force: bool) -> Result<Value> {
-    let (database, _) = catalog::database();
+    let (database, _) = databases::database();
     let mut found = Vec::new();
     for server in server::to_reload()? {
         let request = Request::MappingsInUse {
             database,
             server: server.oid,
         };
-        let Reply::MappingsInUse { mappings } = call::tell(&request, settings::connect_timeout())?.message
+        let Reply::MappingsInUse { mappings } = call::tell(&request, parameters::connect_timeout())?.message
         else {
             return Err(unexpected_reply());
         };
@@ -52,12 +53,12 @@ fn reload(force: bool) -> Result<Value> {
     }
     // Handlers may have waited for what the reload is for; a timeout may have changed.
     changes::mark();
-    if catalog::transaction_has_written() {
+    if state::transaction_has_written() {
         AT_COMMIT.with_borrow_mut(|pending| pending.extend(found));
         return Ok(Value::Void);
     }
     for pending in found {
-        call::tell(&pending.request()?, settings::connect_timeout())?;
+        call::tell(&pending.request()?, parameters::connect_timeout())?;
     }
     Ok(Value::Void)
 }
@@ -71,7 +72,7 @@ impl Pending {
             ..
         } = *self;
         let mut settings = Vec::with_capacity(self.mappings.len());
-        let own = catalog::user_mapping(catalog::current_role(), server).unwrap_or(0);
+        let own = foreign_servers::user_mapping(rights::current_role(), server).unwrap_or(0);
         for mapping in self.mappings.iter().copied() {
             let key = Key {
                 database,
@@ -96,7 +97,7 @@ impl Pending {
             server,
             settings,
             force,
-            wait_ms: milliseconds(settings::connect_timeout()),
+            wait_ms: milliseconds(parameters::connect_timeout()),
         })
     }
 }

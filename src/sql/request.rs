@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::call::{self, unexpected_reply};
-use super::publish::{binary_payload, jsonb_payload, null, subject_argument, text_payload};
+use super::arguments::{binary_payload, jsonb_payload, null, subject_argument, text_payload};
+use super::call;
+use super::call::unexpected_reply;
 use crate::channel::message::{Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::pg::fmgr::{self, Call, Value, sql_function};
+use crate::pg::encoding;
+use crate::pg::fmgr::{Call, Value, sql_function};
 
 sql_function!(nats_request_text, |call: &Call<'_>| request(
     call,
@@ -83,7 +85,7 @@ pub fn json(reply: Bytes) -> Result<String> {
     let text = text(reply)?;
     match serde_json::from_str::<&serde_json::value::RawValue>(&text) {
         Ok(_) => {
-            fmgr::check_text(&text);
+            encoding::check_text(&text);
             Ok(text)
         }
         Err(error) => {

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 
-use super::settings;
-use crate::channel::message::{Key, Target};
+use super::parameters;
+use crate::channel::target::{Key, Target};
 use crate::error::{Error, Kind, Result};
-use crate::pg::catalog::{self, Server};
+use crate::pg::foreign_servers::Server;
+use crate::pg::{databases, encoding, foreign_servers, rights};
 use crate::settings::Settings;
 
 /// The outcome of a choice, and what it depends on.
@@ -24,7 +25,11 @@ thread_local! {
 /// The key of the server that the current role's call means; fails if there is none or the role may not use it.
 /// Looks at the catalogue only if a server, a mapping, a right, the role or the parameter changed since last time.
 pub fn choose() -> Result<Key> {
-    let (role, named, generation) = (catalog::current_role(), settings::server(), catalog::generation());
+    let (role, named, generation) = (
+        rights::current_role(),
+        parameters::server(),
+        foreign_servers::generation(),
+    );
     let known = LAST.with_borrow(|last| {
         let same = |c: &&Choice| c.role == role && c.generation == generation && c.named == named;
         last.as_ref().filter(same).map(|choice| choice.key)
@@ -34,9 +39,9 @@ pub fn choose() -> Result<Key> {
     }
     let server = find(named.as_ref())?;
     check_usage(role, &server)?;
-    let (database, _) = catalog::database();
-    let mapping = catalog::user_mapping(role, server.oid).unwrap_or(0);
-    let private_to = if catalog::is_uncommitted(server.oid, mapping) {
+    let (database, _) = databases::database();
+    let mapping = foreign_servers::user_mapping(role, server.oid).unwrap_or(0);
+    let private_to = if foreign_servers::is_uncommitted(server.oid, mapping) {
         std::process::id()
     } else {
         0
@@ -61,12 +66,12 @@ pub fn choose() -> Result<Key> {
 }
 
 fn find(named: Option<&CString>) -> Result<Server> {
-    let mut servers = catalog::servers()?;
+    let mut servers = foreign_servers::servers()?;
     if let Some(named) = named {
-        let named = catalog::utf8(named);
+        let named = encoding::utf8(named);
         let detail = format!(
             "The parameter litmus_pgnats.server names it; it has to be a server of {}.",
-            catalog::WRAPPER
+            foreign_servers::WRAPPER
         );
         let missing = || {
             Error::new(
@@ -106,10 +111,10 @@ fn find(named: Option<&CString>) -> Result<Server> {
 }
 
 fn check_usage(role: u32, server: &Server) -> Result<()> {
-    if catalog::has_usage(role, server.oid) {
+    if rights::has_usage(role, server.oid) {
         return Ok(());
     }
-    let (name, role) = (&server.name, catalog::role_name(role));
+    let (name, role) = (&server.name, rights::role_name(role));
     Err(Error::new(
         Kind::PermissionDenied,
         format!("permission denied for foreign server {name}"),
@@ -121,15 +126,15 @@ fn check_usage(role: u32, server: &Server) -> Result<()> {
 
 /// The servers that a reload by the current role concerns: the chosen one, or else all that it may use.
 pub fn to_reload() -> Result<Vec<Server>> {
-    let role = catalog::current_role();
-    if let Some(named) = settings::server() {
+    let role = rights::current_role();
+    if let Some(named) = parameters::server() {
         let server = find(Some(&named))?;
         check_usage(role, &server)?;
         return Ok(vec![server]);
     }
-    let (usable, other): (Vec<_>, Vec<_>) = catalog::servers()?
+    let (usable, other): (Vec<_>, Vec<_>) = foreign_servers::servers()?
         .into_iter()
-        .partition(|server| catalog::has_usage(role, server.oid));
+        .partition(|server| rights::has_usage(role, server.oid));
     match (usable.is_empty(), other.first()) {
         (false, _) => Ok(usable),
         (true, Some(server)) => check_usage(role, server).map(|()| vec![]),
@@ -139,8 +144,8 @@ pub fn to_reload() -> Result<Vec<Server>> {
 
 /// The target of a key, with the names for NATS's monitoring.
 pub fn target(key: Key) -> Result<Target> {
-    let (_, database_name) = catalog::database();
-    let server_name = catalog::server_name(key.server)
+    let (_, database_name) = databases::database();
+    let server_name = foreign_servers::server_name(key.server)
         .ok_or_else(|| Error::new(Kind::NoServer, "the foreign server was dropped"))?;
     Ok(Target {
         key,
@@ -151,12 +156,12 @@ pub fn target(key: Key) -> Result<Target> {
 
 /// The settings that a key's server and user mapping have now; `None` if one of them is gone.
 pub fn read_settings(key: Key) -> Result<Option<Settings>> {
-    let Some(server) = catalog::server_options(key.server) else {
+    let Some(server) = foreign_servers::server_options(key.server) else {
         return Ok(None);
     };
     let mapping = match key.mapping {
         0 => None,
-        mapping => match catalog::mapping_options(mapping) {
+        mapping => match foreign_servers::mapping_options(mapping) {
             Some(options) => Some(options),
             None => return Ok(None),
         },

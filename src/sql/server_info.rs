@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::call::{self, unexpected_reply};
+use super::call;
+use super::call::unexpected_reply;
 use crate::channel::message::{Reply, Request};
 use crate::error::Result;
 use crate::nats::headers::Headers;

@@ -1,11 +1,11 @@
 //! What the runtime counts, as rows for the views of schema `litmus_pgnats`.
 
-use super::{call, settings};
-use crate::channel::message::{Reply, Request, Row, Statistics};
+use super::{call, parameters};
+use crate::channel::message::{Reply, Request, Statistics};
 use crate::error::Result;
-use crate::pg::catalog;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::report;
+use crate::pg::{databases, encoding};
+use crate::row::Row;
 
 sql_function!(litmus_pgnats_stat_handlers, |_: &Call<'_>| rows(
     Statistics::Handlers
@@ -29,9 +29,9 @@ fn rows(of: Statistics) -> Result<Value> {
     if !call::join_runtime_if_running() {
         return Ok(Value::Rows(Vec::new()));
     }
-    let database = catalog::database_oid();
+    let database = databases::database_oid();
     let request = Request::Statistics { database, of };
-    match call::tell(&request, settings::connect_timeout())?.message {
+    match call::tell(&request, parameters::connect_timeout())?.message {
         Reply::Rows(rows) => Ok(displayable(rows)),
         _ => Err(call::unexpected_reply()),
     }
@@ -41,7 +41,7 @@ fn rows(of: Statistics) -> Result<Value> {
 pub fn displayable(rows: Vec<Row>) -> Value {
     let row = |row: Row| {
         row.into_iter()
-            .map(|text| text.map(report::displayable))
+            .map(|text| text.map(encoding::displayable))
             .collect()
     };
     Value::Rows(rows.into_iter().map(row).collect())
@@ -50,10 +50,10 @@ pub fn displayable(rows: Vec<Row>) -> Value {
 /// A runtime that does not run has nothing to forget.
 fn reset() -> Result<Value> {
     if call::join_runtime_if_running() {
-        let database = catalog::database_oid();
+        let database = databases::database_oid();
         call::tell(
             &Request::ResetStatistics { database },
-            settings::connect_timeout(),
+            parameters::connect_timeout(),
         )?;
     }
     Ok(Value::Void)

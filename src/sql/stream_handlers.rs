@@ -1,8 +1,10 @@
 //! `nats_subscribe_stream` and `nats_unsubscribe_stream`: durable subscriptions, which are handlers with a row of their own
 //! in `litmus_pgnats.handler_stream`. Runs in backends.
 
-use super::handlers::{self, Table, Written, batch_size, function_argument};
-use super::publish::null;
+use super::arguments::null;
+use super::handlers;
+use super::handlers::{Written, batch_size, function_argument};
+use super::own_tables::OwnTables;
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::nats::{names, subject};
@@ -89,7 +91,7 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
 
 /// Checks the pauses between deliveries.
 fn check_backoff(backoff: Option<&str>) -> Result<()> {
-    let _table = Table::open()?;
+    let _table = OwnTables::open()?;
     let rows = query(
         "SELECT count(*), count(*) FILTER (WHERE b BETWEEN '0' AND '1 day') FROM unnest($1::interval[]) b",
         &[OptionalText(backoff)],

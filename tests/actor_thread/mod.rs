@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use litmus_pgnats::actors::host::{Host, Sizes};
-use litmus_pgnats::actors::queue::Limits;
-use litmus_pgnats::actors::role::{Identity, Role};
-use litmus_pgnats::actors::system::{self, Config, End};
+use litmus_pgnats::actors::base::queue_limits::Limits;
+use litmus_pgnats::actors::system::{self, Config, SystemEnd};
+use litmus_pgnats::actors::workers::launcher::{Launcher, Sizes};
 use litmus_pgnats::channel::client::{Client, Interest, Wait};
 use litmus_pgnats::channel::frame::{Frame, encode};
-use litmus_pgnats::channel::message::{Key, Link, PROTOCOL, Peer, Reply, Request, Target};
+use litmus_pgnats::channel::message::{PROTOCOL, Peer, Reply, Request};
+use litmus_pgnats::channel::target::{Key, Link, Target};
+use litmus_pgnats::channel::worker_id::WorkerId;
 use litmus_pgnats::error::{Error, Kind, Result};
+use litmus_pgnats::server_role::{ServerIdentity, ServerRole};
 use litmus_pgnats::settings::Settings;
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,15 +30,15 @@ pub const SOON: Duration = Duration::from_secs(15);
 /// Nobody starts executors.
 struct NoWorkers;
 
-impl Host for NoWorkers {
-    fn start(&self, _: u32, _: u32) {}
-    fn terminate(&self, _: u32) {}
+impl Launcher for NoWorkers {
+    fn start(&self, _: WorkerId, _: u32) {}
+    fn terminate(&self, _: WorkerId) {}
 }
 
 /// The actor system in a thread of its own, as the runtime worker has it.
 pub struct Runtime {
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<End>>,
+    thread: Option<JoinHandle<SystemEnd>>,
     pub place: tempfile::TempDir,
 }
 
@@ -47,7 +49,7 @@ impl Runtime {
         let config = Config {
             socket: place.path().join("sock"),
             cluster: "test".into(),
-            host: Arc::new(NoWorkers),
+            launcher: Arc::new(NoWorkers),
             notices: mpsc::unbounded_channel().1,
             limits: Limits::new(1000, 1 << 20, 1 << 24),
             sizes: Arc::new(Sizes {
@@ -58,13 +60,13 @@ impl Runtime {
                 changed: Default::default(),
             }),
             fencing: Arc::default(),
-            identity: Identity {
+            identity: ServerIdentity {
                 listen_addresses: Vec::new(),
                 port: 5432,
                 system_identifier: 1,
                 start: 1,
             },
-            role: Role {
+            role: ServerRole {
                 is_primary: true,
                 timeline: 1,
             },
@@ -111,12 +113,12 @@ impl Runtime {
         }
     }
 
-    pub async fn stop(mut self) -> End {
+    pub async fn stop(mut self) -> SystemEnd {
         let _ = self.stop.take().expect("stopped once").send(());
         self.join().await
     }
 
-    pub async fn join(&mut self) -> End {
+    pub async fn join(&mut self) -> SystemEnd {
         let thread = self.thread.take().expect("joined once");
         eventually(SOON, async || thread.is_finished()).await;
         thread.join().expect("no panic")
@@ -229,7 +231,7 @@ impl Session {
 
     /// Whether the runtime closes the connection.
     pub fn is_closed(&mut self) -> bool {
-        let error = self.call(Request::Fence).expect_err("closed");
+        let error = self.call(Request::Barrier).expect_err("closed");
         error.kind == Kind::RuntimeLost
     }
 }

@@ -9,8 +9,8 @@ use crate::handlers::*;
 use crate::scene::*;
 use crate::support::*;
 
-/// What a courier is called in pg_stat_activity.
-pub const COURIER: &str = "litmus_pgnats courier";
+/// What an outbox relay is called in pg_stat_activity.
+pub const OUTBOX_RELAY: &str = "litmus_pgnats outbox relay";
 /// Messages, and commits, that wait; and dead letters.
 pub const WAITING: &str = "SELECT count(*) FROM litmus_pgnats.outbox";
 pub const COMMITS: &str = "SELECT count(*) FROM litmus_pgnats.outbox_batch";

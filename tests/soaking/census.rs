@@ -8,7 +8,7 @@ use super::caller::Caller;
 use super::settle::holds;
 use super::world::World;
 use crate::handlers::{EXECUTOR, texts};
-use crate::outgoing::COURIER;
+use crate::outgoing::OUTBOX_RELAY;
 use crate::scene::*;
 use crate::support::*;
 
@@ -33,7 +33,7 @@ impl Census {
     pub async fn take(world: &World, name: &'static str, callers: &[Caller]) -> Self {
         let runtime_pid = eventually(SOON, async || world.pg.worker_pid(RUNTIME).await).await;
         let executors = largest(&world.pg.worker_pids(EXECUTOR).await);
-        let couriers = largest(&world.pg.worker_pids(COURIER).await);
+        let relays = largest(&world.pg.worker_pids(OUTBOX_RELAY).await);
         let sessions = callers.iter().filter_map(Caller::bytes).max().unwrap_or_default();
         tokio::time::sleep(GIVEN_BACK).await;
         Self {
@@ -43,7 +43,7 @@ impl Census {
                 ("postmaster", proc::private_bytes(world.pg.postmaster_pid())),
                 ("runtime worker", proc::private_bytes(runtime_pid)),
                 ("executors", executors),
-                ("couriers", couriers),
+                ("outbox relays", relays),
                 ("sessions", sessions),
             ],
             files: proc::open_files(runtime_pid),
@@ -64,7 +64,7 @@ impl Census {
         for ((kind, bytes), (_, first)) in self.bytes.iter().zip(&before.bytes) {
             let growth = bytes.cast_signed() - first.cast_signed();
             println!("{kind:<16} {:>9} KB, was {:>9} KB", bytes / 1024, first / 1024);
-            // A courier leaves when it has nothing to do.
+            // An outbox relay leaves when it has nothing to do.
             if growth > GROWTH && *first > 0 {
                 board.finding(format!("{kind}: {growth} bytes more than in the {}", before.name));
             }
@@ -112,7 +112,7 @@ pub async fn orphans(world: &World, board: &Board) {
     holds(board, "no process too many", async || {
         let runtimes = world.pg.worker_pids(RUNTIME).await;
         let executors = world.pg.worker_pids(EXECUTOR).await;
-        let couriers = world.pg.worker_pids(COURIER).await;
+        let relays = world.pg.worker_pids(OUTBOX_RELAY).await;
         let places =
             "SELECT datname FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats executor' ORDER BY 1";
         let places = texts(&admin, places).await;
@@ -121,7 +121,7 @@ pub async fn orphans(world: &World, board: &Board) {
         let known: BTreeSet<i32> = runtimes
             .iter()
             .chain(&executors)
-            .chain(&couriers)
+            .chain(&relays)
             .copied()
             .collect();
         let titled: BTreeSet<i32> = proc::children(world.pg.postmaster_pid())
@@ -130,13 +130,13 @@ pub async fn orphans(world: &World, board: &Board) {
             .collect();
         let right = runtimes.len() == 1
             && places == ["postgres", "sink"]
-            && couriers.is_empty()
+            && relays.is_empty()
             && viewed == executors.iter().map(i32::to_string).collect()
             && titled == known;
         if right {
             Ok(())
         } else {
-            Err((runtimes, places, couriers, viewed, titled))
+            Err((runtimes, places, relays, viewed, titled))
         }
     })
     .await;

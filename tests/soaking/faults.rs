@@ -7,7 +7,7 @@ use super::ddl;
 use super::random::Random;
 use super::world::{PATIENCE, World};
 use crate::handlers::EXECUTOR;
-use crate::outgoing::COURIER;
+use crate::outgoing::OUTBOX_RELAY;
 use crate::scene::*;
 use crate::support::*;
 
@@ -17,7 +17,7 @@ pub enum Fault {
     CutConnections,
     Stall,
     TerminateExecutor,
-    TerminateCourier,
+    TerminateOutboxRelay,
     TerminateSession,
     CancelSession,
     CancelExecutor,
@@ -37,7 +37,7 @@ pub const AROUND_THE_RUNTIME: &[(u64, Fault)] = &[
     (8, Fault::CutConnections),
     (5, Fault::Stall),
     (6, Fault::TerminateExecutor),
-    (5, Fault::TerminateCourier),
+    (5, Fault::TerminateOutboxRelay),
     (6, Fault::TerminateSession),
     (6, Fault::CancelSession),
     (4, Fault::CancelExecutor),
@@ -53,7 +53,7 @@ pub const EVERYWHERE: &[(u64, Fault)] = &[
     (6, Fault::CutConnections),
     (4, Fault::Stall),
     (5, Fault::TerminateExecutor),
-    (4, Fault::TerminateCourier),
+    (4, Fault::TerminateOutboxRelay),
     (5, Fault::TerminateSession),
     (5, Fault::CancelSession),
     (3, Fault::CancelExecutor),
@@ -98,7 +98,7 @@ async fn apply(world: &mut World, random: &mut Random, board: &Board, fault: Fau
             "connections stalled"
         }
         Fault::TerminateExecutor => end(world, "pg_terminate_backend", EXECUTOR).await,
-        Fault::TerminateCourier => end(world, "pg_terminate_backend", COURIER).await,
+        Fault::TerminateOutboxRelay => end(world, "pg_terminate_backend", OUTBOX_RELAY).await,
         Fault::TerminateSession => end(world, "pg_terminate_backend", SESSION).await,
         Fault::TerminateRuntime => end(world, "pg_terminate_backend", RUNTIME).await,
         Fault::CancelSession => end(world, "pg_cancel_backend", SESSION).await,
@@ -138,14 +138,14 @@ async fn end(world: &World, how: &str, kind: &str) -> &'static str {
         (_, "pg_cancel_backend", _) => "executor cancelled",
         (_, _, SESSION) => "session terminated",
         (_, _, EXECUTOR) => "executor terminated",
-        (_, _, COURIER) => "courier terminated",
+        (_, _, OUTBOX_RELAY) => "outbox relay terminated",
         _ => "runtime worker terminated",
     }
 }
 
 /// SIGKILL, upon which the postmaster ends all others and recovers.
 async fn kill_child(world: &World, random: &mut Random) {
-    let kind = random.pick(&[RUNTIME, EXECUTOR, SESSION, COURIER]);
+    let kind = random.pick(&[RUNTIME, EXECUTOR, SESSION, OUTBOX_RELAY]);
     let Some(pid) = world.pg.worker_pid(kind).await else {
         return;
     };

@@ -105,12 +105,12 @@ const RULES: &[Rule] = &[
         TERMINATED,
     ),
     rule(
-        "litmus_pgnats courier",
+        "litmus_pgnats outbox relay",
         "due to administrator command",
         TERMINATED,
     ),
     rule(
-        "litmus_pgnats courier",
+        "litmus_pgnats outbox relay",
         "canceling statement due to user request",
         TERMINATED,
     ),

@@ -4,8 +4,8 @@
 use actix::prelude::*;
 use async_nats::{Event, ServerError};
 
-use super::{Connection, State};
-use crate::actors::connect::Observer;
+use super::actor::{Connection, ConnectionState};
+use super::connect::Observer;
 
 /// Different errors of a server that are told apart in the log.
 const MAX_SERVER_ERRORS: usize = 64;
@@ -23,39 +23,39 @@ pub(super) struct Reporter {
 
 impl Observer for Reporter {
     fn lost(&self) {
-        self.connection.do_send(Lost(self.generation));
+        self.connection.do_send(ClientLost(self.generation));
     }
 
     fn event(&self, event: Event) {
-        self.connection.do_send(Happened(self.generation, event));
+        self.connection.do_send(ClientEvent(self.generation, event));
     }
 }
 
 /// From the client of this generation: its connection broke.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Lost(u64);
+struct ClientLost(u64);
 
 /// From the client of this generation: an event.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Happened(u64, Event);
+struct ClientEvent(u64, Event);
 
-impl Handler<Lost> for Connection {
+impl Handler<ClientLost> for Connection {
     type Result = ();
 
-    fn handle(&mut self, Lost(generation): Lost, ctx: &mut Self::Context) {
+    fn handle(&mut self, ClientLost(generation): ClientLost, ctx: &mut Self::Context) {
         self.gone = self.gone.max(generation);
-        if generation == self.generation() && !matches!(self.state, State::Down) {
+        if generation == self.generation() && !matches!(self.state, ConnectionState::Down) {
             self.lost(ctx);
         }
     }
 }
 
-impl Handler<Happened> for Connection {
+impl Handler<ClientEvent> for Connection {
     type Result = ();
 
-    fn handle(&mut self, Happened(generation, event): Happened, ctx: &mut Self::Context) {
+    fn handle(&mut self, ClientEvent(generation, event): ClientEvent, ctx: &mut Self::Context) {
         if generation != self.generation() {
             return;
         }
@@ -69,7 +69,7 @@ impl Handler<Happened> for Connection {
                     }
                     client.forbidden(subject);
                 }
-                self.tally.failed(&format!("the NATS server reports: {what}"));
+                self.stats.failed(&format!("the NATS server reports: {what}"));
                 if let Some(subject) = refused(&what).filter(|subject| !subject.starts_with(INBOXES)) {
                     self.status.send_if_modified(|status| {
                         status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())

@@ -6,23 +6,13 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tokio::time::timeout;
 
-use super::{Connection, State};
-use crate::channel::message::Row;
+use super::actor::{Connection, ConnectionState};
+use super::interface::{DescribeConnection, ResetConnection};
 
 /// Before the first measurement of the round-trip time, between two, and the longest wait for one.
 const RTT_FIRST: Duration = Duration::from_secs(1);
 const RTT_INTERVAL: Duration = Duration::from_secs(10);
 const RTT_LIMIT: Duration = Duration::from_secs(2);
-
-/// Its row in `litmus_pgnats.connections`.
-#[derive(Message)]
-#[rtype(result = "Row")]
-pub struct Describe;
-
-/// Counts anew.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Reset;
 
 impl Connection {
     /// Measures the round-trip time soon, and then from time to time: a look at the statistics asks nobody.
@@ -40,11 +30,11 @@ impl Connection {
     }
 
     fn measure(&mut self, ctx: &mut Context<Self>) {
-        let State::Up(client) = &self.state else {
+        let ConnectionState::Up(client) = &self.state else {
             return;
         };
         // A connection that is idle stays so.
-        if !self.tally.has_traffic() {
+        if !self.stats.has_traffic() {
             return self.measure_after(RTT_INTERVAL, ctx);
         }
         let (client, generation) = (client.clone(), self.generation());
@@ -59,7 +49,7 @@ impl Connection {
             if generation != actor.generation() {
                 return;
             }
-            actor.tally.measured(rtt);
+            actor.stats.measured(rtt);
             if actor.may_measure {
                 actor.measure_after(RTT_INTERVAL, ctx);
             }
@@ -67,19 +57,19 @@ impl Connection {
     }
 }
 
-impl Handler<Describe> for Connection {
-    type Result = MessageResult<Describe>;
+impl Handler<DescribeConnection> for Connection {
+    type Result = MessageResult<DescribeConnection>;
 
-    fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: DescribeConnection, _: &mut Self::Context) -> Self::Result {
         let bytes = self.held.iter().map(|message| message.payload.len()).sum();
-        MessageResult(self.tally.row(self.held.len(), bytes))
+        MessageResult(self.stats.row(self.held.len(), bytes))
     }
 }
 
-impl Handler<Reset> for Connection {
+impl Handler<ResetConnection> for Connection {
     type Result = ();
 
-    fn handle(&mut self, _: Reset, _: &mut Self::Context) {
-        self.tally.reset();
+    fn handle(&mut self, _: ResetConnection, _: &mut Self::Context) {
+        self.stats.reset();
     }
 }

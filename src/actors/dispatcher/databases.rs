@@ -6,62 +6,26 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::Dispatcher;
-use crate::actors::notifier::Notify;
-use crate::actors::outbox::{Enable, Wake};
-use crate::actors::patroni_watcher::Follow;
-use crate::actors::registry::Apply;
-use crate::actors::role::Role;
-use crate::actors::supervisor::Dropped;
+use super::actor::Dispatcher;
+use super::interface::{Promoted, Refresh, Scan, SessionSeen};
+use crate::actors::connections::interface::DatabaseDropped;
+use crate::actors::ha::interface::{Fence, Follow, Notify};
+use crate::actors::handlers::interface::Apply;
+use crate::actors::outbox::interface::{Enable, Wake};
+use crate::actors::workers::messages::{DrainDatabase, ResumeDatabase};
 use crate::channel::work::{HandlerKind, Report};
+use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind};
+use crate::server_role::ServerRole;
 
 /// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
 const GRACE: Duration = Duration::from_secs(2);
 /// The same when their own handler was taken away.
 const REMOVED_GRACE: Duration = Duration::from_secs(30);
 /// After a look that has failed.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const REFRESH_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for one database when all are looked at.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
-
-/// A database's handlers may have changed; answered when that has taken effect.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Look(pub u32);
-
-/// A session of this database has called: it is looked at, if it never was.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Met(pub u32);
-
-/// Looks at these databases, one after another.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Scan(pub Vec<u32>);
-
-/// The server was promoted, to this timeline, and has these databases.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Promoted {
-    pub timeline: u32,
-    pub databases: Vec<u32>,
-}
-
-/// Patroni does not take this node for the primary, for this reason; or it does.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Fence(pub Option<String>);
-
-/// Has the executors leave a database; answered when they are gone.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Vacate(pub u32);
-
-/// Undoes one `Vacate`, and looks at the database again.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Release(pub u32);
 
 impl Dispatcher {
     /// The outbox is the primary's to deliver, unless Patroni takes another for it.
@@ -73,19 +37,19 @@ impl Dispatcher {
     }
 
     /// A database could not be looked at: all stays as it was, and it is tried again.
-    pub(super) fn blind(&mut self, ticket: u32, why: &str, ctx: &mut Context<Self>) {
+    pub(super) fn read_failed(&mut self, worker: WorkerId, why: &str, ctx: &mut Context<Self>) {
         log::warn!("could not read the subscriptions and responders of a database: {why}");
-        if let Some(database) = self.pool.blind(ticket) {
+        if let Some(database) = self.pool.read_failed(worker) {
             self.grow_soon(Some(database), ctx);
-            ctx.run_later(LOOK_AGAIN, move |actor, ctx| {
-                actor.pool.look(database, oneshot::channel().0);
+            ctx.run_later(REFRESH_AGAIN, move |actor, ctx| {
+                actor.pool.refresh(database, oneshot::channel().0);
                 actor.wind(ctx);
             });
         }
     }
 
     /// Hands on what a database defines, and tells those who wait when it has taken effect.
-    pub(super) fn apply(&mut self, ticket: u32, report: Report, ctx: &mut Context<Self>) {
+    pub(super) fn apply(&mut self, worker: WorkerId, report: Report, ctx: &mut Context<Self>) {
         let Report {
             database_name,
             has_extension,
@@ -104,7 +68,7 @@ impl Dispatcher {
         }
         let live = handlers.iter().filter(|definition| definition.source.is_ok());
         let roles = live.map(|definition| definition.role).collect();
-        let Some(database) = self.pool.reported(ticket, database_name, &roles) else {
+        let Some(database) = self.pool.reported(worker, database_name, &roles) else {
             return;
         };
         // What runs for a handler that is taken away may finish, within reason.
@@ -144,10 +108,10 @@ impl Dispatcher {
         });
         // What came during the look has waited for the executor that looked; it need not wait for what is new to begin.
         self.grow_soon(Some(database), ctx);
-        let lookers = self.pool.take_lookers(database);
+        let waiters = self.pool.take_waiters(database);
         let applied = async move { tokio::join!(subscriptions, responders) };
         ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
-            actor.pool.applied(database, lookers);
+            actor.pool.applied(database, waiters);
             actor.grow_soon(Some(database), ctx);
             actor.wind(ctx);
         }));
@@ -172,27 +136,27 @@ impl Dispatcher {
             database,
             sources: Vec::new(),
         });
-        registries.supervisor.do_send(Dropped(database));
+        registries.supervisor.do_send(DatabaseDropped(database));
     }
 }
 
-impl Handler<Look> for Dispatcher {
+impl Handler<Refresh> for Dispatcher {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, Look(database): Look, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Refresh(database): Refresh, ctx: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
-        self.pool.look(database, done);
+        self.pool.refresh(database, done);
         self.wind(ctx);
         Box::pin(async move { drop(wait.await) })
     }
 }
 
-impl Handler<Met> for Dispatcher {
+impl Handler<SessionSeen> for Dispatcher {
     type Result = ();
 
-    fn handle(&mut self, Met(database): Met, ctx: &mut Self::Context) {
+    fn handle(&mut self, SessionSeen(database): SessionSeen, ctx: &mut Self::Context) {
         if !self.pool.databases().contains(&database) {
-            self.pool.look(database, oneshot::channel().0);
+            self.pool.refresh(database, oneshot::channel().0);
             self.wind(ctx);
         }
     }
@@ -205,7 +169,7 @@ impl Handler<Scan> for Dispatcher {
         let this = ctx.address();
         actix::spawn(async move {
             for database in databases {
-                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Look(database))).await;
+                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Refresh(database))).await;
             }
         });
     }
@@ -217,7 +181,7 @@ impl Handler<Promoted> for Dispatcher {
     fn handle(&mut self, Promoted { timeline, databases }: Promoted, ctx: &mut Self::Context) {
         let promoted = self.role.send_if_modified(|role| {
             let promoted = !role.is_primary;
-            *role = Role {
+            *role = ServerRole {
                 is_primary: true,
                 timeline,
             };
@@ -241,33 +205,33 @@ impl Handler<Fence> for Dispatcher {
     }
 }
 
-impl Handler<Vacate> for Dispatcher {
+impl Handler<DrainDatabase> for Dispatcher {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, Vacate(database): Vacate, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, DrainDatabase(database): DrainDatabase, ctx: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
-        self.pool.vacate(database, done);
+        self.pool.drain(database, done);
         ctx.run_later(GRACE, move |actor, _| actor.pool.evict(database));
         let registries = self.registries.as_ref();
-        let courier = registries.map(|registries| registries.outbox.send(Vacate(database)));
+        let relay = registries.map(|registries| registries.outbox.send(DrainDatabase(database)));
         Box::pin(async move {
             drop(wait.await);
-            if let Some(courier) = courier {
-                let _ = courier.await;
+            if let Some(relay) = relay {
+                let _ = relay.await;
             }
         })
     }
 }
 
-impl Handler<Release> for Dispatcher {
+impl Handler<ResumeDatabase> for Dispatcher {
     type Result = ();
 
-    fn handle(&mut self, Release(database): Release, ctx: &mut Self::Context) {
-        self.pool.release(database);
+    fn handle(&mut self, ResumeDatabase(database): ResumeDatabase, ctx: &mut Self::Context) {
+        self.pool.resume(database);
         if let Some(registries) = &self.registries {
-            registries.outbox.do_send(Release(database));
+            registries.outbox.do_send(ResumeDatabase(database));
         }
-        self.pool.look(database, oneshot::channel().0);
+        self.pool.refresh(database, oneshot::channel().0);
         self.wind(ctx);
     }
 }

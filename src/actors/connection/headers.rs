@@ -1,0 +1,19 @@
+//! Headers between the control channel's form and the client's. Pure.
+
+use async_nats::HeaderMap;
+
+use crate::nats::headers::Headers;
+
+/// Headers as the client takes them; the session's end has checked names and values already.
+pub fn header_map(headers: &Headers) -> Option<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (
+            name.parse::<async_nats::HeaderName>(),
+            value.parse::<async_nats::HeaderValue>(),
+        ) {
+            map.append(name, value);
+        }
+    }
+    (!map.is_empty()).then_some(map)
+}

@@ -1,0 +1,356 @@
+//! Examines a NATS connection that is not there yet, from the options on: files, names, TCP, TLS, authentication, limits,
+//! JetStream and Patroni. What `litmus_pgnats.doctor()` shows of a foreign server. In the actor thread, but for files.
+
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+use async_nats::{Client, Event};
+use futures::future::join_all;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::certificate;
+use super::certificate::Validity;
+use super::tls_probe::{Probe, greet};
+use crate::actors::connection::connect;
+use crate::actors::connection::connect::Observer;
+use crate::actors::connection::connect::connect;
+use crate::actors::connection::requester::Requester;
+use crate::actors::ha::PatroniWatcher;
+use crate::actors::ha::interface::WhoAmI;
+use crate::actors::jetstream::api::Api;
+use crate::channel::frame::MAX_FRAME;
+use crate::channel::message::EXAMINE_STEPS;
+use crate::error::Kind;
+use crate::findings::{CheckStatus, Findings};
+use crate::patroni;
+use crate::row::Row;
+use crate::settings::options::Host;
+use crate::settings::{Credential, Settings, Verify};
+
+/// What the connection is called in NATS's monitoring.
+const NAME: &str = "litmus_pgnats/doctor";
+/// Advice on what cannot be reached.
+const CHECK_HOST: &str =
+    "Check the options \"host\" and \"port\", the network and the NATS server, from this server's machine.";
+
+/// All that can be found out, and whether the connection that is running has these settings; each step within `limit`, and all within [`EXAMINE_STEPS`] times that.
+pub async fn examine(
+    settings: Settings,
+    running: impl Future<Output = Option<bool>>,
+    watcher: Addr<PatroniWatcher>,
+    limit: Duration,
+) -> Vec<Row> {
+    let mut findings = Findings::default();
+    if running.await == Some(false) {
+        let found = "the running connection has other options than the foreign server has now";
+        let advice = "SELECT litmus_pgnats_reload_conf() applies them.";
+        findings.warn("options", "", found, advice);
+    }
+    let all = examine_all(&settings, watcher, limit, &mut findings);
+    if timeout(limit * EXAMINE_STEPS, all).await.is_err() {
+        findings.wrong("connection", "", "the examination took too long", CHECK_HOST);
+    }
+    findings.into_rows()
+}
+
+async fn examine_all(
+    settings: &Settings,
+    watcher: Addr<PatroniWatcher>,
+    limit: Duration,
+    findings: &mut Findings,
+) {
+    files(settings, findings).await;
+    let hosts = settings.hosts.iter().map(|host| async move {
+        let mut findings = Findings::default();
+        let client = visit(settings, host, limit, &mut findings).await;
+        (findings.into_rows(), client)
+    });
+    let mut connected = None;
+    for (rows, client) in join_all(hosts).await {
+        findings.extend(rows);
+        connected = connected.or(client);
+    }
+    if let Some(client) = connected {
+        max_payload(client.server_info().max_payload, findings);
+        if let Ok(client) = Requester::start(client).await {
+            jetstream(settings, client, limit, findings).await;
+        }
+    }
+    if let Some(url) = &settings.patroni_url {
+        ask_patroni(url, watcher, limit, findings).await;
+    }
+}
+
+/// What is found of one host, and a connection to it.
+async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut Findings) -> Option<Client> {
+    let object = host.to_string();
+    let tls = reach(settings, host, limit, findings).await?;
+    let outcome = connect(settings, std::slice::from_ref(host), NAME, limit, Nobody).await;
+    if let Err(error) = &outcome
+        && error.kind == Kind::TlsFailed
+    {
+        let advice = "Check \"tls_ca_path\", the certificate's names and dates, and the client certificate if the server \
+                      wants one.";
+        let found = format!("{error}; {}", tls.found);
+        findings.wrong(
+            "TLS",
+            &object,
+            found,
+            if tls.status == CheckStatus::Error {
+                tls.advice
+            } else {
+                advice
+            },
+        );
+        return None;
+    }
+    findings.add("TLS", &object, tls.status, tls.found, tls.advice);
+    match outcome {
+        Ok((client, _)) => {
+            let found = format!(
+                "the NATS server accepts {}",
+                credential_name(&settings.credential)
+            );
+            findings.ok("authentication", &object, found);
+            Some(client)
+        }
+        Err(error) => {
+            match error.kind {
+                Kind::AuthenticationRefused => {
+                    let advice =
+                        "Correct the credential: in the foreign server, the user mapping, or the file.";
+                    findings.wrong("authentication", &object, error.to_string(), advice);
+                }
+                Kind::FileUnreadable => {
+                    let found = "not tried, because a file cannot be used";
+                    findings.wrong("authentication", &object, found, "See the check of the file.");
+                }
+                _ => findings.failed("connection", &object, &error, CHECK_HOST),
+            }
+            None
+        }
+    }
+}
+
+/// Whether the files that options name can be used, and when certificates among them end.
+async fn files(settings: &Settings, findings: &mut Findings) {
+    let tls = &settings.tls;
+    let mut certificates = Vec::new();
+    if let Verify::Ca(path) = &tls.verify {
+        certificates.push(("tls_ca_path", path));
+    }
+    if let Some((certificate, key)) = &tls.client {
+        certificates.push(("tls_cert_path", certificate));
+        match connect::private_key("tls_key_path", key).await {
+            Ok(_) => findings.ok("file", "tls_key_path", format!("\"{key}\" is readable")),
+            Err(error) => findings.failed("file", "tls_key_path", &error, READABLE),
+        }
+    }
+    for (option, path) in certificates {
+        match connect::certificates(option, path).await {
+            Ok(chain) => {
+                let (status, found, advice) = judge(chain.first().map(AsRef::as_ref));
+                findings.add("file", option, status, format!("\"{path}\": {found}"), advice);
+            }
+            Err(error) => findings.failed("file", option, &error, READABLE),
+        }
+    }
+    let (option, path) = match &settings.credential {
+        Credential::NkeyFile(path) => ("nkey_seed_path", path),
+        Credential::TokenFile(path) => ("token_path", path),
+        Credential::PasswordFile(_, path) => ("password_path", path),
+        _ => return,
+    };
+    match connect::check_credential(&settings.credential).await {
+        Ok(()) => findings.ok("file", option, format!("\"{path}\" is readable")),
+        Err(error) => findings.failed("file", option, &error, READABLE),
+    }
+}
+
+const READABLE: &str = "It has to be what the option wants, and readable for the operating system's user that runs \
+                        PostgreSQL, on each node.";
+
+/// How TLS with a host goes.
+struct TlsState {
+    status: CheckStatus,
+    found: String,
+    advice: &'static str,
+}
+
+/// Whether a host can be reached: its name, TCP, who answers there; and its TLS, if so.
+async fn reach(
+    settings: &Settings,
+    host: &Host,
+    limit: Duration,
+    findings: &mut Findings,
+) -> Option<TlsState> {
+    let object = host.to_string();
+    let began = Instant::now();
+    let resolved = timeout(limit, tokio::net::lookup_host((host.name.as_str(), host.port))).await;
+    let resolved = resolved.map_err(|_| "no answer in time".to_string());
+    let addresses: Vec<_> = match resolved.and_then(|found| found.map_err(|error| error.to_string())) {
+        Ok(addresses) => addresses.collect(),
+        Err(why) => {
+            findings.wrong("DNS", &object, why, CHECK_HOST);
+            return None;
+        }
+    };
+    let names: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    let found = format!("{} in {}", names.join(", "), took(began));
+    findings.ok("DNS", &object, found);
+    let began = Instant::now();
+    let Probe { server, tls } = match greet(&addresses, host, &settings.tls, limit).await {
+        Ok(greeting) => greeting,
+        Err(error) => {
+            findings.failed("TCP", &object, &error, CHECK_HOST);
+            return None;
+        }
+    };
+    let found = format!("nats-server {server} answers in {}", took(began));
+    findings.ok("TCP", &object, found);
+    let is_secret = !matches!(settings.credential, Credential::None);
+    let state = |status, found: &str, advice| TlsState {
+        status,
+        found: found.to_string(),
+        advice,
+    };
+    Some(match tls {
+        None if is_secret && !is_loopback(&addresses) => state(
+            CheckStatus::Warning,
+            "not used: credentials and messages pass the network unencrypted",
+            "Set up TLS in the NATS server, and the option \"tls_ca_path\".",
+        ),
+        None => state(CheckStatus::Ok, "not used", ""),
+        Some(Err(error)) if error.message == connect::NO_TLS_SETUP => state(
+            CheckStatus::Error,
+            &error.to_string(),
+            "Check that the file of \"tls_key_path\" is the key of that of \"tls_cert_path\".",
+        ),
+        Some(Err(error)) => state(
+            CheckStatus::Error,
+            &error.to_string(),
+            "Look into the NATS server's configuration and log.",
+        ),
+        Some(Ok(secured)) => {
+            let (mut status, found, mut advice) = judge(secured.certificate.as_deref());
+            if settings.tls.verify == Verify::Insecure && status == CheckStatus::Ok {
+                status = CheckStatus::Warning;
+                advice = "tls_insecure verifies nothing: whoever is between can read all. Set \"tls_ca_path\" instead.";
+            }
+            state(status, &format!("{}, {found}", secured.version), advice)
+        }
+    })
+}
+
+fn is_loopback(addresses: &[std::net::SocketAddr]) -> bool {
+    addresses.iter().all(|address| address.ip().is_loopback())
+}
+
+/// Whether a certificate is near its end, or past it.
+fn judge(certificate: Option<&[u8]>) -> (CheckStatus, String, &'static str) {
+    const RENEW: &str = "Renew the certificate; a file that is replaced is read at the next connect.";
+    let Some(certificate) = certificate.and_then(certificate::read) else {
+        return (CheckStatus::Warning, "no certificate that can be read".into(), "");
+    };
+    let status = match certificate.validity() {
+        Validity::Good => CheckStatus::Ok,
+        Validity::EndsSoon => CheckStatus::Warning,
+        Validity::NotYet | Validity::Over => CheckStatus::Error,
+    };
+    let advice = if status == CheckStatus::Ok { "" } else { RENEW };
+    (status, certificate.to_string(), advice)
+}
+
+fn max_payload(bytes: usize, findings: &mut Findings) {
+    let found = format!("{bytes} bytes");
+    if bytes > MAX_FRAME {
+        let advice = "Messages larger than 64 MiB cannot be received or sent by this extension.";
+        findings.warn("max_payload", "", found, advice);
+    } else {
+        findings.ok("max_payload", "", found);
+    }
+}
+
+async fn jetstream(settings: &Settings, client: Requester, limit: Duration, findings: &mut Findings) {
+    let domain = settings.domain.clone();
+    let object = domain
+        .as_ref()
+        .map_or(String::new(), |domain| format!("domain {domain}"));
+    match Api::to(client, domain, limit).request("INFO", &Value::Null).await {
+        Ok(info) => {
+            let number = |name: &str| info.get(name).and_then(Value::as_i64).unwrap_or(0);
+            let found = format!(
+                "enabled: {} streams, {} consumers, {} bytes in files",
+                number("streams"),
+                number("consumers"),
+                number("storage")
+            );
+            findings.ok("JetStream", &object, found);
+        }
+        Err(error) => {
+            // Who has named a domain wants it.
+            let status = if object.is_empty() {
+                CheckStatus::Warning
+            } else {
+                CheckStatus::Error
+            };
+            let advice = "Streams, the outbox, key-value buckets and object stores need it: check \"domain\", the NATS \
+                          server's configuration, and the user's rights to publish to $JS.API.";
+            findings.add("JetStream", &object, status, error.to_string(), advice);
+        }
+    }
+}
+
+async fn ask_patroni(url: &str, watcher: Addr<PatroniWatcher>, limit: Duration, findings: &mut Findings) {
+    let object = patroni::without_password(url);
+    let asked = timeout(limit, watcher.send(WhoAmI(url.to_string()))).await;
+    let answer = match asked {
+        Ok(Ok(answer)) => answer,
+        _ => Err("no answer in time".into()),
+    };
+    match answer {
+        Ok(member) => {
+            let found = format!(
+                "member {} of {}, role {}",
+                member.name.as_deref().unwrap_or("unknown"),
+                member.scope.as_deref().unwrap_or("unknown"),
+                member.role.as_deref().unwrap_or("unknown")
+            );
+            findings.ok("Patroni", &object, found);
+        }
+        Err(why) => {
+            let advice = "Check the option \"patroni_url\" and that Patroni runs on this node.";
+            findings.add(
+                "Patroni",
+                &object,
+                CheckStatus::Error,
+                format!("cannot be asked: {why}"),
+                advice,
+            );
+        }
+    }
+}
+
+fn credential_name(credential: &Credential) -> String {
+    match credential {
+        Credential::NkeyFile(_) | Credential::Nkey(_) => "the NKey".into(),
+        Credential::TokenFile(_) | Credential::Token(_) => "the token".into(),
+        Credential::PasswordFile(user, _) | Credential::Password(user, _) => format!("user \"{user}\""),
+        Credential::None => "a connection without a credential".into(),
+    }
+}
+
+fn took(began: Instant) -> String {
+    format!("{:.1} ms", began.elapsed().as_secs_f64() * 1000.0)
+}
+
+/// Nobody is told of what becomes of the connection: it ends with the examination.
+#[derive(Clone)]
+struct Nobody;
+
+impl Observer for Nobody {
+    fn lost(&self) {}
+
+    fn event(&self, _: Event) {}
+}

@@ -1,0 +1,269 @@
+//! Follows Patroni: tells who this node is in its cluster, and fences a primary that has lost the leader lock. One actor,
+//! in the actor thread. Patroni being away stops nothing.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actix::prelude::*;
+use reqwest::redirect::Policy;
+
+use super::interface::{Fence, Follow, WhoAmI};
+use crate::actors::base::liveness::Vital;
+use crate::actors::base::server_role::{Fencing, Roles};
+use crate::actors::dispatcher::Dispatcher;
+use crate::patroni;
+use crate::patroni::Member;
+
+/// Longest wait for an answer.
+const TIMEOUT: Duration = Duration::from_millis(1500);
+/// Between two looks; after failures up to ten times as long.
+const INTERVAL: Duration = Duration::from_secs(2);
+const MOST_FAILURES: u32 = 10;
+/// What answers is something else.
+const NOT_PATRONI: &str = "its answer is not that of Patroni";
+/// Largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// What one look at Patroni has shown.
+struct Seen {
+    member: Member,
+    holds_lock: bool,
+    ttl: Option<u64>,
+}
+
+/// An address that is followed.
+struct Followed {
+    timer: SpawnHandle,
+    failures: u32,
+    /// As Patroni has told it last: when its configuration store is away, it cannot.
+    ttl: u64,
+    /// What was last logged.
+    last: Option<String>,
+    fence: Option<String>,
+}
+
+/// HTTP clients, each made when an address first needs it: only `https` loads the system's certificates, of which a machine
+/// may have none.
+#[derive(Default)]
+struct Clients {
+    plain: OnceCell<reqwest::Client>,
+    encrypted: OnceCell<reqwest::Client>,
+}
+
+impl Clients {
+    fn of(&self, url: &str) -> Result<reqwest::Client, String> {
+        let builder = reqwest::Client::builder().timeout(TIMEOUT).no_proxy();
+        let is_encrypted = url.to_ascii_lowercase().starts_with("https:");
+        let (client, builder) = if is_encrypted {
+            (&self.encrypted, builder)
+        } else {
+            (&self.plain, builder.tls_certs_only([]).redirect(Policy::none()))
+        };
+        if let Some(client) = client.get() {
+            return Ok(client.clone());
+        }
+        let made = builder
+            .build()
+            .map_err(|error| format!("could not set up TLS: {}", explain(error)))?;
+        Ok(client.get_or_init(|| made).clone())
+    }
+}
+
+/// The actor.
+pub struct PatroniWatcher {
+    clients: Clients,
+    roles: Roles,
+    fencing: Arc<Fencing>,
+    dispatcher: Addr<Dispatcher>,
+    /// By database.
+    wanted: HashMap<u32, BTreeSet<String>>,
+    followed: HashMap<String, Followed>,
+    /// Why the node is fenced.
+    fenced: Option<String>,
+    _vital: Vital,
+}
+
+impl PatroniWatcher {
+    pub fn new(roles: Roles, fencing: Arc<Fencing>, dispatcher: Addr<Dispatcher>, vital: Vital) -> Self {
+        // Another library of this process may have installed one: that will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        PatroniWatcher {
+            clients: Clients::default(),
+            roles,
+            fencing,
+            dispatcher,
+            wanted: HashMap::new(),
+            followed: HashMap::new(),
+            fenced: None,
+            _vital: vital,
+        }
+    }
+
+    fn look_later(&self, url: String, after: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
+        ctx.run_later(after, move |actor, ctx| {
+            let look = look(actor.clients.of(&url), url.clone());
+            ctx.spawn(
+                look.into_actor(actor)
+                    .map(move |seen, actor, ctx| actor.seen(url, seen, ctx)),
+            );
+        })
+    }
+
+    fn seen(&mut self, url: String, seen: Result<Seen, String>, ctx: &mut Context<Self>) {
+        let Some(followed) = self.followed.get_mut(&url) else {
+            return;
+        };
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        let what = match &seen {
+            Ok(Seen {
+                member, holds_lock, ..
+            }) => {
+                let role = member.role.as_deref().unwrap_or("unknown");
+                let lock = if *holds_lock { "holds" } else { "does not hold" };
+                format!("role {role}, {lock} the leader lock")
+            }
+            // Which error it is changes from one attempt to the next.
+            Err(_) => "cannot be asked".into(),
+        };
+        if followed.last.as_ref() != Some(&what) {
+            let shown = patroni::without_password(&url);
+            match &seen {
+                Ok(_) => log::info!("Patroni at {shown}: {what}"),
+                Err(why) => log::warn!("Patroni at {shown} {what}: {why}"),
+            }
+            followed.last = Some(what);
+        }
+        match seen {
+            Ok(seen) => {
+                followed.failures = 0;
+                followed.ttl = seen.ttl.unwrap_or(followed.ttl);
+                followed.fence = patroni::fence(&seen.member, seen.holds_lock, followed.ttl, now);
+            }
+            // Silence fences nobody, and nobody's fence falls by it.
+            Err(_) => followed.failures = (followed.failures + 1).min(MOST_FAILURES),
+        }
+        let after = INTERVAL * followed.failures.max(1);
+        let timer = self.look_later(url.clone(), after, ctx);
+        if let Some(followed) = self.followed.get_mut(&url) {
+            // Another may run if the address was dropped and taken up again meanwhile.
+            ctx.cancel_future(std::mem::replace(&mut followed.timer, timer));
+        }
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        let applies = self.fencing.0.load(Ordering::Relaxed) && self.roles.borrow().is_primary;
+        let fence = self.followed.values().find_map(|followed| followed.fence.clone());
+        let fence = fence.filter(|_| applies);
+        if fence.is_some() == self.fenced.is_some() {
+            return;
+        }
+        match &fence {
+            Some(why) => log::warn!("paused subscriptions and responders: {why}"),
+            None => log::info!("resumed subscriptions and responders"),
+        }
+        self.fenced = fence.clone();
+        self.dispatcher.do_send(Fence(fence));
+    }
+}
+
+/// Asks whether this node holds the leader lock, and for how long one lives.
+async fn look(client: Result<reqwest::Client, String>, url: String) -> Result<Seen, String> {
+    let client = client?;
+    let base = patroni::base_url(&url);
+    let (mut holds_lock, mut answer) = get(&client, &format!("{base}/primary")).await?;
+    if patroni::member(&answer).is_none() {
+        (holds_lock, answer) = get(&client, &format!("{base}/master")).await?;
+    }
+    let member = patroni::member(&answer).ok_or(NOT_PATRONI)?;
+    let config = get(&client, &format!("{base}/config")).await;
+    let ttl = config.ok().and_then(|(_, config)| patroni::ttl(&config));
+    Ok(Seen {
+        member,
+        holds_lock,
+        ttl,
+    })
+}
+
+async fn who_am_i(client: Result<reqwest::Client, String>, url: String) -> Result<Member, String> {
+    let client = client?;
+    let base = patroni::base_url(&url);
+    let (_, answer) = get(&client, &format!("{base}/patroni")).await?;
+    let mut member = patroni::member(&answer).ok_or(NOT_PATRONI)?;
+    if let Ok((_, cluster)) = get(&client, &format!("{base}/cluster")).await {
+        patroni::complete(&mut member, base, &cluster);
+    }
+    Ok(member)
+}
+
+/// The innermost cause: the address is in the log line already.
+fn explain(error: reqwest::Error) -> String {
+    let mut causes = vec![error.to_string()];
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        causes.push(inner.to_string());
+        cause = inner.source();
+    }
+    causes.pop().unwrap_or_default()
+}
+
+/// Whether the answer is a success, and its body, which Patroni sends with failures as well.
+async fn get(client: &reqwest::Client, url: &str) -> Result<(bool, Vec<u8>), String> {
+    let mut response = client.get(url).send().await.map_err(explain)?;
+    let success = response.status().is_success();
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(explain)? {
+        body.extend_from_slice(&part);
+        if body.len() > MAX_ANSWER {
+            return Err("its answer is too long".into());
+        }
+    }
+    Ok((success, body))
+}
+
+impl Actor for PatroniWatcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<Follow> for PatroniWatcher {
+    type Result = ();
+
+    fn handle(&mut self, Follow { database, urls }: Follow, ctx: &mut Self::Context) {
+        self.wanted.insert(database, urls);
+        let wanted: BTreeSet<String> = self.wanted.values().flatten().cloned().collect();
+        self.followed.retain(|url, followed| {
+            let stays = wanted.contains(url);
+            if !stays {
+                ctx.cancel_future(followed.timer);
+            }
+            stays
+        });
+        for url in wanted {
+            if !self.followed.contains_key(&url) {
+                let timer = self.look_later(url.clone(), Duration::ZERO, ctx);
+                let followed = Followed {
+                    timer,
+                    failures: 0,
+                    ttl: patroni::DEFAULT_TTL,
+                    last: None,
+                    fence: None,
+                };
+                self.followed.insert(url, followed);
+            }
+        }
+        self.judge();
+    }
+}
+
+impl Handler<WhoAmI> for PatroniWatcher {
+    type Result = ResponseFuture<Result<Member, String>>;
+
+    fn handle(&mut self, WhoAmI(url): WhoAmI, _: &mut Self::Context) -> Self::Result {
+        Box::pin(who_am_i(self.clients.of(&url), url))
+    }
+}

@@ -1,0 +1,74 @@
+//! Answers requests of responders. In the actor thread.
+
+use std::sync::Arc;
+
+use async_nats::HeaderMap;
+use async_nats::message::OutboundMessage;
+use bytes::Bytes;
+
+use super::handler::MessageHandler;
+use super::queue::Incoming;
+use crate::actors::connection::interface::Publish;
+use crate::nats::headers::{SERVICE_ERROR, SERVICE_ERROR_CODE};
+
+/// SQLSTATE of an answer to a request that there was no time for: `too_many_connections`.
+const BUSY: &str = "53300";
+
+/// What a request is answered with.
+pub enum ResponderReply {
+    Payload(Bytes),
+    /// SQLSTATE and message.
+    Error(String, String),
+}
+
+/// Answers requests, those that want an answer. A server without headers cannot tell an error from a payload: there
+/// the requester waits.
+pub fn answer(handler: &MessageHandler, answers: impl Iterator<Item = (Option<String>, ResponderReply)>) {
+    let Some(connection) = &handler.connection else {
+        return;
+    };
+    let headers = connection.status.borrow().link.headers;
+    let messages: Vec<OutboundMessage> = answers
+        .filter_map(|(reply, answer)| {
+            let (headers, payload) = match answer {
+                ResponderReply::Payload(payload) => (None, payload),
+                ResponderReply::Error(code, message) if headers => {
+                    (Some(error_headers(&code, &message)?), Bytes::new())
+                }
+                ResponderReply::Error(..) => return None,
+            };
+            Some(OutboundMessage {
+                subject: reply?.into(),
+                reply: None,
+                payload,
+                headers,
+            })
+        })
+        .collect();
+    if !messages.is_empty() {
+        connection.connection.do_send(Publish(messages));
+    }
+}
+
+/// As services of NATS report errors (ADR-32).
+fn error_headers(code: &str, message: &str) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    // A header is one line.
+    let message = message.replace(['\r', '\n'], " ");
+    headers.insert(SERVICE_ERROR, message.parse::<async_nats::HeaderValue>().ok()?);
+    headers.insert(SERVICE_ERROR_CODE, code.parse::<async_nats::HeaderValue>().ok()?);
+    Some(headers)
+}
+
+/// Tells requesters at once that nobody has time for them.
+pub fn answer_busy(handler: &Arc<MessageHandler>, requests: Vec<Incoming>) {
+    if requests.is_empty() {
+        return;
+    }
+    handler.dropped(requests.len(), "all executors are busy");
+    let busy = || ResponderReply::Error(BUSY.into(), "all executors are busy".into());
+    answer(
+        handler,
+        requests.into_iter().map(|request| (request.reply, busy())),
+    );
+}

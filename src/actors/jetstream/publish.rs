@@ -1,0 +1,48 @@
+//! Acknowledged publishes. One actor for each connection, in the actor thread.
+
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::api::Api;
+use super::interface::PublishToStream;
+use crate::actors::connection::headers::header_map;
+use crate::actors::connection::status::ConnectionStatus;
+use crate::channel::message::Reply;
+use crate::error::Result;
+
+/// The actor.
+pub struct JetStream {
+    status: watch::Receiver<ConnectionStatus>,
+}
+
+impl JetStream {
+    pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
+        JetStream { status }
+    }
+}
+
+impl Actor for JetStream {
+    type Context = Context<Self>;
+}
+
+impl Handler<PublishToStream> for JetStream {
+    type Result = ResponseFuture<Option<Result<(Reply, Bytes)>>>;
+
+    fn handle(&mut self, call: PublishToStream, _: &mut Self::Context) -> Self::Result {
+        let PublishToStream {
+            domain,
+            timeout,
+            subject,
+            headers,
+            payload,
+        } = call;
+        let Some(api) = Api::of(&self.status, domain, timeout) else {
+            return Box::pin(std::future::ready(None));
+        };
+        Box::pin(async move {
+            let sequence = api.publish_plain(subject, header_map(&headers), payload).await;
+            Some(sequence.map(|sequence| (Reply::Number(sequence), Bytes::new())))
+        })
+    }
+}

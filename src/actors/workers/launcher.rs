@@ -1,0 +1,45 @@
+//! What the actors need of whoever starts the executors' processes, which is not theirs to do. In the actor thread.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
+
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::channel::worker_id::WorkerId;
+
+/// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
+pub const RESTART: Duration = Duration::from_millis(200);
+pub const RESTART_LIMIT: Duration = Duration::from_secs(10);
+
+/// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
+pub trait Launcher: Send + Sync {
+    fn start(&self, worker: WorkerId, database: u32);
+    fn terminate(&self, worker: WorkerId);
+}
+
+/// News of a process that was to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// There is no free slot for a background worker.
+    NoSlot,
+    /// The database does not exist or allows no connections.
+    NoDatabase,
+    /// The process has ended.
+    Ended,
+}
+
+/// The pool's size; may change at any time.
+#[derive(Debug)]
+pub struct Sizes {
+    /// Most executors of a database.
+    pub executors: AtomicUsize,
+    /// Milliseconds that a subscription's function may take for a message; 0 for no limit.
+    pub callback_ms: AtomicU64,
+    /// Milliseconds for which a message of the outbox that JetStream refuses is tried again; -1 for ever.
+    pub outbox_retry_ms: AtomicI64,
+    /// Milliseconds after which an executor beyond the first leaves.
+    pub idle_ms: AtomicU64,
+    /// Notified of a change.
+    pub changed: Notify,
+}

@@ -1,0 +1,211 @@
+//! Who gets what to do: idle executors, and the handlers that stand in line. In the actor thread.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Activity, Executor, Pool};
+use crate::actors::handlers::handler::MessageHandler;
+use crate::actors::workers::messages::WorkerOrder;
+use crate::actors::workers::task::Task;
+use crate::channel::work::ToWorker;
+use crate::channel::worker_id::WorkerId;
+
+/// In a full pool, a handler waits so long for an executor of its own role before one of another role has to leave.
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Pool {
+    /// Gives everybody something to do. The time after which to look again, if something waits for time to pass.
+    pub fn settle(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.draining > 0 {
+            let all: Vec<WorkerId> = self.of(number).map(|(worker, _)| *worker).collect();
+            for worker in &all {
+                self.dismiss(*worker);
+            }
+            if all.is_empty()
+                && let Some(entry) = self.databases.get_mut(&number)
+            {
+                for done in entry.drain_waiters.drain(..) {
+                    let _ = done.send(());
+                }
+            }
+            return;
+        }
+        for worker in self.idle(number) {
+            self.employ(worker, number);
+        }
+        let Some(entry) = self.databases.get(&number) else {
+            return;
+        };
+        let nobody = self.of(number).next().is_none();
+        if (nobody && (entry.has_handlers || !entry.line.is_empty())) || self.lacks_refresher(number) {
+            self.start(number);
+        } else if !entry.has_handlers && entry.line.is_empty() && !entry.refresh_wanted {
+            for worker in self.idle(number) {
+                self.dismiss(worker);
+            }
+        }
+    }
+
+    /// A look is wanted, and nobody will have time for it soon.
+    fn lacks_refresher(&self, number: u32) -> bool {
+        let coming = self.count(number, |activity| matches!(activity, Activity::Starting));
+        let is_wanted = self
+            .databases
+            .get(&number)
+            .is_some_and(|entry| entry.refresh_wanted);
+        is_wanted && coming == 0 && !self.is_refreshing(number)
+    }
+
+    /// A look is made, or what it has found takes effect.
+    fn is_refreshing(&self, number: u32) -> bool {
+        self.count(number, |activity| matches!(activity, Activity::Refreshing)) > 0
+            || self.databases.get(&number).is_some_and(|entry| entry.applies)
+    }
+
+    /// The idle executors: first those that have a role already, and of these the one that has worked last, as the
+    /// others may leave one day.
+    pub(super) fn idle(&self, number: u32) -> Vec<WorkerId> {
+        let idle = self
+            .of(number)
+            .filter(|(_, e)| matches!(e.activity, Activity::Idle));
+        let mut idle: Vec<_> = idle
+            .map(|(worker, e)| (Reverse((e.role.is_some(), e.since)), *worker))
+            .collect();
+        idle.sort_unstable();
+        idle.into_iter().map(|(_, worker)| worker).collect()
+    }
+
+    /// Gives an idle executor the next thing to do, if there is any.
+    fn employ(&mut self, worker: WorkerId, number: u32) {
+        // One at a time, or the older of two reports might count.
+        let is_refreshing = self.is_refreshing(number);
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.refresh_wanted && !is_refreshing {
+            entry.refresh_wanted = false;
+            self.order(worker, Activity::Refreshing, (ToWorker::Refresh, Bytes::new()));
+            return;
+        }
+        if self.makes_way(worker, number) {
+            self.dismiss(worker);
+            return;
+        }
+        while let Some(handler) = self.next_for(worker, number) {
+            handler.lock().lined_up = false;
+            let Some((task, order)) = Task::take(&handler, worker, self.load.call()) else {
+                continue;
+            };
+            if let Some(executor) = self.executors.get_mut(&worker) {
+                executor.role = Some(handler.role);
+            }
+            self.order(worker, Activity::Working(task), order);
+            // Requests need no order: others may take the next ones.
+            self.line_up(&handler);
+            return;
+        }
+    }
+
+    /// Takes out of the line whoever is the first that this executor may work for.
+    fn next_for(&mut self, worker: WorkerId, number: u32) -> Option<Arc<MessageHandler>> {
+        let role = self.executors.get(&worker)?.role;
+        let line = &self.databases.get(&number)?.line;
+        let place = line.iter().position(|(handler, _)| match role {
+            Some(role) => role == handler.role,
+            None => self.may_have_more(number, handler.role),
+        })?;
+        let (handler, _) = self.databases.get_mut(&number)?.line.remove(place)?;
+        Some(handler)
+    }
+
+    /// One executor of a shared pool is always left to the other roles.
+    pub(super) fn may_have_more(&self, number: u32, role: u32) -> bool {
+        let most = self.most();
+        let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
+        !is_shared || most == 1 || self.has(number, role) < most - 1
+    }
+
+    /// How many executors serve a role.
+    fn has(&self, number: u32, role: u32) -> usize {
+        self.of(number).filter(|(_, e)| e.role == Some(role)).count()
+    }
+
+    /// The most executors: one more where those of one role alone are as many as there may be, because they came before
+    /// others had handlers.
+    pub(super) fn limit(&self, number: u32) -> usize {
+        let most = self.most();
+        let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
+        let mut roles = self.of(number).filter_map(|(_, e)| e.role);
+        let is_taken = is_shared && most > 1 && roles.any(|role| self.has(number, role) >= most);
+        most + usize::from(is_taken)
+    }
+
+    /// In a full pool, a handler of another role has waited for too long.
+    fn makes_way(&self, worker: WorkerId, number: u32) -> bool {
+        let Some(role) = self.executors.get(&worker).and_then(|executor| executor.role) else {
+            return false;
+        };
+        let longest = self.databases.get(&number).and_then(|entry| {
+            let mut others = entry.line.iter().filter(|(handler, _)| handler.role != role);
+            others.find(|(handler, _)| self.may_have_more(number, handler.role))
+        });
+        let comes = |activity: &Activity| matches!(activity, Activity::Starting | Activity::Leaving);
+        longest.is_some_and(|(_, since)| since.elapsed() >= PATIENCE)
+            && self.of(number).count() >= self.limit(number)
+            && self.count(number, comes) == 0
+    }
+
+    fn order(&mut self, worker: WorkerId, activity: Activity, order: WorkerOrder) {
+        if let Some(executor) = self.executors.get_mut(&worker) {
+            executor.activity = activity;
+            executor.since = Instant::now();
+            if let Some(orders) = &executor.orders {
+                // There is room for what an executor can be told at a time; a closed channel is reported elsewhere.
+                let _ = orders.try_send(order);
+            }
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, worker: WorkerId) {
+        let Some(executor) = self.executors.get_mut(&worker) else {
+            return;
+        };
+        match &executor.activity {
+            Activity::Idle => self.order(worker, Activity::Leaving, (ToWorker::Leave, Bytes::new())),
+            // It has not opened its channel and may never do; nothing is lost with it.
+            Activity::Starting => {
+                executor.activity = Activity::Leaving;
+                self.launcher.terminate(worker);
+            }
+            Activity::Refreshing | Activity::Working(_) | Activity::Leaving => {}
+        }
+    }
+
+    pub(super) fn start(&mut self, number: u32) {
+        let Some(entry) = self.databases.get_mut(&number) else {
+            return;
+        };
+        if entry.draining > 0 || entry.not_before.is_some_and(|time| Instant::now() < time) {
+            return;
+        }
+        entry.not_before = None;
+        self.started = self.started.wrapping_add(1);
+        let worker = WorkerId::executor(self.started);
+        let executor = Executor {
+            database: number,
+            role: None,
+            pid: 0,
+            orders: None,
+            activity: Activity::Starting,
+            since: Instant::now(),
+        };
+        self.executors.insert(worker, executor);
+        self.launcher.start(worker, number);
+    }
+}

@@ -1,0 +1,357 @@
+//! What handlers a database has, as the runtime is told: read by an executor, which also mends what a restore, an
+//! upgrade or a dropped role has left. Runs in executors.
+
+use std::time::Duration;
+
+use super::durable_definition::Durable;
+use super::{durable_definition, logging};
+use crate::channel::target::{Key, Source, Target};
+use crate::channel::work::{Definition, HandlerKind, Report};
+use crate::error::{Error, Kind, Result};
+use crate::nats::names::OWN_CONSUMER;
+use crate::pg::function::Function;
+use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::query;
+use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snapshot};
+use crate::pg::{databases, foreign_servers, rights, state, wait};
+use crate::row::Row;
+use crate::sql::own_tables::{OwnTables, TRUSTED};
+use crate::sql::{changes, server};
+
+/// Reads what this database defines; nothing if the extension is not there. Others change it meanwhile: what cannot be
+/// read is read again a few times. `Err` is a description of what went wrong then.
+pub fn read_definitions() -> std::result::Result<Report, String> {
+    let mut attempt = 1;
+    loop {
+        match transaction(read) {
+            Ok(report) => return Ok(report),
+            Err(error) if attempt == ATTEMPTS => return Err(error.message),
+            Err(_) => {
+                attempt += 1;
+                // An interrupt is served where the executor waits.
+                let _ = wait::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// Messages for one call of a function that takes many, if nothing else is said.
+const BATCH: u32 = 1000;
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+/// Milliseconds that a look waits for a lock: any role may hold one of what it has registered itself.
+const LOCK_TIMEOUT: &str = "500";
+
+fn read() -> Report {
+    let (_, database_name) = databases::database();
+    let _parameters = Parameters::of(&[("lock_timeout".into(), LOCK_TIMEOUT.into())]);
+    let (has_extension, handlers, servers, has_outbox) = with_snapshot(|| match OwnTables::open() {
+        Ok(table) => {
+            let mut mender = Mender {
+                table,
+                goes_on: !state::is_in_recovery(),
+            };
+            let handlers = rows()
+                .iter()
+                .filter_map(|row| definition(&mut mender, row))
+                .collect();
+            let waiting = query("SELECT FROM litmus_pgnats.outbox_batch LIMIT 1", &[]);
+            (true, handlers, servers(), !waiting.is_empty())
+        }
+        Err(_) => (false, Vec::new(), Vec::new(), false),
+    });
+    // What was mended is in the report already.
+    changes::forget();
+    Report {
+        database_name,
+        has_extension,
+        handlers,
+        servers,
+        has_outbox,
+    }
+}
+
+/// The servers that name a subject for notifications, or Patroni, as their owners connect to them.
+fn servers() -> Vec<Source> {
+    let rows = query(
+        "SELECT s.oid, s.srvowner, s.srvname FROM pg_foreign_server s \
+         JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw'",
+        &[],
+    );
+    let named = rows.into_iter().filter_map(|row| {
+        let [Some(oid), Some(owner), Some(name)] = <[Option<String>; 3]>::try_from(row).ok()? else {
+            return None;
+        };
+        // What cannot be used is reported where it is used.
+        let source = source_of(oid.parse().ok()?, &name, owner.parse().ok()?).ok()?;
+        let settings = &source.settings;
+        (settings.notify_subject.is_some() || settings.patroni_url.is_some()).then_some(source)
+    });
+    named.collect()
+}
+
+/// The connection that a role means by a server.
+pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
+    let (database, database_name) = databases::database();
+    let key = Key {
+        database,
+        server,
+        mapping: foreign_servers::user_mapping(role, server).unwrap_or(0),
+        private_to: 0,
+    };
+    let settings = server::read_settings(key)?.ok_or_else(|| missing(name))?;
+    let target = Target {
+        key,
+        database_name,
+        server_name: name.to_string(),
+    };
+    Ok(Source { target, settings })
+}
+
+/// Whether the role may use the server.
+pub fn check_usage(role: u32, role_name: &str, server: u32, server_name: &str) -> Result<()> {
+    if rights::has_usage(role, server) {
+        return Ok(());
+    }
+    let message = format!("role \"{role_name}\" has no USAGE privilege on foreign server \"{server_name}\"");
+    Err(Error::new(Kind::PermissionDenied, message))
+}
+
+/// There is no server of that name.
+pub fn missing(server: &str) -> Error {
+    Error::new(
+        Kind::NoServer,
+        format!("foreign server \"{server}\" does not exist"),
+    )
+}
+
+/// A row of the table, and what its names mean now.
+struct HandlerRow {
+    kind: HandlerKind,
+    server: String,
+    subject: String,
+    queue_group: Option<String>,
+    signature: String,
+    role: u32,
+    role_name: Option<String>,
+    /// The function; none if it is gone.
+    function: Option<u32>,
+    /// Whether that function may be called: of one that was found by its name, another role may have made it.
+    is_trusted: bool,
+    server_oid: Option<u32>,
+    /// Whether the object ids in the table are these.
+    is_bound: bool,
+    batch_size: Option<u32>,
+    /// Of a durable subscription.
+    stream: Option<Durable>,
+}
+
+/// A handler calls the function that it was bound to here. One that was bound elsewhere, or by nobody (after a restore, an
+/// upgrade or a copy of the database), is bound to the function of that name, if this is its role's own or a superuser's.
+fn rows() -> Vec<HandlerRow> {
+    let sql = format!(
+        "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, p.oid, \
+         b.function_oid IS NOT NULL OR {TRUSTED}, s.oid, \
+         b.function_oid IS NOT NULL AND b.server_oid IS NOT DISTINCT FROM s.oid, \
+         h.batch_size, ( \
+           SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
+             'durable', coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2))), \
+             'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
+             to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
+             'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
+             'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
+             'stop_on_failure', d.stop_on_failure, 'stopped', d.stopped, 'stream_created', d.stream_created, \
+             'floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
+           FROM litmus_pgnats.handler_stream d \
+           WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
+         FROM litmus_pgnats.handler h \
+         LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 AND b.database_oid = $2 \
+         AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
+         LEFT JOIN pg_proc p ON p.oid = coalesce(b.function_oid, to_regprocedure(h.signature)) \
+         LEFT JOIN pg_roles r ON r.oid = h.role \
+         LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
+         ON s.srvname = h.server \
+         ORDER BY h.created, h.kind, h.server, h.subject, h.signature"
+    );
+    let rows = query(
+        &sql,
+        &[
+            Int8(state::system_identifier()),
+            Oid(databases::database_oid()),
+            Text(OWN_CONSUMER),
+        ],
+    );
+    rows.into_iter().filter_map(registered).collect()
+}
+
+fn registered(row: Row) -> Option<HandlerRow> {
+    let [
+        kind,
+        server,
+        subject,
+        queue_group,
+        signature,
+        role,
+        role_name,
+        function,
+        is_trusted,
+        server_oid,
+        is_bound,
+        batch_size,
+        stream,
+    ] = <[Option<String>; 13]>::try_from(row).ok()?;
+    Some(HandlerRow {
+        kind: HandlerKind::named(&kind?),
+        server: server?,
+        subject: subject?,
+        queue_group,
+        signature: signature?,
+        role: role?.parse().ok()?,
+        role_name,
+        function: function.and_then(|oid| oid.parse().ok()),
+        is_trusted: is_trusted.as_deref() == Some("t"),
+        server_oid: server_oid.and_then(|oid| oid.parse().ok()),
+        is_bound: is_bound? == "t",
+        batch_size: batch_size.and_then(|size| size.parse().ok()),
+        stream: stream.and_then(|stream| durable_definition::read(&stream)),
+    })
+}
+
+/// Puts the table right; what somebody else holds locked, the next look will.
+struct Mender {
+    table: OwnTables,
+    goes_on: bool,
+}
+
+impl Mender {
+    fn mend(&mut self, work: impl FnOnce(&OwnTables)) {
+        if self.goes_on {
+            self.goes_on = subtransaction(|| work(&self.table)).is_ok();
+        }
+    }
+}
+
+/// The definition for the runtime; `None` for a handler whose function or role is gone, which is removed.
+fn definition(mender: &mut Mender, row: &HandlerRow) -> Option<Definition> {
+    let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
+        let gone = if row.role_name.is_some() {
+            "function"
+        } else {
+            "role"
+        };
+        let text = format!(
+            "the {} that called {} is removed: its {gone} does not exist any more",
+            row.kind.describe(&row.subject),
+            row.signature
+        );
+        mender.mend(|table| {
+            table.delete(row.kind, &row.server, &row.subject, &row.signature);
+            logging::write(log::Level::Info, &text, "", "");
+        });
+        return None;
+    };
+    if !row.is_bound && row.is_trusted {
+        let key = [row.kind.name(), &row.server, &row.subject, &row.signature];
+        mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
+    }
+    let takes_many = Function::find(function).is_some_and(|function| function.takes_batches());
+    Some(Definition {
+        kind: row.kind,
+        server: row.server.clone(),
+        subject: row.subject.clone(),
+        queue_group: row.queue_group.clone(),
+        batch_size: takes_many.then(|| row.batch_size.unwrap_or(BATCH)),
+        consumer: row.stream.as_ref().map(|stream| stream.consumer.clone()),
+        progress: row
+            .stream
+            .as_ref()
+            .map(|stream| stream.progress.clone())
+            .unwrap_or_default(),
+        function: row.signature.clone(),
+        function_oid: function,
+        role: row.role,
+        role_name: role_name.clone(),
+        source: source(row, function, role_name),
+    })
+}
+
+/// The connection that a handler's role means by the server, or why the handler cannot run.
+fn source(row: &HandlerRow, function: u32, role_name: &str) -> Result<Source> {
+    let server_name = &row.server;
+    if !row.is_trusted {
+        let message = format!(
+            "function {} belongs neither to role \"{role_name}\" nor to a superuser, and was found by its name",
+            row.signature
+        );
+        return Err(Error::new(Kind::PermissionDenied, message)
+            .detail("Register the handler again to have it called."));
+    }
+    let server = row.server_oid.ok_or_else(|| missing(server_name))?;
+    check_usage(row.role, role_name, server, server_name)?;
+    if !rights::has_execute(row.role, function) {
+        return Err(Error::new(
+            Kind::PermissionDenied,
+            format!(
+                "role \"{role_name}\" has no EXECUTE privilege on function {}",
+                row.signature
+            ),
+        ));
+    }
+    let fits = Function::find(function).is_some_and(|f| match row.kind {
+        HandlerKind::Responder => f.takes_messages() && f.returns_replies(),
+        HandlerKind::Subscription => f.takes_messages() || f.takes_batches(),
+        HandlerKind::Stream => (f.takes_messages() || f.takes_batches()) && row.stream.is_some(),
+    });
+    if !fits {
+        let message = format!("function {} cannot be a {}", row.signature, row.kind.noun());
+        return Err(Error::new(Kind::InvalidFunction, message));
+    }
+    if let Some(why) = row.stream.as_ref().and_then(|stream| stream.stopped.clone()) {
+        return Err(Error::new(Kind::Stopped, why));
+    }
+    source_of(server, server_name, row.role)
+}
+
+/// The settings that a session of the role would begin with, as far as this process has not begun with them: those of
+/// `ALTER ROLE` and `ALTER DATABASE`, and for what the bootstrap superuser has set for itself, the value without. Custom
+/// parameters, which `pg_settings` does not know, are among them; one that is the bootstrap superuser's alone becomes empty,
+/// since PostgreSQL cannot take one away.
+pub fn role_settings(role: u32) -> Vec<(String, String)> {
+    let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+    let rows = query(
+        "WITH given AS ( \
+           SELECT split_part(c, '=', 1) AS name, substr(c, strpos(c, '=') + 1) AS value, setrole, setdatabase \
+           FROM pg_db_role_setting, unnest(setconfig) c \
+           WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
+         ), mine AS ( \
+           SELECT DISTINCT ON (lower(name)) lower(name) AS name, value FROM given WHERE setrole IN (0, $1) \
+           ORDER BY lower(name), setrole = $1 DESC, setdatabase DESC \
+         ), file AS ( \
+           SELECT DISTINCT ON (lower(name)) lower(name) AS name, setting FROM pg_file_settings \
+           WHERE error IS NULL ORDER BY lower(name), seqno DESC \
+         ) \
+         SELECT coalesce(s.name, g.name), coalesce(m.value, f.setting, s.boot_val, '') \
+         FROM (SELECT DISTINCT lower(name) AS name FROM given WHERE setrole IN ($1, 10, 0)) g \
+         LEFT JOIN pg_settings s ON lower(s.name) = g.name \
+         LEFT JOIN mine m ON m.name = g.name LEFT JOIN file f ON f.name = g.name \
+         WHERE CASE WHEN s.name IS NULL THEN strpos(g.name, '.') > 0 ELSE s.context IN ('user', 'superuser') END \
+         AND g.name NOT IN ('role', 'session_authorization')",
+        &[Oid(role)],
+    );
+    let pairs = rows
+        .into_iter()
+        .filter_map(|row| match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(name), Some(value)]) => Some((name, value)),
+            _ => None,
+        });
+    pairs.flat_map(for_this_transaction).collect()
+}
+
+/// What a session sets for its next transactions has to hold in the one that runs already.
+fn for_this_transaction((name, value): (String, String)) -> Vec<(String, String)> {
+    let own = name
+        .strip_prefix("default_transaction_")
+        .map(|which| format!("transaction_{which}"));
+    let own = own.map(|name| (name, value.clone()));
+    own.into_iter().chain([(name, value)]).collect()
+}

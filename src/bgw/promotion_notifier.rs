@@ -1,0 +1,41 @@
+//! The promotion notifier: a worker that PostgreSQL starts at the end of a standby's recovery. It tells the runtime of the promotion,
+//! and ends. So nobody has to ask again and again whether the standby was promoted.
+
+use std::time::{Duration, Instant};
+
+use pgrx::{pg_guard, pg_sys};
+
+use super::executor::join;
+use super::logging;
+use crate::channel::message::{Peer, Request};
+use crate::pg::transaction::transaction;
+use crate::pg::worker::{Process, WorkerStart};
+use crate::pg::{databases, worker};
+
+const NAME: &str = "litmus_pgnats promotion notifier";
+const MAIN: &str = "litmus_pgnats_promotion_notifier_main";
+/// Longest time to hand the news over.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Has a promotion notifier start when the time has come; `None` when there is no free slot.
+pub fn send() -> Option<Process> {
+    Process::start(NAME, MAIN, 0, WorkerStart::AfterRecovery)
+}
+
+/// The worker's main function, called by the postmaster's child.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn litmus_pgnats_promotion_notifier_main(_arg: pg_sys::Datum) {
+    worker::attach_as_session(None, c"litmus_pgnats promotion notifier");
+    let told = transaction(databases::databases).map(|databases| {
+        let timeline = worker::timeline();
+        let mut client = join(Peer::Session)?;
+        client.push(&Request::Promoted { timeline, databases }, b"")?;
+        client.flush(Instant::now() + LIMIT)
+    });
+    if let Ok(Err(error)) = told {
+        let text = format!("the runtime worker was not told that the server takes writes: {error}");
+        logging::write(log::Level::Error, &text, "", "");
+    }
+    worker::exit(0)
+}

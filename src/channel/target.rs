@@ -1,0 +1,44 @@
+//! Which NATS connection is meant, and what a session knows of it. Pure.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::settings::Settings;
+
+/// Which connection a session means. Connections are shared by all sessions that present the same key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub key: Key,
+    pub database_name: String,
+    pub server_name: String,
+}
+
+/// Object ids of the database, the foreign server and the user mapping (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    pub database: u32,
+    pub server: u32,
+    pub mapping: u32,
+    /// The process whose transaction has changed the options and may still roll back, and whose alone this connection
+    /// is therefore; 0 for a connection that is shared.
+    pub private_to: u32,
+}
+
+/// What a session must know of its NATS connection to publish without asking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Whether publishes are taken without a `Barrier`.
+    pub up: bool,
+    /// The server's limit for headers and payload, in bytes.
+    pub max_payload: u64,
+    /// Whether the server understands headers.
+    pub headers: bool,
+}
+
+/// The NATS connection of a handler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub target: Target,
+    pub settings: Settings,
+}
