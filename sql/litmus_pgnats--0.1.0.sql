@@ -4,11 +4,12 @@
 CREATE SCHEMA litmus_pgnats;
 COMMENT ON SCHEMA litmus_pgnats IS 'tables and views of the extension litmus_pgnats';
 
--- Another extension for NATS would have calls mean the one or the other.
+-- Refuses to be in one database with another extension for NATS, which has functions of the same names: calls would
+-- then mean one or the other.
 
 CREATE FUNCTION litmus_pgnats.refuse(extension text, function text) RETURNS void
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_refuse';
--- No operator or cast is left to the search path: the target schema may be another role's.
+-- No operator and no type is left to the search path, because the target schema may be another role's.
 SELECT litmus_pgnats.refuse(e.extname::pg_catalog.text, p.oid::pg_catalog.regprocedure::pg_catalog.text)
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_depend d ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
@@ -229,7 +230,7 @@ COMMENT ON COLUMN litmus_pgnats.handler.role IS 'role that registered it, as whi
 COMMENT ON COLUMN litmus_pgnats.handler.created IS 'time of the registration';
 COMMENT ON COLUMN litmus_pgnats.handler.batch_size IS 'most messages for one call of a function that takes many';
 
--- Not dumped: object ids mean something where they were written alone.
+-- Not dumped, because object ids have a meaning only in the database in which they were written.
 CREATE TABLE litmus_pgnats.handler_binding (
     kind text NOT NULL,
     server text NOT NULL,
@@ -260,7 +261,8 @@ CREATE TRIGGER handler_changed AFTER INSERT OR UPDATE OR DELETE ON litmus_pgnats
 CREATE TRIGGER handler_truncated AFTER TRUNCATE ON litmus_pgnats.handler
   FOR EACH STATEMENT EXECUTE FUNCTION litmus_pgnats.handler_changed();
 
--- What durable subscriptions have besides. How far they are is written in the transaction of the effects.
+-- What durable subscriptions have besides the columns of handler. Their progress is written in the same transaction as
+-- the effects of their messages.
 CREATE TABLE litmus_pgnats.handler_stream (
     kind text NOT NULL DEFAULT 'stream' CHECK (kind OPERATOR(pg_catalog.=) 'stream'),
     server text NOT NULL,
@@ -322,7 +324,7 @@ CREATE EVENT TRIGGER litmus_pgnats_ddl_end ON ddl_command_end
                'GRANT', 'REVOKE', 'CREATE USER MAPPING', 'ALTER USER MAPPING', 'DROP USER MAPPING')
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_end IS 'notices renamed functions and servers, and changed rights';
--- Whatever is dropped may take a function along.
+-- For all statements, because dropping any object may drop a function with it.
 CREATE EVENT TRIGGER litmus_pgnats_drop ON sql_drop
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_drop IS 'notices dropped functions, whose handlers end at the commit, and dropped servers';
@@ -355,7 +357,7 @@ CREATE FUNCTION litmus_pgnats_unregister_responder(subject text) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_unregister_responder';
 COMMENT ON FUNCTION litmus_pgnats_unregister_responder(text) IS 'no longer answer requests on a subject';
 
--- A message with all that is known of it, for functions that take many at once.
+-- A message with all that is known of it, for functions that take many messages at once.
 
 CREATE TYPE litmus_pgnats.message AS (
     subject text,
@@ -375,7 +377,7 @@ COMMENT ON COLUMN litmus_pgnats.message.stream_sequence IS 'its sequence in the 
 COMMENT ON COLUMN litmus_pgnats.message.delivery_count IS 'how often the stream has delivered it, this time included; NULL if it comes from no stream';
 COMMENT ON COLUMN litmus_pgnats.message."time" IS 'when the stream took it, or when it arrived here';
 
--- Messages that could not be delivered, or not be executed, after all attempts.
+-- Messages that could not be delivered or executed after all attempts.
 
 CREATE TABLE litmus_pgnats.dead_letter (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -538,10 +540,10 @@ CREATE VIEW litmus_pgnats.outbox_waiting AS
 COMMENT ON VIEW litmus_pgnats.outbox_waiting IS 'messages in the outbox that wait for their delivery, by server and role';
 
 GRANT SELECT ON litmus_pgnats.dead_letters, litmus_pgnats.outbox_waiting TO pg_monitor;
--- Users name these in their own tables and statements.
+-- Users name objects of this schema in their own tables and statements.
 GRANT USAGE ON SCHEMA litmus_pgnats TO PUBLIC;
 
--- What the workers do. None of these asks NATS.
+-- What the workers do. None of these functions and views asks NATS.
 
 CREATE FUNCTION litmus_pgnats.stat_handlers(
     OUT kind text, OUT server text, OUT subject text, OUT function text, OUT state text, OUT problem text,
@@ -680,7 +682,7 @@ GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_exec
   litmus_pgnats.stat_transfers(), litmus_pgnats.stat_control_channel(), litmus_pgnats.doctor()
   TO pg_monitor;
 
--- The connection.
+-- The connection to NATS, and the library's version.
 
 CREATE FUNCTION nats_get_server_info(
     OUT server_id text, OUT server_name text, OUT host text, OUT port integer, OUT version text,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The kinds of failure that a caller can tell apart; each has one SQLSTATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
-    // What the caller gave.
+    // The caller's arguments.
     NullArgument,
     InvalidSubject,
     InvalidHeaders,
@@ -19,13 +19,13 @@ pub enum Kind {
     InvalidFunction,
     InvalidEncoding,
     PayloadTooLarge,
-    // Which server, and who may use it.
+    // The choice of a foreign server, and the rights to it.
     NoServer,
     SeveralServers,
     PermissionDenied,
     FileOptionDenied,
     IncompleteCredential,
-    // The connection to NATS.
+    // The connection to NATS, limits, and the server's role.
     Unreachable,
     AuthenticationRefused,
     TooManyConnections,
@@ -37,7 +37,7 @@ pub enum Kind {
     BufferFull,
     ConnectionLost,
     Unsupported,
-    // The answer to a request.
+    // The answers to requests.
     NoResponders,
     Timeout,
     ServiceError,
@@ -81,7 +81,7 @@ pub struct Error {
     pub kind: Kind,
     pub message: String,
     pub detail: Option<String>,
-    /// In place of the kind's own hint.
+    /// Replaces the kind's own hint; an empty text means no hint at all.
     pub hint: Option<String>,
 }
 
@@ -103,7 +103,7 @@ impl Error {
         self
     }
 
-    /// A detail in the words of another library, made a sentence.
+    /// Sets the detail from another library's message, which is made a sentence.
     #[must_use]
     pub fn cause(self, why: &str) -> Self {
         let mut rest = why.trim_end_matches('.').chars();

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Shortest time between two lines.
+/// Shortest time between two lines of a [`Flood`], and the time over which a [`Burst`] counts its lines.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one log line pass in an interval and counts the others.
+/// Lets one log line pass per interval and counts the others.
 #[derive(Debug, Default)]
 pub struct Flood {
     last: Option<Instant>,
@@ -13,12 +13,13 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Lines that were not written, and that no later one tells of yet.
+    /// The number of suppressed lines that no later line has mentioned yet.
     pub fn rest(&self) -> u64 {
         self.suppressed
     }
 
-    /// `Some` when a line may be written, with a remark on those that were not.
+    /// `Some` if a line may be written now: a remark on the lines suppressed before, to be appended to the line; empty
+    /// if there were none.
     pub fn pass(&mut self) -> Option<String> {
         let now = Instant::now();
         if self.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
@@ -30,10 +31,10 @@ impl Flood {
     }
 }
 
-/// Lines that may come at once.
+/// Lines that a [`Burst`] lets pass per interval.
 const BURST: u32 = 20;
 
-/// Lets a burst of lines pass in an interval and counts those beyond.
+/// Lets a burst of lines pass per interval and counts the lines beyond it.
 #[derive(Debug, Default)]
 pub struct Burst {
     since: Option<Instant>,
@@ -42,7 +43,7 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// As [`Flood::pass`].
+    /// Like [`Flood::pass`].
     pub fn pass(&mut self) -> Option<String> {
         let now = Instant::now();
         if self
@@ -61,7 +62,7 @@ impl Burst {
     }
 }
 
-/// On the lines that were not written since the last one.
+/// A remark on the lines suppressed since the last written one; empty if there were none. Resets the count.
 fn remark(suppressed: &mut u64) -> String {
     match std::mem::take(suppressed) {
         0 => String::new(),

@@ -6,8 +6,12 @@
 //! - `channel`: the control channel, a Unix socket between backends and the runtime worker;
 //! - `actors`: the actor system in the runtime worker, which owns every NATS connection.
 //!
-//! `bgw` is the worker around the actors, `pg` PostgreSQL's C API behind safe functions. `error`, `findings`, `flood`, `nats`,
-//! `patroni` and `settings` are pure and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
+//! `bgw` has the background workers, among them the runtime worker around the actors; `pg` has PostgreSQL's C API
+//! behind safe functions. `error`, `findings`, `flood`, `nats`, `patroni`, `row`, `server_role` and `settings` are pure
+//! and used by all. Without one of the features pg15 to pg18 only the pure layers are built.
+//!
+//! This file connects PostgreSQL's hooks to `sql`; `_PG_init` runs in each process that loads the library, on its main
+//! thread.
 
 #![cfg_attr(
     not(test),
@@ -23,7 +27,8 @@
 #![warn(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod actors;
-#[cfg(feature = "pg")]
+// The pure part of `bgw` is tested without PostgreSQL.
+#[cfg(any(feature = "pg", test))]
 mod bgw;
 pub mod channel;
 pub mod error;
@@ -49,9 +54,9 @@ pub extern "C-unwind" fn _PG_init() {
     sql::parameters::define();
     pg::foreign_servers::watch_changes();
     pg::executor::install(pg::executor::Reactions {
-        busy: sql::call::is_busy,
-        run_ended: sql::call::flush,
-        run_failed: sql::call::flush_now,
+        busy: sql::session::is_busy,
+        run_ended: sql::transaction_end::flush,
+        run_failed: sql::transaction_end::flush_now,
         mark: sql::on_commit::mark,
         roll_back_to: sql::on_commit::roll_back_to,
         before_commit: || {
@@ -69,18 +74,19 @@ pub extern "C-unwind" fn _PG_init() {
         committed: || {
             sql::reload::committed();
             sql::changes::committed();
-            // Behind the others: what the transaction has subscribed gets what it has published.
+            // After `changes`, so that handlers which the transaction has registered receive the messages which it has
+            // published.
             sql::on_commit::committed();
             sql::outbox::committed();
-            sql::call::leave_private();
+            sql::transaction_end::leave_private();
         },
         aborted: || {
-            sql::call::give_up();
+            sql::transaction_end::give_up();
             sql::on_commit::aborted();
             sql::outbox::aborted();
             sql::reload::aborted();
             sql::changes::aborted();
-            sql::call::leave_private();
+            sql::transaction_end::leave_private();
         },
     });
     pg::utility::install(sql::exclusive_databases::about_to, sql::exclusive_databases::done);

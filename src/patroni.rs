@@ -1,34 +1,34 @@
-//! What Patroni's REST API says, in the shapes of its versions 2 to 4. Pure.
+//! Reads the answers of Patroni's REST API, versions 2 to 4. Pure; used by the actor thread.
 
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
 
-/// Seconds that a leader lock lives if Patroni does not say.
+/// Lifetime of the leader lock in seconds, if Patroni does not tell it.
 pub const DEFAULT_TTL: u64 = 30;
 
-/// A member of a Patroni cluster, as it describes itself. Whatever a version does not tell is absent.
+/// A member of a Patroni cluster, from its own answers. What the member's version of Patroni does not tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     pub role: Option<String>,
     pub name: Option<String>,
     pub scope: Option<String>,
     pub timeline: Option<u64>,
-    /// When the member last reached the store that holds the leader lock, in seconds since 1970.
+    /// When the member last reached the configuration store, which holds the leader lock; in seconds since 1970.
     pub dcs_last_seen: Option<u64>,
-    /// The members keep the primary while the store is away (failsafe mode).
+    /// Whether failsafe mode is active: the members keep the primary while the configuration store is unreachable.
     pub is_failsafe: bool,
     pub api_url: Option<String>,
     pub conn_url: Option<String>,
 }
 
-/// The base of the API's addresses: the option may name it or its `/patroni`.
+/// The base address of the API; the option `patroni_url` may end with `/patroni` or not.
 pub fn base_url(url: &str) -> &str {
     let url = url.trim_end_matches('/');
     url.strip_suffix("/patroni").unwrap_or(url).trim_end_matches('/')
 }
 
-/// The address without user and password, for people to read.
+/// The address without user name and password, to be shown.
 pub fn without_password(url: &str) -> String {
     if !url.contains('@') {
         return url.to_string();
@@ -41,7 +41,7 @@ pub fn without_password(url: &str) -> String {
     shown.unwrap_or_else(|| "an address that cannot be shown".into())
 }
 
-/// Reads the answer of `/patroni`, `/primary` and their like; `None` if it is no JSON object.
+/// Reads the answer of `/patroni`, `/primary` and similar endpoints; `None` if it is not a JSON object.
 pub fn member(answer: &[u8]) -> Option<Member> {
     let value: Value = serde_json::from_slice(answer).ok()?;
     let object = value.as_object()?;
@@ -63,8 +63,8 @@ pub fn member(answer: &[u8]) -> Option<Member> {
     })
 }
 
-/// Completes a member with what the answer of `/cluster` says of it: found by its name, or by the address of its API,
-/// which alone old versions tell.
+/// Completes a member from the answer of `/cluster`. The member is found there by its name or, since old versions do
+/// not tell the name, by the address of its API. An answer that is not JSON changes nothing.
 pub fn complete(member: &mut Member, base: &str, cluster: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(cluster) else {
         return;
@@ -94,13 +94,13 @@ pub fn complete(member: &mut Member, base: &str, cluster: &[u8]) {
     }
 }
 
-/// The `ttl` in the answer of `/config`.
+/// The `ttl` in the answer of `/config`, in seconds; `None` if the answer has none.
 pub fn ttl(config: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Value>(config).ok()?.get("ttl")?.as_u64()
 }
 
-/// Why a primary must not act as one; `None` if it may. `holds_lock` is the verdict of `/primary`, `now` the time in
-/// seconds since 1970.
+/// Why a primary must not act as one; `None` if it may. `holds_lock` is the verdict of `/primary`, `ttl` is in seconds,
+/// and `now` is the time in seconds since 1970.
 pub fn fence(member: &Member, holds_lock: bool, ttl: u64, now: u64) -> Option<String> {
     if !holds_lock {
         let role = member.role.as_deref().unwrap_or("unknown");

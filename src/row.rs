@@ -1,4 +1,4 @@
 //! A row of a result. Pure; used by sessions and the actor thread.
 
-/// A row of a result, as text that the columns' types read.
+/// A row of a result: for each column the text that its type's input function reads, or `None` for NULL.
 pub type Row = Vec<Option<String>>;

@@ -213,9 +213,10 @@ async fn stopping_drains() {
 async fn a_dead_actor_ends_the_system() {
     let mut runtime = Runtime::start().await;
     let mut session = runtime.session();
-    let lost = session.call(Request::Panic).expect_err("no answer");
+    let task = String::new();
+    let lost = session.call(Request::Panic { task }).expect_err("no answer");
     assert_eq!(lost.kind, Kind::RuntimeLost);
-    assert_eq!(runtime.join().await, SystemEnd::ActorDied);
+    assert_eq!(runtime.join().await, SystemEnd::Died("supervisor".into()));
 }
 
 /// A session that ends without reading its replies, as psql does behind its last statement, has still said all.

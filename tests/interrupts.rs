@@ -242,3 +242,74 @@ async fn a_cancel_that_plpgsql_catches() {
     assert_eq!(message.expect("a message").payload, "inside");
     works(&session, "after").await;
 }
+
+/// What a cancelled statement asked for ends in the runtime worker too: no further request goes to JetStream.
+#[tokio::test]
+async fn a_cancelled_call_asks_nothing_more() {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let scene = Scene::with(Postgres::builder(), nats, "").await;
+    let session = scene.pg.connect().await;
+    for sql in [
+        "SELECT nats_put_text('b', 'key', 'value')",
+        "SELECT nats_put_file('files', 'name', 'content')",
+    ] {
+        run(&session, sql).await;
+    }
+    let mut requests = Requests::listen(&scene).await;
+    for sql in [
+        "SELECT nats_list_keys('b')",
+        "SELECT nats_get_history('b', 'key')",
+        "SELECT nats_get_file('files', 'name')",
+        "SELECT nats_get_file_list('files')",
+    ] {
+        run(&session, sql).await;
+        let whole = requests.until_now(&session).await;
+        assert!(whole.len() > 1, "{sql}: {whole:?}");
+        scene.nats.pause().await;
+        interrupt(&scene, &session, sql, sql, WAYS[0]).await;
+        // The runtime worker takes a session's frames in their order: once it answers, it has seen the cancel.
+        run(&session, "TABLE litmus_pgnats.connections").await;
+        scene.nats.resume();
+        run(&session, sql).await;
+        // The first request of the cancelled call was under way.
+        let expected = [&whole[..1], &whole[..]].concat();
+        assert_eq!(requests.until_now(&session).await, expected, "{sql}");
+    }
+}
+
+/// The requests to JetStream's API, as another client hears them.
+struct Requests {
+    api: async_nats::Subscriber,
+}
+
+impl Requests {
+    const MARK: &str = "$JS.API.MARK";
+
+    async fn listen(scene: &Scene) -> Self {
+        let api = scene.silent_responder("$JS.API.>").await;
+        Requests { api }
+    }
+
+    /// Their names without those of consumers. The removal of a temporary consumer comes at any time after the call.
+    async fn until_now(&mut self, session: &Session) -> Vec<String> {
+        run(
+            session,
+            &format!("SELECT nats_publish_text('{}', '')", Self::MARK),
+        )
+        .await;
+        let mut names = Vec::new();
+        loop {
+            let message = tokio::time::timeout(SOON, self.api.next())
+                .await
+                .expect("in time");
+            let subject = message.expect("a message").subject;
+            if subject.as_str() == Self::MARK {
+                return names;
+            }
+            if !subject.contains(".CONSUMER.DELETE.") {
+                let name = subject.split('.').take(5).collect::<Vec<_>>();
+                names.push(name.join("."));
+            }
+        }
+    }
+}

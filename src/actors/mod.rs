@@ -1,11 +1,12 @@
-//! The actor system of the runtime worker: everything that talks to NATS. Knows nothing of the database.
+//! The actor system of the runtime worker: everything that talks to NATS. It has no connection to a database.
 //!
-//! One thread runs all of it: an actix system on tokio's current-thread runtime. `system.rs` starts the actors, watches them
-//! and stops them. Each folder imports only from those below it, and `docs/design.md` says what each owns:
+//! All of it runs in one thread, the actor thread: an actix system on tokio's current-thread runtime. `system.rs`
+//! starts the actors, watches them and stops them. A folder imports only from folders below it in this list, and
+//! `docs/design.md` says what each owns:
 //!
-//! - `sessions`: the runtime's end of the control channel, for backends;
-//! - `dispatcher`: brings messages to executors, and has databases' definitions read;
-//! - `outbox`: has each database's outbox delivered;
+//! - `sessions`: the runtime's end of the control channel, a task for each backend;
+//! - `dispatcher`: brings messages to executors, and has databases' handlers refreshed;
+//! - `outbox`: delivers each database's outbox;
 //! - `workers`: executors and outbox relays as the actors see them; `doctor`: what is wrong with a connection;
 //! - `handlers`: subscriptions and responders with their messages; `ha`: Patroni, and who is told of the server's role;
 //! - `connections`: one connection for all sessions that present the same key;

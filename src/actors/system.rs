@@ -1,4 +1,5 @@
-//! Starts the actors, watches that they live, and stops them in order. Runs as the actor thread's main function.
+//! Starts the actors, notices when one of them dies, and stops them in order. [`run`] is the main function of the
+//! runtime worker's actor thread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,18 +8,18 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::base::liveness::Vital;
 use super::base::queue_limits::Limits;
 use super::base::server_role::Fencing;
+use super::base::tasks;
 use super::connections::Supervisor;
 use super::connections::interface::FinishConnections;
 use super::dispatcher::Dispatcher;
 use super::dispatcher::interface::{Registries, Resized, Scan};
-use super::ha::Notifier;
-use super::ha::PatroniWatcher;
+use super::ha::{Notifier, PatroniWatcher};
 use super::handlers::registry::Registry;
 use super::handlers::responder_registry::Requests;
 use super::handlers::subscription_registry::Subscriptions;
+use super::metrics::connection_stats::ConnectionTable;
 use super::metrics::counters::Counters;
 use super::metrics::in_flight::InFlight;
 use super::outbox::Outbox;
@@ -33,46 +34,48 @@ use crate::channel::server::ChannelListener;
 use crate::channel::worker_id::WorkerId;
 use crate::server_role::{ServerIdentity, ServerRole};
 
-/// At the end, what sessions have sent is taken in for so long, and written to NATS for so long.
+/// Longest time, at the end of the runtime, for reading what sessions have sent, and again for writing it to NATS.
 const FINISH_LIMIT: Duration = Duration::from_millis(500);
 
-/// What the actor system is told when it starts.
+/// What the actor system needs at its start.
 pub struct Config {
-    /// Where the control channel listens.
+    /// Path of the control channel's socket.
     pub socket: PathBuf,
-    /// What tells this cluster from others in NATS's monitoring.
+    /// The cluster's label in NATS's monitoring, which tells it from other clusters.
     pub cluster: String,
-    /// Starts executors, and what it says of them.
+    /// Starts the processes of executors and outbox relays.
     pub launcher: Arc<dyn Launcher>,
+    /// What became of these processes.
     pub notices: mpsc::UnboundedReceiver<(WorkerId, Notice)>,
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,
     pub fencing: Arc<Fencing>,
     pub identity: ServerIdentity,
-    /// What it is when the runtime starts, and the databases that there are then.
+    /// The server's role when the runtime starts.
     pub role: ServerRole,
+    /// Object ids of the databases that allow connections when the runtime starts.
     pub databases: Vec<u32>,
-    /// Remembers what the notifier has told.
+    /// Path of the file in which the notifier keeps the notifications that NATS has taken.
     pub memory: PathBuf,
 }
 
 /// Why the actor system ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SystemEnd {
-    /// It was told to.
+    /// The main thread has asked for the end, or is gone.
     Stopped,
-    /// An actor has died, which actix does not mend.
-    ActorDied,
-    /// It could not start.
+    /// The actor or task of this name has panicked, and the others must not go on without it.
+    Died(String),
+    /// The system could not start, for this reason.
     Failed(String),
 }
 
-/// Runs the system until `stop` fires or an actor dies.
+/// Runs the actor system until `stop` fires or is dropped, or until a vital actor or task panics.
 pub fn run(config: Config, stop: oneshot::Receiver<()>) -> SystemEnd {
-    let (load, pace) = (InFlight::new(), WakeupCoalescing::new());
+    let (in_flight, coalescing) = (InFlight::new(), WakeupCoalescing::new());
     let rest = {
-        let (load, pace) = (load.clone(), pace.clone());
-        move || pace.rest(load.peak() > 0)
+        let (in_flight, coalescing) = (in_flight.clone(), coalescing.clone());
+        move || coalescing.rest(in_flight.peak() > 0)
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = match runtime.enable_all().on_thread_park(rest).build() {
@@ -80,41 +83,83 @@ pub fn run(config: Config, stop: oneshot::Receiver<()>) -> SystemEnd {
         Err(error) => return SystemEnd::Failed(format!("could not start the runtime: {error}")),
     };
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(live(config, load, pace, stop))
+    system.block_on(live(config, in_flight, coalescing, stop))
 }
 
 async fn live(
     config: Config,
-    load: InFlight,
-    pace: WakeupCoalescing,
+    in_flight: InFlight,
+    coalescing: WakeupCoalescing,
     stop: oneshot::Receiver<()>,
 ) -> SystemEnd {
     let counts = Arc::new(ChannelCounts::default());
     let listener = match ChannelListener::bind(&config.socket, counts.clone()) {
         Ok(listener) => listener,
         Err(error) => {
-            return SystemEnd::Failed(format!(
-                "could not listen on \"{}\": {error}",
-                config.socket.display()
-            ));
+            let socket = config.socket.display();
+            return SystemEnd::Failed(format!("could not listen on \"{socket}\": {error}"));
         }
     };
-    let (vital, mut died) = Vital::watched();
-    let supervisor = Supervisor::new(config.cluster, vital.clone()).start();
-    let (role, roles) = watch::channel(config.role);
-    let (to, launcher) = (supervisor.clone(), config.launcher.clone());
-    let outbox = Outbox::new(launcher, config.sizes.clone(), to, vital.clone()).start();
-    let pool = Pool::new(config.launcher, config.sizes.clone(), load.clone());
-    let dispatcher = Dispatcher::new(pool, role, vital.clone()).start();
-    let watcher = PatroniWatcher::new(roles.clone(), config.fencing, dispatcher.clone(), vital.clone());
-    let patroni = watcher.start();
-    let (to, of) = (supervisor.clone(), patroni.clone());
-    let notifier = Notifier::new(config.identity, roles, config.memory, to, of, vital.clone()).start();
-    let limits = config.limits;
-    let (to, of) = (supervisor.clone(), dispatcher.clone());
-    let subscriptions = Registry::new(to, limits.clone(), Subscriptions(of), vital.clone()).start();
-    let (to, of) = (supervisor.clone(), dispatcher.clone());
-    let responders = Registry::new(to, limits.clone(), Requests(of), vital.clone()).start();
+    let mut died = tasks::watch_deaths();
+    let socket = config.socket.clone();
+    let table = ConnectionTable::default();
+    let counters = Counters::new(table.clone(), counts, in_flight.clone(), config.limits.clone());
+    let supervisor = Supervisor::new(config.cluster.clone(), table).start();
+    let addresses = start(config, supervisor.clone(), in_flight.clone(), counters);
+    let gateway = Gateway::new(listener, addresses, in_flight, coalescing).start();
+    tokio::select! {
+        // An error means that the main thread is gone, which ends the actors as well.
+        _ = stop => {}
+        Some(name) = died.recv() => return SystemEnd::Died(name.into_owned()),
+    }
+    if gateway.send(FinishSessions(FINISH_LIMIT)).await.is_err() {
+        log::debug!("the gateway has ended before its sessions");
+    }
+    if supervisor.send(FinishConnections(FINISH_LIMIT)).await.is_err() {
+        log::debug!("the supervisor has ended before its connections");
+    }
+    log::debug!("tasks that still run: {}", tasks::running().join(", "));
+    if let Err(error) = std::fs::remove_file(&socket) {
+        log::debug!("could not remove \"{}\": {error}", socket.display());
+    }
+    SystemEnd::Stopped
+}
+
+/// Starts all actors but the supervisor and the gateway, and returns those that sessions talk to.
+fn start(config: Config, supervisor: Addr<Supervisor>, in_flight: InFlight, counters: Counters) -> Addresses {
+    let Config {
+        launcher,
+        notices,
+        limits,
+        sizes,
+        fencing,
+        identity,
+        role,
+        databases,
+        memory,
+        ..
+    } = config;
+    let (role, roles) = watch::channel(role);
+    let outbox = Outbox::new(launcher.clone(), sizes.clone(), supervisor.clone()).start();
+    let pool = Pool::new(launcher, sizes.clone(), in_flight);
+    let dispatcher = Dispatcher::new(pool, role).start();
+    let patroni = PatroniWatcher::new(roles.clone(), fencing, dispatcher.clone().recipient()).start();
+    let notifier = Notifier::new(identity, roles, memory, supervisor.clone(), patroni.clone()).start();
+    let ready = || dispatcher.clone().recipient();
+    let subscriptions = Registry::new(
+        "registry of subscriptions",
+        supervisor.clone(),
+        limits.clone(),
+        Subscriptions(ready()),
+    )
+    .start();
+    let responders = Registry::new(
+        "registry of responders",
+        supervisor.clone(),
+        limits,
+        Requests(ready()),
+    )
+    .start();
     dispatcher.do_send(Registries {
         subscriptions: subscriptions.clone(),
         responders: responders.clone(),
@@ -123,40 +168,40 @@ async fn live(
         outbox: outbox.clone(),
         supervisor: supervisor.clone(),
     });
-    dispatcher.do_send(Scan(config.databases));
-    let (mut notices, noticed, relays) = (config.notices, dispatcher.clone(), outbox.clone());
-    let (sizes, resized) = (config.sizes.clone(), dispatcher.clone());
-    actix::spawn(async move {
-        loop {
-            sizes.changed.notified().await;
-            resized.do_send(Resized);
-        }
-    });
-    actix::spawn(async move {
-        while let Some((worker, notice)) = notices.recv().await {
-            if worker.is_outbox_relay() {
-                relays.do_send(WorkerNoticed(worker, notice));
-            } else {
-                noticed.do_send(WorkerNoticed(worker, notice));
-            }
-        }
-    });
-    let addresses = Addresses {
-        supervisor: supervisor.clone(),
+    dispatcher.do_send(Scan(databases));
+    tasks::spawn_vital("news of sizes", forward_sizes(sizes, dispatcher.clone()));
+    let forwarding = forward_notices(notices, dispatcher.clone(), outbox.clone());
+    tasks::spawn_vital("news of workers", forwarding);
+    Addresses {
+        supervisor,
         dispatcher,
         subscriptions,
         responders,
         outbox,
         patroni,
-        counters: Counters::new(counts, load.clone(), limits.clone()),
-    };
-    let gateway = Gateway::new(listener, addresses, load, pace, vital).start();
-    tokio::select! {
-        _ = stop => {}
-        _ = died.recv() => return SystemEnd::ActorDied,
+        counters,
     }
-    let _ = gateway.send(FinishSessions(FINISH_LIMIT)).await;
-    let _ = supervisor.send(FinishConnections(FINISH_LIMIT)).await;
-    let _ = std::fs::remove_file(&config.socket);
-    SystemEnd::Stopped
+}
+
+/// Tells the dispatcher when the sizes have changed.
+async fn forward_sizes(sizes: Arc<Sizes>, dispatcher: Addr<Dispatcher>) {
+    loop {
+        sizes.changed.notified().await;
+        dispatcher.do_send(Resized);
+    }
+}
+
+/// Passes each notice to the actor that started the worker: the outbox for a relay, the dispatcher for an executor.
+async fn forward_notices(
+    mut notices: mpsc::UnboundedReceiver<(WorkerId, Notice)>,
+    dispatcher: Addr<Dispatcher>,
+    outbox: Addr<Outbox>,
+) {
+    while let Some((worker, notice)) = notices.recv().await {
+        if worker.is_outbox_relay() {
+            outbox.do_send(WorkerNoticed(worker, notice));
+        } else {
+            dispatcher.do_send(WorkerNoticed(worker, notice));
+        }
+    }
 }

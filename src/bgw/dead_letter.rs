@@ -1,5 +1,5 @@
-//! Writes dead letters: messages that could not be delivered, or not be executed, after all attempts. Runs in outbox relays and
-//! executors, in their transactions, with PostgreSQL's own names alone in the search path.
+//! Writes dead letters: messages that could not be delivered or executed after all attempts. Runs in outbox relays and
+//! executors, on the main thread, in their transactions and under a search path that has only PostgreSQL's own names.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use crate::pg::sqlstates;
 use crate::pg::transaction::sqlstate;
 use crate::sql::parameters;
 
-/// A message of the outbox, which its caller removes from there.
+/// Writes a message of the outbox as a dead letter; the caller removes it from the outbox.
 pub fn of_outbox(partition: &Partition, batch: i64, id: i64, error: &Error) {
     let why = format!("{}: {error}", sqlstate(sqlstates::describe(error.kind).0 as i32));
     prepared(
@@ -32,12 +32,13 @@ pub fn of_outbox(partition: &Partition, batch: i64, id: i64, error: &Error) {
     expire();
 }
 
-/// A message of the durable subscription with this id, whose function runs as `role`.
+/// Writes a message of the durable subscription `id` as a dead letter. `role` is the role that the function runs as,
+/// and `why` the error.
 pub fn of_stream(
     role: u32,
     id: &str,
     message: &Delivered,
-    place: StreamPosition,
+    position: StreamPosition,
     payload: &Bytes,
     why: &str,
 ) {
@@ -50,8 +51,8 @@ pub fn of_stream(
         &[
             Text(id),
             Oid(role),
-            Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
-            Int8(place.deliveries.into()),
+            Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
+            Int8(position.deliveries.into()),
             Text(&message.subject),
             Bytea(payload),
             OptionalText(headers.as_deref()),
@@ -62,7 +63,7 @@ pub fn of_stream(
     expire();
 }
 
-/// Removes those that are older than they are to be kept.
+/// Removes dead letters that are older than `litmus_pgnats.dead_letter_retention`.
 fn expire() {
     if let Some(retention) = parameters::dead_letter_retention() {
         prepared(

@@ -1,5 +1,5 @@
-//! What handlers a database has, as the runtime is told: read by an executor, which also mends what a restore, an
-//! upgrade or a dropped role has left. Runs in executors.
+//! Reads the handlers of a database as definitions for the runtime worker, and mends what a restore, an upgrade or a
+//! dropped role has left. Runs in executors and, to find connections, in outbox relays; on the main thread.
 
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use crate::row::Row;
 use crate::sql::own_tables::{OwnTables, TRUSTED};
 use crate::sql::{changes, server};
 
-/// Reads what this database defines; nothing if the extension is not there. Others change it meanwhile: what cannot be
-/// read is read again a few times. `Err` is a description of what went wrong then.
+/// Reads what this database defines; the report has no definitions if the extension is not there. Because other
+/// sessions may change the tables meanwhile, a read that has failed is repeated a few times. `Err` is the message of
+/// the last error.
 pub fn read_definitions() -> std::result::Result<Report, String> {
     let mut attempt = 1;
     loop {
@@ -28,18 +29,18 @@ pub fn read_definitions() -> std::result::Result<Report, String> {
             Err(error) if attempt == ATTEMPTS => return Err(error.message),
             Err(_) => {
                 attempt += 1;
-                // An interrupt is served where the executor waits.
+                // An interrupt is served when the executor waits for its next order.
                 let _ = wait::sleep(PAUSE);
             }
         }
     }
 }
 
-/// Messages for one call of a function that takes many, if nothing else is said.
+/// Most messages for one call of a function that takes many, if the handler has no batch_size.
 const BATCH: u32 = 1000;
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
-/// Milliseconds that a look waits for a lock: any role may hold one of what it has registered itself.
+/// How long a refresh waits for a lock, in milliseconds: any role may hold a lock on a handler that it has registered.
 const LOCK_TIMEOUT: &str = "500";
 
 fn read() -> Report {
@@ -60,7 +61,7 @@ fn read() -> Report {
         }
         Err(_) => (false, Vec::new(), Vec::new(), false),
     });
-    // What was mended is in the report already.
+    // The report has what was mended already, so no refresh has to follow.
     changes::forget();
     Report {
         database_name,
@@ -71,7 +72,7 @@ fn read() -> Report {
     }
 }
 
-/// The servers that name a subject for notifications, or Patroni, as their owners connect to them.
+/// The foreign servers with `notify_subject` or `patroni_url`, with the connections that their owners use for them.
 fn servers() -> Vec<Source> {
     let rows = query(
         "SELECT s.oid, s.srvowner, s.srvname FROM pg_foreign_server s \
@@ -82,7 +83,7 @@ fn servers() -> Vec<Source> {
         let [Some(oid), Some(owner), Some(name)] = <[Option<String>; 3]>::try_from(row).ok()? else {
             return None;
         };
-        // What cannot be used is reported where it is used.
+        // A server whose options cannot be used is left out; the error shows where the server is used.
         let source = source_of(oid.parse().ok()?, &name, owner.parse().ok()?).ok()?;
         let settings = &source.settings;
         (settings.notify_subject.is_some() || settings.patroni_url.is_some()).then_some(source)
@@ -90,7 +91,7 @@ fn servers() -> Vec<Source> {
     named.collect()
 }
 
-/// The connection that a role means by a server.
+/// The connection that a role uses for a server; fails if the server was dropped or its options are not complete.
 pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
     let (database, database_name) = databases::database();
     let key = Key {
@@ -108,7 +109,7 @@ pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
     Ok(Source { target, settings })
 }
 
-/// Whether the role may use the server.
+/// Fails unless the role may use the server.
 pub fn check_usage(role: u32, role_name: &str, server: u32, server_name: &str) -> Result<()> {
     if rights::has_usage(role, server) {
         return Ok(());
@@ -117,7 +118,7 @@ pub fn check_usage(role: u32, role_name: &str, server: u32, server_name: &str) -
     Err(Error::new(Kind::PermissionDenied, message))
 }
 
-/// There is no server of that name.
+/// The error for a name that no server has.
 pub fn missing(server: &str) -> Error {
     Error::new(
         Kind::NoServer,
@@ -125,8 +126,8 @@ pub fn missing(server: &str) -> Error {
     )
 }
 
-/// A row of the table, and what its names mean now.
-struct HandlerRow {
+/// A row of the table of handlers, and the objects that its names mean now.
+struct RegisteredRow {
     kind: HandlerKind,
     server: String,
     subject: String,
@@ -134,21 +135,22 @@ struct HandlerRow {
     signature: String,
     role: u32,
     role_name: Option<String>,
-    /// The function; none if it is gone.
+    /// Object id of the function; `None` if it does not exist.
     function: Option<u32>,
-    /// Whether that function may be called: of one that was found by its name, another role may have made it.
+    /// Whether the function may be called: a function that was found by its name may be another role's.
     is_trusted: bool,
     server_oid: Option<u32>,
-    /// Whether the object ids in the table are these.
+    /// Whether the binding has the object ids of this row.
     is_bound: bool,
     batch_size: Option<u32>,
-    /// Of a durable subscription.
+    /// What only a durable subscription has; `None` for other handlers.
     stream: Option<Durable>,
 }
 
-/// A handler calls the function that it was bound to here. One that was bound elsewhere, or by nobody (after a restore, an
-/// upgrade or a copy of the database), is bound to the function of that name, if this is its role's own or a superuser's.
-fn rows() -> Vec<HandlerRow> {
+/// Reads all handlers. A handler calls the function that it was bound to in this database. A handler without such a
+/// binding (after a restore, an upgrade or a copy of the database) gets the function of that name, if the function
+/// belongs to the handler's role or to a superuser.
+fn rows() -> Vec<RegisteredRow> {
     let sql = format!(
         "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, p.oid, \
          b.function_oid IS NOT NULL OR {TRUSTED}, s.oid, \
@@ -161,7 +163,7 @@ fn rows() -> Vec<HandlerRow> {
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
              'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
              'stop_on_failure', d.stop_on_failure, 'stopped', d.stopped, 'stream_created', d.stream_created, \
-             'floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
+             'ack_floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
          FROM litmus_pgnats.handler h \
@@ -184,7 +186,7 @@ fn rows() -> Vec<HandlerRow> {
     rows.into_iter().filter_map(registered).collect()
 }
 
-fn registered(row: Row) -> Option<HandlerRow> {
+fn registered(row: Row) -> Option<RegisteredRow> {
     let [
         kind,
         server,
@@ -200,7 +202,7 @@ fn registered(row: Row) -> Option<HandlerRow> {
         batch_size,
         stream,
     ] = <[Option<String>; 13]>::try_from(row).ok()?;
-    Some(HandlerRow {
+    Some(RegisteredRow {
         kind: HandlerKind::named(&kind?),
         server: server?,
         subject: subject?,
@@ -217,7 +219,8 @@ fn registered(row: Row) -> Option<HandlerRow> {
     })
 }
 
-/// Puts the table right; what somebody else holds locked, the next look will.
+/// Mends the tables. After a failure, because another session holds a lock for example, the rest is left to the next
+/// refresh.
 struct Mender {
     table: OwnTables,
     goes_on: bool,
@@ -231,8 +234,9 @@ impl Mender {
     }
 }
 
-/// The definition for the runtime; `None` for a handler whose function or role is gone, which is removed.
-fn definition(mender: &mut Mender, row: &HandlerRow) -> Option<Definition> {
+/// The definition for the runtime worker; `None` for a handler whose function or role does not exist any more, which is
+/// removed.
+fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
     let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
         let gone = if row.role_name.is_some() {
             "function"
@@ -275,8 +279,8 @@ fn definition(mender: &mut Mender, row: &HandlerRow) -> Option<Definition> {
     })
 }
 
-/// The connection that a handler's role means by the server, or why the handler cannot run.
-fn source(row: &HandlerRow, function: u32, role_name: &str) -> Result<Source> {
+/// The connection that a handler's role uses for the server, or why the handler cannot run.
+fn source(row: &RegisteredRow, function: u32, role_name: &str) -> Result<Source> {
     let server_name = &row.server;
     if !row.is_trusted {
         let message = format!(
@@ -312,10 +316,10 @@ fn source(row: &HandlerRow, function: u32, role_name: &str) -> Result<Source> {
     source_of(server, server_name, row.role)
 }
 
-/// The settings that a session of the role would begin with, as far as this process has not begun with them: those of
-/// `ALTER ROLE` and `ALTER DATABASE`, and for what the bootstrap superuser has set for itself, the value without. Custom
-/// parameters, which `pg_settings` does not know, are among them; one that is the bootstrap superuser's alone becomes empty,
-/// since PostgreSQL cannot take one away.
+/// The settings of `ALTER ROLE` and `ALTER DATABASE` with which a session of the role would begin. This process has
+/// begun with those of the bootstrap superuser; for a parameter that only these set, the value that holds without them
+/// is given. Custom parameters, which `pg_settings` does not know, are included; one that only the bootstrap superuser
+/// has becomes empty, since PostgreSQL cannot remove a parameter.
 pub fn role_settings(role: u32) -> Vec<(String, String)> {
     let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
     let rows = query(
@@ -347,7 +351,7 @@ pub fn role_settings(role: u32) -> Vec<(String, String)> {
     pairs.flat_map(for_this_transaction).collect()
 }
 
-/// What a session sets for its next transactions has to hold in the one that runs already.
+/// A default for the next transactions must hold for the transaction that is already running too.
 fn for_this_transaction((name, value): (String, String)) -> Vec<(String, String)> {
     let own = name
         .strip_prefix("default_transaction_")

@@ -1,18 +1,18 @@
-//! What the table says of a durable subscription, as the runtime is told. Runs in executors.
+//! Reads what only durable subscriptions have, as a definition takes it. Pure; used by executors.
 
 use serde::Deserialize;
 
 use crate::channel::work::{Consumer, DeliverFrom, StreamProgress};
 
-/// A durable subscription, beyond what every handler has.
+/// What only a durable subscription has.
 pub struct Durable {
     pub consumer: Consumer,
     pub progress: StreamProgress,
-    /// Why it has stopped, if it has.
+    /// Why the subscription has stopped; `None` if it has not.
     pub stopped: Option<String>,
 }
 
-/// As the look's query builds it.
+/// The JSON object that the query in `definitions.rs` builds.
 #[derive(Deserialize)]
 struct Columns {
     id: String,
@@ -29,10 +29,10 @@ struct Columns {
     stop_on_failure: bool,
     stopped: Option<String>,
     stream_created: Option<String>,
-    floor: Option<u64>,
+    ack_floor: Option<u64>,
 }
 
-/// Reads the JSON object of a row; `None` if it is none.
+/// Reads the JSON object of a row; `None` if it does not have the fields of a durable subscription.
 pub fn read(row: &str) -> Option<Durable> {
     let row: Columns = serde_json::from_str(row).ok()?;
     let start = match (row.deliver.as_str(), row.start_sequence, row.start_time) {
@@ -55,14 +55,59 @@ pub fn read(row: &str) -> Option<Durable> {
             stop_on_failure: row.stop_on_failure,
         },
         progress: StreamProgress {
-            floor: row.floor,
+            ack_floor: row.ack_floor,
             stream_created: row.stream_created,
         },
         stopped: row.stopped,
     })
 }
 
-/// PostgreSQL's JSON has no whole numbers of its own; what is not one is cut off.
+/// Milliseconds come as JSON numbers with fractions, which are cut off.
 fn milliseconds(number: f64) -> u64 {
     number.clamp(0.0, 1e15) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(deliver: &str, more: &str) -> String {
+        format!(
+            r#"{{"id": "1", "filter_subjects": ["a"], "durable": "d", "deliver": "{deliver}", "batch_size": 10,
+            "ack_wait_ms": 30000.5, "max_deliveries": 5, "backoff_ms": [100, -1], "stop_on_failure": false{more}}}"#
+        )
+    }
+
+    #[test]
+    fn a_row_says_where_a_subscription_begins() {
+        let start =
+            |deliver: &str, more: &str| read(&row(deliver, more)).expect("a subscription").consumer.start;
+        assert_eq!(start("all", ""), DeliverFrom::All);
+        assert_eq!(start("new", ""), DeliverFrom::New);
+        assert_eq!(
+            start("sequence", r#", "start_sequence": 7"#),
+            DeliverFrom::Sequence(7)
+        );
+        let time = r#", "start_time": "2026-01-01T00:00:00Z""#;
+        assert_eq!(
+            start("time", time),
+            DeliverFrom::Time("2026-01-01T00:00:00Z".into())
+        );
+    }
+
+    #[test]
+    fn a_row_says_how_far_a_subscription_is() {
+        let durable = read(&row(
+            "all",
+            r#", "ack_floor": 9, "stream_created": "now", "stopped": "why""#,
+        ));
+        let durable = durable.expect("a subscription");
+        assert_eq!(
+            (durable.consumer.ack_wait_ms, durable.consumer.backoff_ms),
+            (30_000, vec![100, 0])
+        );
+        assert_eq!(durable.progress.ack_floor, Some(9));
+        assert_eq!(durable.stopped.as_deref(), Some("why"));
+        assert!(read("{}").is_none());
+    }
 }

@@ -1,5 +1,6 @@
-//! Executors: workers in a database that run its handlers' functions. One thread, which waits for the runtime's orders
-//! and holds nothing of the database meanwhile.
+//! Executors and outbox relays: workers of a database that carry out orders of the runtime worker. Runs in these
+//! workers, on the main thread; between two orders a worker holds no snapshot and no lock. [`start`] runs in the
+//! runtime worker, and the promotion notifier uses [`join`] too.
 
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -24,23 +25,24 @@ use crate::pg::worker::{Process, WorkerStart};
 const NAME: &str = "litmus_pgnats executor";
 const OUTBOX_RELAY: &str = "litmus_pgnats outbox relay";
 const MAIN: &str = "litmus_pgnats_executor_main";
-/// Most bytes that the runtime is told of a database's handlers: an ordinary role that fills it costs no more memory.
+/// Largest report of a database's handlers, in bytes: bounds the memory that an ordinary role can take by registering
+/// handlers.
 const MAX_REPORT: usize = 16 * 1024 * 1024;
-/// Longest time for the runtime to take what an executor says.
+/// Longest wait for the runtime worker to read what a worker says.
 const SAY_LIMIT: Duration = Duration::from_secs(30);
-/// How long a new worker tries to reach the runtime.
+/// How long a new worker tries to reach the runtime worker.
 const JOIN_LIMIT: Duration = Duration::from_secs(5);
-/// An idle executor waits for ever; this is how often it does so.
+/// Longest single wait for an order. Nothing happens when the time has passed, so it is long.
 const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Starts an executor; `None` when there is no free slot for a worker.
+/// Starts an executor or an outbox relay, as the id says; `None` if no slot for a background worker is free.
 pub fn start(id: WorkerId, database: u32) -> Option<Process> {
-    // On a standby too, where it only looks at what the database defines.
+    // Workers start on a standby too, where an executor only reads what the database defines.
     let name = if id.is_outbox_relay() { OUTBOX_RELAY } else { NAME };
     Process::start(name, MAIN, id.with_database(database), WorkerStart::Now)
 }
 
-/// Waits as a worker that can be interrupted between two orders without harm.
+/// Waits for the channel of a worker and serves interrupts, which do no harm between two orders.
 pub struct IdleWait(LatchWait);
 
 impl Wait for IdleWait {
@@ -56,7 +58,7 @@ impl Wait for IdleWait {
     }
 }
 
-/// Opens a worker's channel.
+/// Connects a worker to the runtime worker; fails if that takes longer than `JOIN_LIMIT`.
 pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
     let deadline = Instant::now() + JOIN_LIMIT;
     let lost = |error: std::io::Error| Error::new(Kind::RuntimeUnavailable, error.to_string());
@@ -91,7 +93,7 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
     if id.is_outbox_relay() {
         outbox_relay::settle_in();
     }
-    // Whatever ends the conversation ends the executor; the runtime's end is no news.
+    // Whatever ends the connection ends the worker. The end of the runtime worker is not logged here.
     if let Err(error) = join(Peer::Worker { id }).and_then(serve)
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
     {
@@ -107,7 +109,7 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
     let (mut worker, mut outbox, mut complaints) =
         (Worker::default(), OutboxReader::default(), Flood::default());
     loop {
-        let frame = client.receive(Instant::now() + IDLE)?;
+        let frame = client.receive(IDLE)?;
         match frame.message {
             Reply::Executor(ToWorker::Refresh) => {
                 let said = definitions::read_definitions().map_or_else(FromWorker::ReadFailed, |mut report| {

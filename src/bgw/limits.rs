@@ -1,4 +1,4 @@
-//! What the actors may hold and start, as the configuration parameters say. In the runtime worker, on its main thread.
+//! Takes the limits of the actors from the configuration parameters. Runs in the runtime worker, on its main thread.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,7 +14,7 @@ use crate::sql::parameters::{
     QUEUE_MESSAGES, QUEUE_SIZE, TOTAL_QUEUE_SIZE,
 };
 
-/// What the actors may hold and start, as the parameters say.
+/// The limits, which the actor thread reads at any time.
 pub struct Bounds {
     pub limits: Arc<Limits>,
     pub sizes: Arc<Sizes>,

@@ -1,24 +1,26 @@
-//! What the workers write to the server log, in one format: `litmus_pgnats: text`, or before the text the name of the
-//! connection that it concerns, which begins in that way too. `litmus_pgnats.log_level` says what is written.
+//! Writes the workers' messages to the server log, in one format: `litmus_pgnats: text`. A text that begins with the
+//! name of a connection begins with `litmus_pgnats` already. `litmus_pgnats.log_level` says what is written.
 //!
-//! Only a process's main thread may write there. So records of the actor thread wait for it in a bounded queue; of each
-//! place in the code some get there in ten seconds, and the others are counted. A byte on a socket wakes the main thread;
-//! the socket's end tells it that the actor thread is gone.
+//! Runs in every worker, on the main thread, which alone may write to the server log. In the runtime worker, records of
+//! the actor thread therefore wait for the main thread in a bounded queue. Each place in the code may queue a few
+//! records in ten seconds; the others are counted. A byte on a socket wakes the main thread, and the end of the socket
+//! tells it that the actor thread is gone.
 
-use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use dashmap::DashMap;
 
 use crate::findings;
 use crate::flood::Burst;
 use crate::pg::report;
 use crate::sql::parameters;
 
-/// Records that may wait; what comes on top is counted only.
+/// Most records that may wait; further ones are only counted.
 const QUEUE: usize = 1024;
 
 type LogRecord = (log::Level, String);
@@ -27,16 +29,16 @@ struct Logger {
     queue: SyncSender<LogRecord>,
     wake: UnixStream,
     dropped: Arc<AtomicUsize>,
-    /// By the place in the code that a record is from.
-    bursts: Mutex<HashMap<LogSite, Burst>>,
+    /// Limits records by the place in the code that they come from.
+    bursts: DashMap<LogSite, Burst>,
 }
 
-/// File and line.
+/// The file and the line that a record comes from.
 type LogSite = (Option<&'static str>, Option<u32>);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// The main thread's end.
+/// The main thread's end of the queue and of the socket.
 pub struct Records {
     queue: Receiver<LogRecord>,
     wake: UnixStream,
@@ -50,12 +52,13 @@ pub struct Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        // The logger keeps a copy of the socket, so closing this one would not be seen.
+        // The logger keeps a copy of the socket, so the main thread would not notice that this one is closed. If the
+        // socket cannot be shut down, its other end is gone.
         let _ = self.wake.shutdown(std::net::Shutdown::Both);
     }
 }
 
-/// Installs the logger of this process.
+/// Installs the logger of this process; fails if there is one already.
 pub fn install() -> std::io::Result<(Records, Alive)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -66,7 +69,7 @@ pub fn install() -> std::io::Result<(Records, Alive)> {
         queue: sender,
         wake: theirs.try_clone()?,
         dropped: dropped.clone(),
-        bursts: Mutex::default(),
+        bursts: DashMap::new(),
     };
     if log::set_logger(LOGGER.get_or_init(|| logger)).is_err() {
         return Err(std::io::Error::other("a logger is installed already"));
@@ -84,7 +87,8 @@ pub fn install() -> std::io::Result<(Records, Alive)> {
 /// Wakes the main thread.
 pub fn wake() {
     if let Some(logger) = LOGGER.get() {
-        // A full socket wakes it as well.
+        // An error needs no handling: a full socket wakes the main thread as well, and a closed one has no main thread
+        // to wake.
         let _ = (&logger.wake).write(&[0]);
     }
 }
@@ -96,7 +100,7 @@ pub fn set_level(level: log::LevelFilter) {
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // Libraries speak of their own matters; the actors say what counts.
+        // Records of other libraries are left out: the actors report what matters of them.
         metadata.target().starts_with("litmus_pgnats")
     }
 
@@ -104,9 +108,9 @@ impl log::Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let place = (record.file_static(), record.line());
-        let mut bursts = self.bursts.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(suppressed) = bursts.entry(place).or_default().pass() else {
+        let site = (record.file_static(), record.line());
+        let suppressed = self.bursts.entry(site).or_default().pass();
+        let Some(suppressed) = suppressed else {
             return;
         };
         let text = format!("{}{suppressed}", findings::line(&record.args().to_string()));
@@ -120,13 +124,13 @@ impl log::Log for Logger {
 }
 
 impl Records {
-    /// What the main thread waits for.
+    /// The socket that the main thread waits for.
     pub fn socket(&self) -> RawFd {
         self.wake.as_raw_fd()
     }
 
-    /// Takes the bytes off the socket: before what they announce is looked for, or news that come in between would wake
-    /// nobody. `false` when the actor thread is gone.
+    /// Takes the bytes off the socket. Called before the main thread looks for what they announce, because news that
+    /// came in between would wake nobody. `false` when the actor thread is gone.
     pub fn take_wakes(&mut self) -> bool {
         let mut bytes = [0; 256];
         loop {
@@ -155,7 +159,8 @@ impl Records {
     }
 }
 
-/// Writes a line, unless the parameter says otherwise. On the main thread.
+/// Writes a message to the server log if `litmus_pgnats.log_level` allows it; an empty `detail` or `hint` is left out.
+/// For the main thread alone.
 pub fn write(level: log::Level, text: &str, detail: &str, hint: &str) {
     if level > parameters::log_level() {
         return;

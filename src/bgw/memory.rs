@@ -1,13 +1,15 @@
-//! Gives back to the system what the runtime worker has freed, from its main thread.
+//! Gives memory that the runtime worker has freed back to the system. Runs in the runtime worker, on its main thread.
 //!
-//! glibc keeps a page that lies below one in use: the worker would stay as large as in its busiest moment, for weeks.
+//! glibc keeps a free page that lies below one in use, so the worker would stay as large as in its busiest moment, for
+//! weeks.
 
 use std::time::{Duration, Instant};
 
-/// As rarely as PostgreSQL's background writer wakes when there is nothing to write.
+/// Time between two calls of malloc_trim: as rarely as PostgreSQL's background writer wakes when there is nothing to
+/// write.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// When memory is given back the next time.
+/// Gives memory back from time to time.
 pub struct Trimmer {
     due: Instant,
 }
@@ -19,18 +21,19 @@ impl Trimmer {
         }
     }
 
+    /// When [`Trimmer::serve`] has something to do next.
     pub fn due(&self) -> Instant {
         self.due
     }
 
-    /// To be called when it is due; earlier calls do nothing.
+    /// Gives memory back if that is due; an earlier call does nothing.
     pub fn serve(&mut self) {
         let now = Instant::now();
         if now < self.due {
             return;
         }
         self.due = now + INTERVAL;
-        // Other allocators keep little.
+        // Other allocators keep little freed memory.
         #[cfg(target_env = "gnu")]
         // SAFETY: takes the allocator's own locks, and gives up only pages that hold nothing.
         unsafe {

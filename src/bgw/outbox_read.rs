@@ -1,8 +1,9 @@
-//! The statements of an outbox relay, under the settings that it has made for itself.
+//! The SQL statements of an outbox relay, for the settings that `outbox_relay.rs` makes. Runs in outbox relays, on the
+//! main thread, in a transaction.
 
 use std::collections::HashSet;
 
-use super::outbox_relay::Commit;
+use super::known_commits::{Commit, ReadMessages};
 use super::{dead_letter, definitions};
 use crate::channel::outbox::{DeliveryOutcome, OutboxMessage, Partition};
 use crate::channel::target::Source;
@@ -13,97 +14,27 @@ use crate::pg::query::{Fields, prepared, prepared_each};
 use crate::pg::{foreign_servers, rights};
 use crate::sql::own_tables::OwnTables;
 
-/// Most messages of a batch, and most commits that are looked at for them at a time.
+/// Most messages of a batch.
 const BATCH: i64 = 4000;
+/// Most commits whose messages one query reads.
 const COMMITS: usize = 4000;
-/// Most bytes of payloads in a batch, unless one message has more; and with headers, which a frame must have room for.
+/// Most bytes of payloads in a batch, unless the first message alone has more.
 const BATCH_SIZE: i64 = 4 * 1024 * 1024;
+/// Most bytes of a batch with headers and subjects, for which a frame must have room.
 const FULL_SIZE: usize = 16 * 1024 * 1024;
-/// Most commits that are discovered at a time.
+/// Most commits that are read at a time.
 pub const DISCOVER: i64 = 20_000;
 
-/// What was read of a partition.
-#[derive(Default)]
-pub struct ReadMessages {
-    /// Batch and id of each message.
-    keys: Vec<(i64, i64)>,
-    /// The commits that were looked at; the last one perhaps not to its end.
-    commits: Vec<Commit>,
-    /// Messages of these subjects were left out.
-    held: Vec<String>,
-}
-
-/// Up to this message of this commit, what waits is of these subjects alone.
-pub struct Passed {
-    held: Vec<String>,
-    pub number: i64,
-    pub id: i64,
-}
-
-impl Passed {
-    /// Whether it still is so when these are held.
-    pub fn holds(&self, held: &[String]) -> bool {
-        let now: HashSet<&String> = held.iter().collect();
-        self.held.iter().all(|subject| now.contains(subject))
-    }
-}
-
-impl ReadMessages {
-    /// The commits with how far each is done with, after these outcomes.
-    pub fn after(&self, outcomes: &[DeliveryOutcome]) -> Vec<Commit> {
-        let mut commits = self.commits.clone();
-        if !self.held.is_empty() {
-            return commits;
-        }
-        let mut place = 0;
-        let mut keys = self.keys.iter().enumerate().peekable();
-        while let (Some(commit), Some((index, (batch, id)))) = (commits.get_mut(place), keys.peek()) {
-            if *batch != commit.batch {
-                place += 1;
-                continue;
-            }
-            if outcomes
-                .get(*index)
-                .is_none_or(|outcome| *outcome == DeliveryOutcome::Waits)
-            {
-                // What is behind it in this commit counts no more.
-                let waits = commit.batch;
-                while keys.next_if(|(_, (batch, _))| *batch == waits).is_some() {}
-            } else {
-                commit.after = *id;
-                keys.next();
-            }
-        }
-        commits
-    }
-
-    /// How far nothing but what is held is left, after these outcomes.
-    pub fn passed(&self, outcomes: &[DeliveryOutcome]) -> Option<Passed> {
-        let is_decided = |outcome: &&DeliveryOutcome| **outcome != DeliveryOutcome::Waits;
-        let decided = outcomes.iter().take_while(is_decided).count();
-        let is_empty = self.keys.is_empty();
-        let (batch, id) = match decided.checked_sub(1) {
-            Some(last) => *self.keys.get(last)?,
-            None if is_empty => (self.commits.last()?.batch, i64::MAX),
-            None => return None,
-        };
-        let commit = self.commits.iter().rev().find(|commit| commit.batch == batch)?;
-        (!self.held.is_empty()).then(|| Passed {
-            held: self.held.clone(),
-            number: commit.number,
-            id,
-        })
-    }
-}
-
-/// Before which transaction id all have ended.
+/// All transactions with ids below this one have ended.
 pub fn ended() -> u64 {
     let rows = prepared("SELECT pg_snapshot_xmin(pg_current_snapshot())", &[]);
     let ended = rows.into_iter().flatten().flatten().next();
+    // With 0, no missing number is given up.
     ended.and_then(|ended| ended.parse().ok()).unwrap_or(0)
 }
 
-/// The table's object id, and the last number that was taken: both may be others than before.
+/// Object id of the table of commits, and the last number that was taken. Both may change: the extension may be dropped
+/// and created again.
 pub fn numbering() -> (u32, i64) {
     let rows = prepared(
         "SELECT to_regclass('litmus_pgnats.outbox_batch')::oid, last_value FROM litmus_pgnats.outbox_number",
@@ -114,7 +45,7 @@ pub fn numbering() -> (u32, i64) {
     (table, row.next().and_then(|last| last.parse().ok()).unwrap_or(0))
 }
 
-/// Commits behind a number, the first ones, and those of the missing numbers; and whether there may be more.
+/// The first commits above the number `seen`, and those with missing numbers; and whether there may be more.
 pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Partition, Commit)>, bool) {
     let mut rows = prepared(
         "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch WHERE number > $1 ORDER BY number LIMIT $2",
@@ -144,21 +75,23 @@ pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Partition, Commit)>, bool) {
     (rows.into_iter().filter_map(commit).collect(), are_more)
 }
 
-/// The first messages of these commits, of each those behind the one that comes with it, but none of the subjects that are
-/// held; with the payloads.
-pub fn messages_read(
+/// The next messages of these commits and their payloads, as many as a batch may have. Of each commit, the messages
+/// after the id that comes with it are read, except those of held subjects.
+pub fn messages(
+    own: &OwnTables,
+    partition: &Partition,
     mut commits: impl Iterator<Item = (Commit, i64)>,
     held: &[String],
 ) -> (ReadMessages, Vec<OutboxMessage>, Vec<u8>) {
     let held_json = serde_json::Value::from(held).to_string();
-    let (mut messages_read, mut messages, mut body) = (ReadMessages::default(), Vec::new(), Vec::new());
-    messages_read.held = held.to_vec();
+    let (mut read, mut messages, mut body) = (ReadMessages::default(), Vec::new(), Vec::new());
+    read.held = held.to_vec();
     loop {
         let (some, from): (Vec<Commit>, Vec<i64>) = commits.by_ref().take(COMMITS).unzip();
         if some.is_empty() {
             break;
         }
-        let mut total = 0;
+        let (mut total, mut unreadable) = (0, Vec::new());
         prepared_each(
             "SELECT batch, id, subject, headers, domain, message_id, payload FROM ( \
              SELECT o.*, sum(octet_length(o.payload)) OVER (ROWS UNBOUNDED PRECEDING) AS total \
@@ -176,58 +109,73 @@ pub fn messages_read(
                 Int8(BATCH_SIZE),
             ],
             |row| {
-                let Some((key, message_read, payload)) = message_read(row) else {
+                let Some(key) = row.int8(1).zip(row.int8(2)) else {
                     return;
                 };
-                total +=
-                    payload.len() + headers::wire_len(&message_read.headers) + message_read.subject.len();
+                let Some((message, payload)) = message(row) else {
+                    unreadable.push(key);
+                    return;
+                };
+                total += payload.len() + headers::wire_len(&message.headers) + message.subject.len();
                 if total <= FULL_SIZE || messages.is_empty() {
-                    messages_read.keys.push(key);
-                    messages.push(message_read);
+                    read.keys.push(key);
+                    messages.push(message);
                     body.extend_from_slice(payload);
                 }
             },
         );
-        // Commits behind the last message may have more.
-        let Some((last, _)) = messages_read.keys.last() else {
-            messages_read.commits.extend(some);
+        give_up(own, partition, &unreadable);
+        // The commits after that of the last message may have more messages.
+        let Some((last, _)) = read.keys.last() else {
+            read.commits.extend(some);
             continue;
         };
         let end = some.iter().position(|commit| commit.batch == *last);
-        messages_read
-            .commits
+        read.commits
             .extend(some.iter().take(end.map_or(0, |end| end + 1)));
         break;
     }
-    (messages_read, messages, body)
+    (read, messages, body)
 }
 
-/// Key, message and payload of a row.
-fn message_read(row: &Fields) -> Option<((i64, i64), OutboxMessage, &[u8])> {
+/// Message and payload of a row; `None` if the row cannot have been written by the extension.
+fn message(row: &Fields) -> Option<(OutboxMessage, &[u8])> {
     let payload = row.bytes(7)?;
-    let message_read = OutboxMessage {
+    let message = OutboxMessage {
         subject: row.text(3)?,
-        // They were checked when they were written.
-        headers: row
-            .any(4)
-            .and_then(|headers| headers::parse(&headers).ok())
-            .unwrap_or_default(),
+        headers: match row.any(4) {
+            Some(json) => headers::parse(&json).ok()?,
+            None => Vec::new(),
+        },
         domain: row.text(5),
         message_id: row.any(6)?,
         size: u32::try_from(payload.len()).ok()?,
     };
-    Some(((row.int8(1)?, row.int8(2)?), message_read, payload))
+    Some((message, payload))
 }
 
-/// Removes messages that are stored, and those that are given up, which go to the dead letters.
-pub fn remove(
-    _: &OwnTables,
-    partition: &Partition,
-    messages_read: &ReadMessages,
-    outcomes: &[DeliveryOutcome],
-) {
+/// Moves messages that the extension cannot have written to the dead letters, so that they hold nothing up.
+fn give_up(own: &OwnTables, partition: &Partition, keys: &[(i64, i64)]) {
+    if keys.is_empty() {
+        return;
+    }
+    let error = Error::new(Kind::InvalidHeaders, "the message in the outbox cannot be read");
+    let read = ReadMessages {
+        keys: keys.to_vec(),
+        ..ReadMessages::default()
+    };
+    remove(
+        own,
+        partition,
+        &read,
+        &vec![DeliveryOutcome::Dead(error); keys.len()],
+    );
+}
+
+/// Removes messages that JetStream has stored, and messages that are given up, which go to the dead letters.
+pub fn remove(_: &OwnTables, partition: &Partition, read: &ReadMessages, outcomes: &[DeliveryOutcome]) {
     let (mut batches, mut ids) = (Vec::new(), Vec::new());
-    for ((batch, id), outcome) in messages_read.keys.iter().zip(outcomes) {
+    for ((batch, id), outcome) in read.keys.iter().zip(outcomes) {
         match outcome {
             DeliveryOutcome::Waits => continue,
             DeliveryOutcome::Stored => {}
@@ -243,7 +191,7 @@ pub fn remove(
     );
 }
 
-/// Removes commits of which no message is left; their numbers.
+/// Removes commits of which no message is left, and returns their numbers.
 pub fn finish(_: &OwnTables, commits: &[Commit]) -> HashSet<i64> {
     let rows = prepared(
         "DELETE FROM litmus_pgnats.outbox_batch b USING unnest($1::bigint[], $2::bigint[]) k(number, after) \

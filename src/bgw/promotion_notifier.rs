@@ -1,5 +1,6 @@
-//! The promotion notifier: a worker that PostgreSQL starts at the end of a standby's recovery. It tells the runtime of the promotion,
-//! and ends. So nobody has to ask again and again whether the standby was promoted.
+//! The promotion notifier: a worker that PostgreSQL starts at the end of a standby's recovery. It tells the runtime
+//! worker of the promotion and ends, so nobody has to ask again and again whether the standby was promoted. Runs in a
+//! process of its own, on the main thread; [`send`] runs in the runtime worker.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,10 @@ use crate::pg::{databases, worker};
 
 const NAME: &str = "litmus_pgnats promotion notifier";
 const MAIN: &str = "litmus_pgnats_promotion_notifier_main";
-/// Longest time to hand the news over.
+/// Longest wait for the runtime worker to take the news.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Has a promotion notifier start when the time has come; `None` when there is no free slot.
+/// Has a promotion notifier started when recovery has ended; `None` if no slot for a background worker is free.
 pub fn send() -> Option<Process> {
     Process::start(NAME, MAIN, 0, WorkerStart::AfterRecovery)
 }

@@ -1,8 +1,8 @@
 //! The runtime worker: one per cluster, PostgreSQL's shell around the actor system.
 //!
-//! The main thread serves PostgreSQL (latch, signals, configuration, the server log, the postmaster's death) and
-//! runs no SQL; the actor thread serves NATS and the control channel. The worker always ends with exit code 1, so
-//! that the postmaster starts it again, except when another one is there already.
+//! The main thread serves PostgreSQL (latch, signals, configuration, the server log, the postmaster's death) and runs
+//! no SQL; the actor thread serves NATS and the control channel. The worker always ends with exit code 1, so that the
+//! postmaster restarts it, except when another runtime worker runs already.
 
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
@@ -24,11 +24,11 @@ use crate::pg::worker::Process;
 use crate::pg::{databases, worker};
 use crate::sql::parameters;
 
-/// Held locked while a runtime lives. Beside the socket, and left out of base backups as that is.
+/// The file that is locked as long as a runtime worker lives. Base backups leave it out, like the socket beside it.
 const LOCK_PATH: &str = "pg_stat_tmp/litmus_pgnats.lock";
-/// What was told of the server's role since it started.
+/// The file that remembers which notifications of the server's role were sent since the server started.
 const MEMORY_PATH: &str = "pg_stat_tmp/litmus_pgnats.notified";
-/// The actor thread's time to end in order.
+/// How long the actor thread may take to end in order.
 const STOP_LIMIT: Duration = Duration::from_millis(1500);
 
 /// The worker's main function, called by the postmaster's child.
@@ -36,7 +36,7 @@ const STOP_LIMIT: Duration = Duration::from_millis(1500);
 #[pg_guard]
 pub extern "C-unwind" fn litmus_pgnats_runtime_main(_arg: pg_sys::Datum) {
     worker::attach();
-    // Two sessions may have asked for a worker at the same time.
+    // Two sessions may have asked for a runtime worker at the same time.
     let Some(_lock) = lock() else { worker::exit(0) };
     if let Err(error) = run() {
         let text = format!("the runtime worker ends: {error}");
@@ -73,7 +73,7 @@ fn run() -> std::io::Result<()> {
         fencing: bounds.fencing.clone(),
         identity: worker::identity(),
         role,
-        databases: transaction(databases::databases).unwrap_or_default(),
+        databases: transaction(databases::databases).map_err(|error| std::io::Error::other(error.message))?,
         memory: PathBuf::from(MEMORY_PATH),
     };
     let (stop, stopped) = oneshot::channel();
@@ -96,7 +96,7 @@ fn run() -> std::io::Result<()> {
     }
     let ended = serve(&mut records, &mut workers, &bounds, stop, actors);
     workers.dismiss();
-    // It may still wait for the end of recovery; the next runtime has its own.
+    // The notifier may still wait for the end of recovery; the next runtime worker has its own.
     notifier.into_iter().for_each(Process::terminate);
     ended
 }
@@ -128,6 +128,7 @@ fn serve(
         if woken.terminate
             && let Some(stop) = stop.take()
         {
+            // Actors that have ended need not be told.
             let _ = stop.send(());
             deadline = Some(Instant::now() + STOP_LIMIT);
         }
@@ -140,7 +141,10 @@ fn serve(
 fn ended(actors: JoinHandle<SystemEnd>) -> std::io::Result<()> {
     match actors.join() {
         Ok(SystemEnd::Stopped) => Ok(()),
-        Ok(SystemEnd::ActorDied) => Err(std::io::Error::other("an actor has died")),
+        Ok(SystemEnd::Died(name)) => {
+            let why = format!("an actor has died: \"{name}\" has panicked");
+            Err(std::io::Error::other(why))
+        }
         Ok(SystemEnd::Failed(why)) => Err(std::io::Error::other(why)),
         Err(_) => Err(std::io::Error::other("the actor thread has died")),
     }

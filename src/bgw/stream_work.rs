@@ -1,10 +1,9 @@
-//! What a durable subscription has applied: kept in its own table, changed in the transaction of the effects themselves,
-//! so that a message which comes again is skipped. Runs in executors.
-
-use std::fmt::Write as _;
+//! What a durable subscription has applied: a row that is changed in the transaction of the effects themselves, so that
+//! a message which is delivered again is skipped. Runs in executors, on the main thread.
 
 use bytes::Bytes;
 
+use super::applied_ranges::{AppliedRanges, added};
 use super::{dead_letter, logging};
 use crate::channel::work::{Delivered, StreamPosition, StreamWork, Work};
 use crate::pg::query::Argument::{Int8, Text};
@@ -13,18 +12,19 @@ use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
 
 /// The subscription's row, locked until the transaction ends.
 pub struct Applied {
-    /// Sequences that are done with: from the first of each pair to before the second.
-    ranges: Vec<(u64, u64)>,
-    /// Of an earlier stream of the same name.
+    /// The sequences that are done with.
+    ranges: AppliedRanges,
+    /// Whether the row is about an earlier stream of the same name.
     is_of_other: bool,
 }
 
-/// Names and operators are PostgreSQL's own, whatever the search path of the handler's role is.
+/// Until this is dropped, names and operators mean PostgreSQL's own, whatever the search path of the handler's role is.
 fn own_names() -> Parameters {
     Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())])
 }
 
-/// The same for a transaction of our own, which writes whatever the database says of its users' transactions.
+/// Like [`own_names`], for a transaction that runs no function of a user: it writes even if the database's settings
+/// make transactions read-only.
 fn own_transaction() -> Parameters {
     Parameters::of(&[
         ("search_path".into(), "pg_catalog, pg_temp".into()),
@@ -33,7 +33,8 @@ fn own_transaction() -> Parameters {
 }
 
 impl Applied {
-    /// Locks the row; `None` if the subscription is gone or has stopped, or these messages are of a stream that is.
+    /// Locks the row; `None` if the subscription is gone or has stopped, or if these messages are of an older stream
+    /// than the row.
     pub fn lock(stream: &StreamWork) -> Option<Applied> {
         let _names = own_names();
         let rows = prepared(
@@ -46,30 +47,24 @@ impl Applied {
         let is = |flag: Option<String>| flag.as_deref() == Some("t");
         let is_of_other = is(is_of_other);
         (is(goes_on) && !is(is_stale)).then(|| Applied {
-            ranges: if is_of_other {
-                Vec::new()
-            } else {
-                ranges_of(&ranges.unwrap_or_default())
+            ranges: match ranges {
+                Some(ranges) if !is_of_other => AppliedRanges::parse(&ranges),
+                _ => AppliedRanges::default(),
             },
             is_of_other,
         })
     }
 
-    /// Whether the message was applied before.
+    /// Whether the message was applied already.
     pub fn has(&self, message: &Delivered) -> bool {
-        let sequence = message.place.map_or(0, |place| place.sequence);
-        let next = self.ranges.partition_point(|(_, end)| *end <= sequence);
-        self.ranges.get(next).is_some_and(|(start, _)| *start <= sequence)
+        let sequence = message.position.map_or(0, |position| position.sequence);
+        self.ranges.contains(sequence)
     }
 
-    /// Writes down what is applied now; up to where all is, then.
+    /// Adds messages to those that are applied. Returns the ack floor after that; `None` if there is none yet.
     pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = StreamPosition>) -> Option<u64> {
         let _names = own_names();
-        let mut ranges = format!("{{[0,{}]", stream.base);
-        for place in messages {
-            let _ = write!(ranges, ",({},{}]", place.after, place.sequence);
-        }
-        ranges.push('}');
+        let ranges = added(stream.base, messages);
         let before = if self.is_of_other { "{}" } else { "{(,)}" };
         let rows = prepared(
             "UPDATE litmus_pgnats.handler_stream SET applied = applied * $4::int8multirange + $3::int8multirange, \
@@ -86,20 +81,8 @@ impl Applied {
     }
 }
 
-/// Reads what PostgreSQL writes: `{[1,5),[7,9)}`.
-fn ranges_of(text: &str) -> Vec<(u64, u64)> {
-    let numbers = text
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|n| !n.is_empty());
-    let numbers: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
-    numbers
-        .chunks_exact(2)
-        .filter_map(|pair| Some((*pair.first()?, *pair.get(1)?)))
-        .collect()
-}
-
-/// Gives a message up, in a transaction of its own: it goes to the dead letters and is done with, or the subscription
-/// stops at it. `false` if that was not possible, or the subscription is gone.
+/// Gives up a message, in a transaction of its own: the message goes to the dead letters and is done with or, with
+/// `stop_on_failure`, the subscription stops at it. `false` if that failed, or if the subscription is gone.
 pub fn give_up(
     work: &Work,
     stream: &StreamWork,
@@ -107,7 +90,7 @@ pub fn give_up(
     payload: &Bytes,
     error: &Caught,
 ) -> bool {
-    let Some(place) = message.place else {
+    let Some(position) = message.position else {
         return false;
     };
     let why = format!("{}: {}", error.sqlstate, error.message);
@@ -121,33 +104,40 @@ pub fn give_up(
                 return true;
             }
             if stream.stop_on_failure {
-                stop(stream, place, &why);
+                stop(stream, position, &why);
             } else {
-                dead_letter::of_stream(work.role, &stream.id, message, place, payload, &why);
-                applied.add(stream, std::iter::once(place));
+                dead_letter::of_stream(work.role, &stream.id, message, position, payload, &why);
+                applied.add(stream, std::iter::once(position));
             }
             true
         })
     });
-    let done = done.unwrap_or(false);
+    let done = done.unwrap_or_else(|error| {
+        let text = format!(
+            "could not give up message {} of a stream: {}",
+            position.sequence, error.message
+        );
+        logging::write(log::Level::Warn, &text, "The message is delivered again.", "");
+        false
+    });
     if done && stream.stop_on_failure {
         let text = format!(
             "durable subscription of stream \"{}\" stops at message {}, which has failed {} times: {why}",
-            work.subject, place.sequence, place.deliveries
+            work.subject, position.sequence, position.deliveries
         );
         logging::write(log::Level::Warn, &text, "", "");
     }
     done
 }
 
-fn stop(stream: &StreamWork, place: StreamPosition, why: &str) {
+fn stop(stream: &StreamWork, position: StreamPosition, why: &str) {
     prepared(
         "UPDATE litmus_pgnats.handler_stream SET stopped = format('message %s of the stream has failed %s times: %s', \
          $2, $3, $4) WHERE id = $1::uuid",
         &[
             Text(&stream.id),
-            Int8(i64::try_from(place.sequence).unwrap_or(i64::MAX)),
-            Int8(place.deliveries.into()),
+            Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
+            Int8(position.deliveries.into()),
             Text(why),
         ],
     );

@@ -1,4 +1,5 @@
-//! Executes messages: each has its effects or none, and waiting messages share a transaction. Runs in executors.
+//! Executes messages: each message has all its effects or none, and messages that wait together share a transaction.
+//! Runs in executors, on the main thread.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::message_groups::MessageGroups;
 use super::stream_work::Applied;
 use super::{definitions, logging, stream_work};
 use crate::channel::work::{Delivered, Failure, FromWorker, HandlerKind, StreamPosition, Work, Worked};
@@ -23,62 +25,60 @@ use crate::pg::transaction::{
 use crate::pg::{batch, callback, databases, foreign_servers, rights, worker};
 use crate::sql::parameters;
 
-/// Most messages that share a transaction: PostgreSQL keeps so many subtransactions in memory for other sessions'
-/// snapshots; beyond, these have to look on disk.
-const GROUP: usize = 64;
-/// Messages that share a transaction, and so `now()`, have arrived within so many milliseconds.
-const GROUP_SPREAD_MS: u32 = 10;
 /// Largest reply, in bytes: NATS's own limit for a message.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
-/// Bytes of replies that go to the runtime at once, but for one that is larger.
+/// Most bytes of replies in one frame, unless a single reply is larger.
 const REPLIES: usize = MAX_REPLY / 2;
-/// Characters of an error's message that go further than the server log.
+/// Most characters of an error's message that the runtime worker is told; the server log has all.
 const LONGEST_ERROR: usize = 1000;
-/// After this time an executor gives the rest of its work back, so that others get their turn.
+/// After this time an executor gives the rest of its work back, so that other handlers get their turn.
 const SHARE: Duration = Duration::from_millis(20);
 
-/// What an executor remembers from one work to the next.
+/// What an executor remembers from one order to the next.
 #[derive(Default)]
 pub struct Worker {
-    /// Whom it serves, from its first message on: what functions leave in this process is no other role's.
+    /// The role that the executor serves, from its first message on: what functions leave behind in the process must
+    /// not reach another role.
     role: Option<u32>,
-    /// The role's settings, and the version of all settings that they were read at.
+    /// The role's settings, and the version of all settings when they were read.
     settings: Option<(u64, Vec<(String, String)>)>,
-    /// By function, with what people call it.
+    /// Limits the log lines on failures, by the function's object id; with the name of the function in these lines.
     complaints: HashMap<u32, (Flood, String)>,
 }
 
 /// A message with its payload.
 type WorkMessage<'a> = (&'a Delivered, Bytes);
 
-/// A message's result: a reply's payload, or why there is none.
+/// The result of a message: the payload of a reply, if the function returns one, or why the function failed.
 type CallResult = std::result::Result<Option<Bytes>, Caught>;
 
-/// What calls of the function took, in microseconds; also those that have failed, which end by an unwind.
+/// What calls of the function took, in microseconds. A cell, because calls that fail, which end by an unwind, are noted
+/// too.
 type CallTimes = RefCell<Vec<u32>>;
 
 /// What a transaction has committed.
 struct Executed {
     outcomes: Vec<CallResult>,
-    /// Of a durable subscription: up to where all is applied.
-    floor: Option<u64>,
+    /// The ack floor of a durable subscription; `None` for other handlers.
+    ack_floor: Option<u64>,
 }
 
 impl Executed {
     fn of(outcomes: Vec<CallResult>) -> Executed {
         Executed {
             outcomes,
-            floor: None,
+            ack_floor: None,
         }
     }
 }
 
-/// The function or the role is gone.
+/// The handler cannot run as it is defined: its function or its role is gone or, for a durable subscription, a right is
+/// missing or [`Applied::lock`] has refused.
 struct Vanished;
 
 impl Worker {
-    /// Executes messages, from the first on, and says what came of each transaction. Gives back what it has no time
-    /// for.
+    /// Executes messages in their order, and says what came of each transaction. Messages that there is no time for are
+    /// given back: nothing is said of them.
     pub fn run(
         &mut self,
         work: &Work,
@@ -95,24 +95,16 @@ impl Worker {
             .map(|message| (message, body.split_to((message.size as usize).min(body.len()))))
             .collect();
         let mut rest = messages.as_slice();
-        // Sizes of the next groups, the last one first: what has failed together is tried in smaller ones.
-        let mut sizes: Vec<usize> = Vec::new();
+        let mut groups = MessageGroups::default();
         while !rest.is_empty() {
-            let size = sizes
-                .pop()
-                .unwrap_or_else(|| group_size(work, rest))
-                .min(rest.len());
+            let size = groups.next(work, rest.iter().map(|(message, _)| message.after_ms));
             let (group, others) = rest.split_at(size);
             let executed = match self.execute(work, group, &times, &mut say) {
                 Ok(Ok(executed)) => executed,
                 Ok(Err(error)) if size == 1 => Executed::of(vec![Err(error)]),
                 Ok(Err(_)) => {
-                    if work.is_batch {
-                        sizes.extend([size - size / 2, size / 2]);
-                    } else {
-                        sizes.extend(std::iter::repeat_n(1, size));
-                    }
-                    // It has not committed after all.
+                    groups.failed(work, size);
+                    // Takes the announcement back: the transaction has not committed.
                     say(FromWorker::Committing { messages: 0 }, b"")?;
                     continue;
                 }
@@ -120,8 +112,8 @@ impl Worker {
             };
             let stops = work.stops() && executed.outcomes.iter().any(|outcome| outcome.is_err());
             rest = others;
-            // What has failed is tried to its end, or the next executor would begin anew.
-            let has_time = began.elapsed() < SHARE || !sizes.is_empty();
+            // A group that has failed is tried to its end, or the next executor would start over with it.
+            let has_time = began.elapsed() < SHARE || groups.are_splitting();
             let goes_on = !rest.is_empty() && has_time && !stops;
             self.report(work, group, executed, times.take(), goes_on, &mut say)?;
             if !goes_on {
@@ -131,7 +123,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Executes messages in one transaction: what it has committed, or why it could not be committed.
+    /// Executes messages in one transaction. Returns what the transaction has committed, or why it could not be
+    /// committed.
     fn execute(
         &mut self,
         work: &Work,
@@ -160,17 +153,18 @@ impl Worker {
             }
             let _parameters = Parameters::of(settings);
             let executed = with_snapshot(|| {
-                // PostgreSQL defers nothing in a security-restricted operation: it could end as somebody else's.
+                // In a security-restricted operation, PostgreSQL refuses to defer a trigger, which could run as another
+                // role at the commit.
                 query("SET CONSTRAINTS ALL IMMEDIATE", &[]);
                 let Some(stream) = &work.stream else {
                     return Some(Executed::of(call_all(work, &function, group, times, |_| false)));
                 };
                 let applied = Applied::lock(stream)?;
                 let outcomes = call_all(work, &function, group, times, |message| applied.has(message));
-                let floor = applied.add(stream, done(group, &outcomes));
-                Some(Executed { outcomes, floor })
+                let ack_floor = applied.add(stream, done(group, &outcomes));
+                Some(Executed { outcomes, ack_floor })
             })?;
-            // Should the runtime be gone, the commit is all the better.
+            // If the runtime worker is gone, committing is still right.
             let _ = say(
                 FromWorker::Committing {
                     messages: u32::try_from(group.len()).unwrap_or(u32::MAX),
@@ -197,13 +191,13 @@ impl Worker {
         Ok(settings)
     }
 
-    /// Tells the runtime what became of a transaction's messages, with the replies; complains of failures in the server
-    /// log.
+    /// Tells the runtime worker what became of a transaction's messages, with the replies; writes failures to the
+    /// server log.
     fn report(
         &mut self,
         work: &Work,
         group: &[WorkMessage<'_>],
-        Executed { outcomes, floor }: Executed,
+        Executed { outcomes, ack_floor }: Executed,
         times_us: Vec<u32>,
         goes_on: bool,
         say: &mut impl FnMut(FromWorker, &[u8]) -> Result<()>,
@@ -211,6 +205,7 @@ impl Worker {
         let (mut worked, mut replies) = (Worked::default(), Vec::new());
         for ((message, payload), outcome) in group.iter().zip(outcomes) {
             let reply = outcome.and_then(|reply| {
+                // NULL is an empty reply.
                 let reply = reply.unwrap_or_default();
                 if reply.len() > MAX_REPLY {
                     return Err(Caught::too_large(format!(
@@ -250,12 +245,12 @@ impl Worker {
             }
         }
         worked.goes_on = goes_on;
-        worked.floor = floor;
+        worked.ack_floor = ack_floor;
         worked.times_us = times_us;
         say(FromWorker::Worked(worked), &replies)
     }
 
-    /// Tells of the failures that no line in the log tells of, before the executor ends.
+    /// Called before the executor ends: writes to the server log how many failures it does not show.
     pub fn farewell(&self) {
         for (flood, who) in self.complaints.values().filter(|(flood, _)| flood.rest() > 0) {
             let text = format!("{who} failed for {} more messages", flood.rest());
@@ -282,10 +277,10 @@ impl Worker {
     }
 }
 
-/// What the role may no longer use: rights by membership in another role go without a trace that would have the
-/// runtime look.
+/// What the role may no longer use; `None` if it may use the function and the server. Checked before each transaction,
+/// because the loss of a right by membership in another role causes no refresh.
 fn denied(work: &Work, function: &Function) -> Option<String> {
-    // PostgreSQL checks the function when it plans the call, and a plan is kept.
+    // Where PostgreSQL inlines an SQL function, it checks the right only when it plans the call, and the plan is kept.
     if !rights::has_execute(work.role, function.oid) {
         return Some(format!("function {}", function.name));
     }
@@ -295,8 +290,9 @@ fn denied(work: &Work, function: &Function) -> Option<String> {
     })
 }
 
-/// Calls the function with all messages but those that are to be skipped: each with effects of its own, or all at once.
-/// Fewer outcomes than messages: the others have to wait for one that has failed.
+/// Calls the function with all messages but those to be skipped: with each message alone, whose effects are its own, or
+/// with all at once. If there are fewer outcomes than messages, the other messages have to wait for one that has
+/// failed.
 fn call_all(
     work: &Work,
     function: &Function,
@@ -334,29 +330,20 @@ fn call_all(
     outcomes
 }
 
-/// Where the messages stand that are done with.
+/// The stream positions of the messages that are done with.
 fn done(group: &[WorkMessage<'_>], outcomes: &[CallResult]) -> impl Iterator<Item = StreamPosition> {
     let done = group.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
-    done.filter_map(|((message, _), _)| message.place)
+    done.filter_map(|((message, _), _)| message.position)
 }
 
-/// Whether a message that has failed is given up now, and written down as that.
+/// Gives up a message that has failed, if this was its last delivery or if it is a poison message. Whether that was
+/// done.
 fn is_final(work: &Work, message: &Delivered, payload: &Bytes, error: &Caught) -> bool {
-    let (Some(stream), Some(place)) = (&work.stream, message.place) else {
+    let (Some(stream), Some(position)) = (&work.stream, message.position) else {
         return false;
     };
-    let is_last = stream.max_deliveries > 0 && place.deliveries >= stream.max_deliveries;
+    let is_last = stream.max_deliveries > 0 && position.deliveries >= stream.max_deliveries;
     (is_last || message.is_poison) && stream_work::give_up(work, stream, message, payload, error)
-}
-
-fn group_size(work: &Work, messages: &[WorkMessage<'_>]) -> usize {
-    if work.is_batch {
-        return messages.len();
-    }
-    let first = messages.first().map_or(0, |(message, _)| message.after_ms);
-    let together =
-        |(message, _): &&WorkMessage<'_>| message.after_ms.saturating_sub(first) <= GROUP_SPREAD_MS;
-    messages.iter().take(GROUP).take_while(together).count().max(1)
 }
 
 fn call(
@@ -384,27 +371,29 @@ fn call_with_many(work: &Work, function: &Function, messages: &[&WorkMessage<'_>
             payload,
             reply: message.reply.as_deref(),
             headers: headers_of(message),
-            place: message.place.map(|place| (place.sequence, place.deliveries)),
+            position: message
+                .position
+                .map(|position| (position.sequence, position.deliveries)),
             time_us: message.time_us,
         })
         .collect();
     batch::call(function, &elements);
 }
 
-/// The headers as JSON; none if there are none.
+/// The headers as JSON; `None` if there are none.
 fn headers_of(message: &Delivered) -> Option<String> {
     (!message.headers.is_empty()).then(|| headers::to_json(&message.headers))
 }
 
-/// A call as a statement of its own: in order of being dropped, its time is taken, its timeout ends, and so does what the
-/// function sets, which is not for the next one.
+/// A call as a statement of its own. When it is dropped, in the order of the fields, its time is taken, its timeout
+/// ends, and what the function has set is taken back.
 struct Statement<'a> {
     _watch: Stopwatch<'a>,
     _timeout: Option<Timeout>,
     _parameters: Parameters,
 }
 
-/// Notes a time when it is dropped.
+/// Notes the time since `began` when it is dropped.
 struct Stopwatch<'a> {
     began: Instant,
     times: &'a CallTimes,

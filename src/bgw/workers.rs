@@ -1,5 +1,6 @@
-//! Starts and ends executors for the actor thread, which must not: only the runtime worker's main thread may speak to
-//! the postmaster. Orders come through a queue, and a byte on the socket that the main thread waits for.
+//! Starts and ends executors and outbox relays for the actor thread, which must not: only the runtime worker's main
+//! thread may speak to the postmaster. Orders come through a queue, and a byte on a socket wakes the main thread. Runs
+//! in the runtime worker, [`Remote`] on the actor thread and all else on the main thread.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,7 +19,7 @@ enum LaunchOrder {
     Terminate { id: WorkerId },
 }
 
-/// The actor thread's end.
+/// The actor thread's end of the queue.
 pub struct Remote(Sender<LaunchOrder>);
 
 impl Remote {
@@ -39,14 +40,14 @@ impl Launcher for Remote {
     }
 }
 
-/// The main thread's end.
+/// The main thread's end of the queue, and the workers that run.
 pub struct Workers {
     orders: Receiver<LaunchOrder>,
     notices: UnboundedSender<(WorkerId, Notice)>,
     running: HashMap<WorkerId, Process>,
 }
 
-/// The two ends; `notices` tells the actors what became of their orders.
+/// Makes both ends; `notices` tells the actors what became of their orders.
 pub fn hire(notices: UnboundedSender<(WorkerId, Notice)>) -> (Workers, Remote) {
     let (sender, orders) = channel();
     let workers = Workers {
@@ -58,7 +59,7 @@ pub fn hire(notices: UnboundedSender<(WorkerId, Notice)>) -> (Workers, Remote) {
 }
 
 impl Workers {
-    /// Ends the executors with the runtime: the next one would not know them.
+    /// Ends the workers together with the runtime worker: the next one would not know them.
     pub fn dismiss(self) {
         self.running.into_values().for_each(Process::terminate);
     }
@@ -68,7 +69,8 @@ impl Workers {
         for order in self.orders.try_iter() {
             match order {
                 LaunchOrder::Start { id, database } => {
-                    // Looked at here, because a worker for a database that is gone could only fail loudly.
+                    // Checked here, because a worker of a database that is gone would fail with an error in the server
+                    // log.
                     let exists = transaction(|| databases::databases().contains(&database));
                     let outcome = match exists {
                         Ok(true) => executor::start(id, database).ok_or(Notice::NoSlot),
@@ -77,12 +79,14 @@ impl Workers {
                     };
                     match outcome {
                         Ok(process) => drop(self.running.insert(id, process)),
+                        // Actors that have ended need no news.
                         Err(notice) => drop(self.notices.send((id, notice))),
                     }
                 }
                 LaunchOrder::Terminate { id } => {
                     if let Some(process) = self.running.remove(&id) {
                         process.terminate();
+                        // Actors that have ended need no news.
                         let _ = self.notices.send((id, Notice::Ended));
                     }
                 }
@@ -92,6 +96,7 @@ impl Workers {
         self.running.retain(|id, process| {
             let ended = process.has_ended();
             if ended {
+                // Actors that have ended need no news.
                 let _ = notices.send((*id, Notice::Ended));
             }
             !ended

@@ -1,8 +1,9 @@
-//! The blocking end of the control channel, for backends and executors: no thread, no tokio.
+//! The blocking end of the control channel, without threads and tokio. Pure; used by backends and by workers, on their
+//! main thread.
 //!
-//! How to wait is the caller's ([`Wait`]), so that PostgreSQL's latch and interrupts apply, and so that this file
-//! can be tested without PostgreSQL. A wait may fail (a cancelled statement): then the request is cancelled and its
-//! late reply ignored.
+//! The caller says how to wait ([`Wait`]), so that PostgreSQL's latch and interrupts apply, and so that this file can
+//! be tested without PostgreSQL. A wait may fail, when the statement is cancelled for example: then the request is
+//! cancelled and its late reply is ignored.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +27,7 @@ use crate::error::{Error, Kind, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     Readable,
-    /// Readable or writable: reading on while writing keeps both ends from waiting for each other.
+    /// Readable or writable: a process that reads on while it writes keeps both ends from waiting for each other.
     Both,
 }
 
@@ -40,11 +41,12 @@ pub trait Wait {
 
 /// Bytes read at a time.
 const READ: usize = 64 * 1024;
-/// Size of the parts of an upload.
+/// Size of the parts of an upload, in bytes.
 const PART: usize = 128 * 1024;
-/// Room in the socket for an upload; most kernels allow no more unless told to.
+/// Size of the socket's send buffer during an upload, in bytes; most kernels allow no more unless told to.
 const UPLOAD_ROOM: usize = 212_992;
-/// Poll for a reply, before sleeping, only while the runtime has no more calls than this in flight: our own.
+/// A session polls for its reply, before it sleeps, only while the runtime worker has no more calls than this in
+/// flight: the session's own.
 const POLL_LOAD: u16 = 1;
 
 /// A connection to the runtime worker.
@@ -54,21 +56,24 @@ pub struct Client<W> {
     /// Encoded frames; those before `sent` have been written.
     out: Vec<u8>,
     sent: usize,
-    /// Where a read puts its bytes; those that arrived move on to `input`.
+    /// Where a read puts its bytes, which then move on to `input`.
     chunk: Box<[u8]>,
     input: BytesMut,
     last_id: u32,
-    /// Calls that the runtime had in flight when it last replied.
+    /// [`Frame::load`] of the last reply.
     load: u16,
+    /// News of links: the slot's number, and the link's new state.
     news: Vec<(u16, Link)>,
-    /// A reply to the running call that came before the call was sent whole.
+    /// Databases whose changed handlers have not taken effect in time.
+    late_refreshes: Vec<u32>,
+    /// The reply to the running call, if it came before the call was sent whole.
     early: Option<Frame<Reply>>,
-    /// What a worker was told while it wrote.
+    /// Orders that came while the worker was writing.
     orders: VecDeque<Frame<Reply>>,
     broken: bool,
 }
 
-/// Connects to the runtime without waiting; a full backlog is `WouldBlock`.
+/// Connects to the runtime worker without waiting; the error is `WouldBlock` if the socket's backlog is full.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -90,13 +95,15 @@ impl<W: Wait> Client<W> {
             last_id: 0,
             load: 0,
             news: Vec::new(),
+            late_refreshes: Vec::new(),
             early: None,
             orders: VecDeque::new(),
             broken: false,
         })
     }
 
-    /// Whether the runtime is gone; the connection is of no more use.
+    /// Whether the connection is of no more use: the runtime worker is gone or not understood, or a transfer was given
+    /// up.
     pub fn is_broken(&self) -> bool {
         self.broken
     }
@@ -106,9 +113,14 @@ impl<W: Wait> Client<W> {
         self.out.len() - self.sent
     }
 
-    /// News of links that came in since the last call.
+    /// News of links that came since the last call: the slot's number, and the link's new state.
     pub fn take_news(&mut self) -> Vec<(u16, Link)> {
         std::mem::take(&mut self.news)
+    }
+
+    /// Databases whose changed handlers have not taken effect in time, as was told since the last call.
+    pub fn take_late_refreshes(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.late_refreshes)
     }
 
     /// Adds a frame that has no reply; [`Client::flush`] writes it.
@@ -116,7 +128,7 @@ impl<W: Wait> Client<W> {
         self.encode(0, request, body)
     }
 
-    /// Writes what is unsent.
+    /// Writes what is unsent; fails if that takes longer than until the deadline, or if the wait is interrupted.
     pub fn flush(&mut self, deadline: Instant) -> Result<()> {
         while !self.try_flush()? {
             self.read_news()?;
@@ -144,7 +156,8 @@ impl<W: Wait> Client<W> {
             }
         }
         self.out.clear();
-        // Room that a large frame has left goes with the next small one: parts of an object follow each other.
+        // Capacity that a large frame has left is given back with the next small frame: parts of an object follow each
+        // other.
         if self.sent < READ {
             self.out.shrink_to(READ);
         }
@@ -152,7 +165,7 @@ impl<W: Wait> Client<W> {
         Ok(true)
     }
 
-    /// Takes in what has arrived, without waiting: news is kept for [`Client::take_news`], late replies are dropped.
+    /// Reads what has arrived, without waiting: news is kept for [`Client::take_news`], late replies are dropped.
     pub fn read_news(&mut self) -> Result<()> {
         while self.read()? {}
         while let Some(frame) = self.decode()? {
@@ -161,7 +174,8 @@ impl<W: Wait> Client<W> {
         Ok(())
     }
 
-    /// Sends a request, behind whatever is unsent, and waits for its reply. Polls up to `poll` before it sleeps.
+    /// Sends a request, after whatever is unsent, and waits for its reply until the deadline. Polls for up to `poll`
+    /// before it sleeps.
     pub fn call(
         &mut self,
         request: &Request,
@@ -175,9 +189,10 @@ impl<W: Wait> Client<W> {
         call.finish(frame)
     }
 
-    /// Sends a request and then `upload` in parts and its digest; gives the parts of the answer to `download`, and
-    /// returns the last word. The digest is computed here, while parts are on their way: the runtime has one thread for
-    /// all. `idle` is the longest wait for progress. A transfer that is given up closes the connection.
+    /// Sends a request and then `upload`, in parts and with its digest; gives the parts of the answer to `download`,
+    /// and returns the final reply. The digest is computed here, while parts are on their way, because the runtime
+    /// worker has one thread for all sessions. `idle` is the longest wait for progress. A transfer that is given up
+    /// closes the connection.
     pub fn stream(
         &mut self,
         request: &Request,
@@ -200,8 +215,9 @@ impl<W: Wait> Client<W> {
         }
     }
 
-    /// Waits for whatever the runtime says next; for an executor, which is told and does not ask.
-    pub fn receive(&mut self, deadline: Instant) -> Result<Frame<Reply>> {
+    /// Waits for whatever the runtime worker says next; for workers, which are told and do not ask. There is no time
+    /// limit; a single wait takes `longest_wait` at most.
+    pub fn receive(&mut self, longest_wait: Duration) -> Result<Frame<Reply>> {
         if let Some(order) = self.orders.pop_front() {
             return Ok(order);
         }
@@ -209,20 +225,23 @@ impl<W: Wait> Client<W> {
             if let Some(frame) = self.decode()? {
                 return Ok(frame);
             }
+            let deadline = Instant::now() + longest_wait;
             self.wait
                 .wait(self.socket.as_raw_fd(), Interest::Readable, deadline)?;
             self.read()?;
         }
     }
 
-    /// With more room in the socket than usual, which holds one part and is writable when most of that has been read.
-    /// Other frames do better with less: what waits in a socket has left the processor's cache.
+    /// Sends an object with a larger send buffer than usual: the usual one holds one part, and is writable again only
+    /// when most of that part has been read. Other frames do better with the usual one, because what waits in a socket
+    /// has left the processor's cache.
     fn upload(&mut self, id: u32, content: &[u8], idle: Duration) -> Result<()> {
         let usual = SockRef::from(&self.socket).send_buffer_size();
+        // With the usual buffer, the upload is only slower.
         let _ = SockRef::from(&self.socket).set_send_buffer_size(UPLOAD_ROOM);
         self.upload_parts(id, content, idle)?;
         if let Ok(usual) = usual {
-            // The kernel doubles what it is given.
+            // The kernel doubles the size that it is given. With the larger buffer, other frames are only slower.
             let _ = SockRef::from(&self.socket).set_send_buffer_size(usual / 2);
         }
         Ok(())
@@ -313,10 +332,11 @@ impl<W: Wait> Client<W> {
         })
     }
 
-    /// A frame that came while nobody waited for one: news, an order, the early end of an upload, or a late reply.
+    /// Keeps a frame that nobody has waited for: news, an order or the early end of an upload. Drops a late reply.
     fn sort(&mut self, frame: Frame<Reply>) {
         match frame.message {
             Reply::Link { slot, link } => self.news.push((slot, link)),
+            Reply::RefreshIsLate { database } => self.late_refreshes.push(database),
             Reply::Executor(_) => self.orders.push_back(frame),
             _ if frame.id == self.last_id => self.early = Some(frame),
             _ => {}
@@ -329,7 +349,7 @@ impl<W: Wait> Client<W> {
             Ok(0) => Err(self.lost(&io::ErrorKind::UnexpectedEof.into())),
             Ok(read) => {
                 self.input
-                    .extend_from_slice(self.chunk.get(..read).unwrap_or_default());
+                    .extend_from_slice(self.chunk.get(..read).unwrap_or(&[]));
                 Ok(true)
             }
             Err(error)
@@ -346,7 +366,8 @@ impl<W: Wait> Client<W> {
 
     fn lost(&mut self, error: &io::Error) -> Error {
         self.broken = true;
-        // The kernel reports a reset, and not an end of file, if the runtime ended with frames of ours unread.
+        // The kernel reports a reset, and not an end of file, if the runtime worker ended without having read all
+        // frames of this end.
         let unread = error.kind() == io::ErrorKind::ConnectionReset || self.unsent() > 0;
         let lost = Error::new(
             Kind::RuntimeLost,
@@ -363,7 +384,7 @@ impl<W: Wait> Client<W> {
 /// What becomes of a request that is given up.
 enum OnDrop {
     Cancel,
-    /// Frames are on their way in both directions; the end of the connection is what stops them.
+    /// Frames are on their way in both directions, and only the end of the connection stops them.
     Close,
 }
 
@@ -398,6 +419,7 @@ impl<W: Wait> Drop for PendingCall<'_, W> {
         };
         if outcome.is_err() {
             self.client.broken = true;
+            // A socket that cannot be shut down is closed with the session.
             let _ = self.client.socket.shutdown(std::net::Shutdown::Both);
         }
     }
@@ -409,14 +431,19 @@ mod tests {
     use crate::channel::work::{FromWorker, ToWorker};
     use bytes::Bytes;
 
-    /// Waits a little; fails, as for a cancelled statement, when told to.
+    /// Waits a little; fails, as for a cancelled statement, when told to. Keeps the deadlines.
+    #[derive(Default)]
     struct Sleep {
         interrupt: bool,
+        /// Number of the wait that fails.
+        interrupt_at: Option<usize>,
+        deadlines: Vec<Instant>,
     }
 
     impl Wait for Sleep {
-        fn wait(&mut self, _: RawFd, _: Interest, _: Instant) -> Result<()> {
-            if self.interrupt {
+        fn wait(&mut self, _: RawFd, _: Interest, deadline: Instant) -> Result<()> {
+            self.deadlines.push(deadline);
+            if self.interrupt || self.interrupt_at == Some(self.deadlines.len()) {
                 return Err(Error::new(Kind::Interrupted, "cancelled"));
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -454,7 +481,7 @@ mod tests {
 
     fn pair() -> (Client<Sleep>, FakeRuntime) {
         let (ours, theirs) = UnixStream::pair().expect("socket pair");
-        let client = Client::new(ours, Sleep { interrupt: false }).expect("client");
+        let client = Client::new(ours, Sleep::default()).expect("client");
         (
             client,
             FakeRuntime {
@@ -570,8 +597,18 @@ mod tests {
         let mut peer = reading.join().expect("peer");
         peer.send(0, &Reply::Executor(ToWorker::Refresh), b"");
         for told in [ToWorker::Refresh, ToWorker::Leave, ToWorker::Refresh] {
-            let order = client.receive(soon()).expect("an order");
+            let order = client.receive(Duration::from_secs(10)).expect("an order");
             assert_eq!(order.message, Reply::Executor(told));
         }
+    }
+    /// A worker that is told nothing for long waits on, and does not spin.
+    #[test]
+    fn each_wait_for_an_order_has_its_whole_time() {
+        let (mut client, _peer) = pair();
+        client.wait.interrupt_at = Some(3);
+        let end = client.receive(Duration::ZERO).expect_err("interrupted");
+        assert_eq!(end.kind, Kind::Interrupted);
+        let deadlines = &client.wait.deadlines;
+        assert!(deadlines.is_sorted_by(|one, next| one < next), "{deadlines:?}");
     }
 }

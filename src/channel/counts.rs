@@ -1,4 +1,4 @@
-//! What passes over the control channel, counted by the runtime's end. Pure.
+//! What passes over the control channel, counted by the runtime worker's end. Pure; runs on the actor thread.
 
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ impl ChannelCounts {
             .map(|counter| counter.load(Ordering::Relaxed))
     }
 
+    /// Sets all counters to 0, except for the number of open connections.
     pub fn reset(&self) {
         for counter in [&self.frames_in, &self.frames_out, &self.bytes_in, &self.bytes_out] {
             counter.store(0, Ordering::Relaxed);
@@ -40,7 +41,7 @@ impl ChannelCounts {
     }
 }
 
-/// An open connection, until it is dropped.
+/// Counts a connection as open until this is dropped.
 #[derive(Debug)]
 pub struct OpenChannel(pub Arc<ChannelCounts>);
 

@@ -19,8 +19,10 @@ const HEADER: usize = LENGTH + size_of::<u32>() + size_of::<u16>();
 /// One frame of the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame<M> {
+    /// Number of a request, and of the reply to it; 0 where there is no reply.
     pub id: u32,
-    /// From the runtime: the most calls it had in flight at a time, lately, for all sessions. From a backend: 0.
+    /// From the runtime worker: the most calls of all sessions that were in flight at a time lately. To the runtime
+    /// worker: 0.
     pub load: u16,
     pub message: M,
     pub body: Bytes,
@@ -93,7 +95,7 @@ pub fn decode<M: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<Frame
         return Err(FrameError::Malformed);
     }
     if buffer.len() < size {
-        // No more than a step at a time: a peer that announces much must send it before it costs memory.
+        // Room is made for 1 MiB at a time: a peer that announces a large frame must send it before it costs memory.
         buffer.reserve((size - buffer.len()).min(1 << 20));
         return Ok(None);
     }

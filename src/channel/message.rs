@@ -1,45 +1,52 @@
-//! What is said on the control channel. Pure.
+//! The messages of the control channel. Pure.
 //!
-//! A backend sends [`Request`]s, the runtime [`Reply`]s. A request that is answered bears an id other than 0, and
-//! its reply bears the same; a reply whose request was given up is thus told apart from the next one's. Id 0 is for
-//! what needs no answer: publishes, cancels, and the runtime's news of a link.
+//! Backends and workers send [`Request`]s, the runtime worker sends [`Reply`]s. A request that is answered has an id
+//! other than 0, and its reply has the same id, so that the late reply to a request that was given up is not taken for
+//! that to the next one. Id 0 is for what needs no answer: publishes, cancels, the runtime worker's news, and all that
+//! workers and the runtime worker say to each other.
 
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::{Statistics, StatisticsRows};
 use super::target::{Key, Link, Target};
 use super::work::{FromWorker, ToWorker};
 use super::worker_id::WorkerId;
 use crate::error::Error;
+use crate::findings::Finding;
 use crate::nats::headers::Headers;
 use crate::row::Row;
 use crate::settings::Settings;
 
-/// Raised whenever a message or the frame changes. A session whose library is older than the runtime's is refused.
-pub const PROTOCOL: u16 = 6;
+/// Raised whenever a message or the frame changes. The runtime worker refuses a session with another number than its
+/// own.
+pub const PROTOCOL: u16 = 7;
 
-/// [`Request::Examine`] takes at most so many times its limit for a step.
+/// [`Request::Examine`] takes at most so many times its `limit_ms`.
 pub const EXAMINE_STEPS: u32 = 6;
 
-/// From a backend to the runtime. Times are milliseconds; `wait_ms` is the deadline for reaching NATS.
+/// From a backend or a worker to the runtime worker. Times are in milliseconds; `wait_ms` is the longest wait for NATS
+/// to be reached.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// First on every connection.
+    /// The first request on every connection; answered with `Welcome`.
     Hello {
         protocol: u16,
         pid: u32,
         peer: Peer,
     },
-    /// Binds `slot`, a number of the session's own, to a NATS connection; opens the connection if needed.
+    /// Binds `slot`, a number of the session's own, to a NATS connection, which is opened if need be; answered with
+    /// `Used`.
     Use {
         slot: u16,
         target: Target,
         settings: Box<Settings>,
         wait_ms: u32,
     },
-    /// The frame's body is the payload. `wait_ms` 0: the session was told that the link is up and does not wait; the
-    /// runtime takes the message in any case. Otherwise the session sends a `Barrier` behind its publishes.
+    /// Publishes a message; the frame's body is the payload. If `wait_ms` is 0, because the link is up or the message
+    /// was held, the session does not wait and the runtime worker takes the message in any case. Otherwise the session
+    /// sends a `Barrier` after its publishes.
     Publish {
         slot: u16,
         subject: String,
@@ -47,18 +54,20 @@ pub enum Request {
         headers: Headers,
         wait_ms: u32,
     },
-    /// The publishes that follow are held until a `Release` lets them go, or a `Discard` or the session's end forgets
-    /// them.
+    /// The publishes that follow are held until a `Release` has them sent, or until a `Discard` or the session's end
+    /// drops them.
     Hold,
+    /// Sends the publishes that are held.
     Release,
+    /// Drops the publishes that are held.
     Discard,
     /// The session no longer uses the slot.
     Leave {
         slot: u16,
     },
-    /// Answered when every earlier publish of the session has been taken, or could not be.
+    /// Answered when the runtime worker has taken every earlier publish of the session, or has failed to.
     Barrier,
-    /// A NATS request; the body is the payload, and the reply's body the answer.
+    /// A NATS request; the body is the payload. Answered with `Message`.
     Ask {
         slot: u16,
         subject: String,
@@ -70,23 +79,24 @@ pub enum Request {
         slot: u16,
         wait_ms: u32,
     },
-    /// The body is the payload or the value.
+    /// A call of JetStream; the body is the payload or the value.
     JetStream {
         slot: u16,
         api: JetStreamOptions,
         call: JetStreamCall,
     },
-    /// A part of the object that the request `upload` puts, in the body; behind the last one its digest (SHA-256). An
-    /// empty body gives the upload up.
+    /// A part of the object that the request with the id `upload` puts, in the body. The last part is followed by the
+    /// digest (SHA-256) of the object; an empty body gives the upload up.
     Upload {
         upload: u32,
     },
-    /// Which user mappings have a connection to this server.
+    /// Asks which user mappings have a connection to this server.
     MappingsInUse {
         database: u32,
         server: u32,
     },
-    /// New settings by user mapping (0: none); `None` where the mapping or the server is gone.
+    /// New settings, by user mapping (0: none); `None` where the mapping or the server was dropped. With `force`,
+    /// connections are renewed even if their settings are unchanged.
     Reload {
         database: u32,
         server: u32,
@@ -95,7 +105,7 @@ pub enum Request {
         wait_ms: u32,
     },
     /// A commit has changed the handlers of this database, or what they depend on. The session's next request waits
-    /// until the change has taken effect.
+    /// until the change has taken effect, or until a time limit has passed (`RefreshIsLate`).
     Refresh {
         database: u32,
     },
@@ -103,22 +113,22 @@ pub enum Request {
     Outbox {
         database: u32,
     },
-    /// Has the executors of a database leave it, answered when they are gone; it is theirs again after a `Refresh` or
-    /// the session's end.
+    /// Has the workers of a database leave it; answered when they are gone. A `Refresh` of the database or the
+    /// session's end resumes it.
     DrainDatabase {
         database: u32,
     },
-    /// Answered with rows.
+    /// Answered with `Statistics`.
     Statistics {
         database: u32,
         of: Statistics,
     },
-    /// Counts anew: the handlers and connections of a database, and the control channel.
+    /// Resets the statistics of a database's handlers and connections, and of the control channel.
     ResetStatistics {
         database: u32,
     },
-    /// Answered with rows: what is found out about a connection with these settings, which is made for that, and about
-    /// the one that runs. The limit is for each step.
+    /// Answered with `Findings` about a connection with these settings, which is made for the examination, and about
+    /// the running connection. `limit_ms` is for each step.
     Examine {
         key: Key,
         settings: Box<Settings>,
@@ -129,15 +139,17 @@ pub enum Request {
         timeline: u32,
         databases: Vec<u32>,
     },
-    /// From an executor.
+    /// From an executor or an outbox relay.
     Executor(FromWorker),
     /// The session no longer waits for the reply to this request.
     Cancel {
         request: u32,
     },
-    /// Has an actor panic; for tests.
+    /// Has the task whose name begins with `task` panic, or an actor if `task` is empty; for tests.
     #[cfg(debug_assertions)]
-    Panic,
+    Panic {
+        task: String,
+    },
 }
 
 /// Who opens a channel.
@@ -150,22 +162,10 @@ pub enum Peer {
     },
 }
 
-/// What the runtime counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Statistics {
-    /// Of the session's database.
-    Handlers,
-    /// These of all databases.
-    Executors,
-    Connections,
-    Transfers,
-    Channel,
-}
-
-/// Where and for how long a JetStream call asks.
+/// Which domain a JetStream call asks, and for how long.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JetStreamOptions {
-    /// In place of the server's own default.
+    /// Replaces the foreign server's domain; `None` keeps it.
     pub domain: Option<String>,
     /// Milliseconds for each answer of JetStream.
     pub timeout_ms: u32,
@@ -243,9 +243,9 @@ pub enum StoreCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expect {
     Anything,
-    /// It does not exist, or was deleted.
+    /// The key does not exist, or was deleted.
     Absent,
-    /// Its latest revision is this.
+    /// The key's latest revision is this one.
     Revision(u64),
 }
 
@@ -257,12 +257,12 @@ pub struct BucketConfig {
     /// Milliseconds; 0: for ever.
     pub ttl_ms: u64,
     pub replicas: u8,
-    /// In memory instead of in files.
+    /// Whether values are kept in memory instead of in files.
     pub memory: bool,
 }
 
-/// From the runtime to a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// From the runtime worker to a backend or a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Welcome {
         protocol: u16,
@@ -273,7 +273,7 @@ pub enum Reply {
     Message {
         headers: Headers,
     },
-    /// INFO of the NATS server that the connection is on, as JSON.
+    /// The INFO of the NATS server that the connection is made to, as JSON.
     ServerInfo {
         json: String,
     },
@@ -286,13 +286,20 @@ pub enum Reply {
     Found,
     Absent,
     Rows(Vec<Row>),
+    Statistics(StatisticsRows),
+    Findings(Vec<Finding>),
     /// Bytes of the object whose parts follow.
     Size(u64),
     /// A part of an object, in the body; the reply to the same request is still to come.
     Part,
     Failed(Error),
-    /// To an executor.
+    /// To an executor or an outbox relay.
     Executor(ToWorker),
+    /// News: the handlers that a commit of this session has changed have not taken effect in the time for which the
+    /// session's next request waits for that.
+    RefreshIsLate {
+        database: u32,
+    },
     /// News: the state of a slot's connection changed.
     Link {
         slot: u16,

@@ -1,14 +1,14 @@
-//! The control channel: a Unix socket in the data directory between the runtime worker and every process that
-//! runs SQL.
+//! The control channel: a Unix socket in the data directory between the runtime worker and every process that runs SQL.
+//! Pure; used by the actor thread at one end and by the other processes' main threads at the other.
 //!
-//! - `message.rs`: what is said, the whole protocol in one table of requests and replies;
+//! - `message.rs`: the whole protocol, in one table of requests and replies;
 //! - `target.rs`: which NATS connection is meant;
-//! - `work.rs`: what executors and the runtime say, `outbox.rs`: what outbox relays and the runtime say, `worker_id.rs`: who
-//!   they are;
+//! - `work.rs`: messages of executors, `outbox.rs`: messages of outbox relays, `worker_id.rs`: the numbers of both;
+//! - `statistics.rs`: what the runtime worker counts, as the rows of views;
 //! - `frame.rs`: how a message becomes bytes;
-//! - `server.rs`: the runtime's end, on tokio;
-//! - `counts.rs`: what passes, counted;
-//! - `client.rs`: the blocking end of backends and executors, without threads and tokio.
+//! - `server.rs`: the runtime worker's end, on tokio;
+//! - `counts.rs`: counters of what passes;
+//! - `client.rs`: the blocking end of backends and workers, without threads and tokio.
 
 pub mod client;
 pub mod counts;
@@ -16,10 +16,12 @@ pub mod frame;
 pub mod message;
 pub mod outbox;
 pub mod server;
+pub mod statistics;
 pub mod target;
 pub mod work;
 pub mod worker_id;
 
-/// Where the socket is, relative to the data directory, which is the working directory of every process of
-/// PostgreSQL. A Unix socket's path is limited to 108 bytes; and base backups leave this folder's contents out.
+/// Path of the socket, relative to the data directory, which is the working directory of every process of PostgreSQL: a
+/// Unix socket's path is limited to 108 bytes, and the data directory's own may be long. Base backups leave the
+/// contents of this folder out.
 pub const SOCKET_PATH: &str = "pg_stat_tmp/litmus_pgnats.sock";

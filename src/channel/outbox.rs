@@ -1,5 +1,5 @@
-//! What an outbox relay and the runtime say to each other: an outbox relay is a worker that reads a database's outbox and removes
-//! from it what the runtime has delivered. Pure.
+//! The messages between outbox relays and the runtime worker. An outbox relay is a worker that reads a database's
+//! outbox, and removes from it what the runtime worker has delivered. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -9,20 +9,21 @@ use super::target::Source;
 use crate::error::{Error, Result};
 use crate::nats::headers::Headers;
 
-/// Whose messages are delivered in order, by one connection: a foreign server's, published by a role.
+/// A part of the outbox, whose messages are delivered in order by one connection: those that a role has published to a
+/// foreign server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Partition {
     pub server: String,
     pub role: u32,
 }
 
-/// To an outbox relay: write down what became of messages, then read the next ones.
+/// An order to an outbox relay: write down what became of messages, then read the next ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetch {
     pub settled: Vec<Settled>,
-    /// Partitions that are being delivered, or wait.
+    /// Partitions that are being delivered or wait, and are not to be read.
     pub busy: Vec<Partition>,
-    /// Subjects that wait, by partition.
+    /// Subjects that wait, by partition, and are not to be read.
     pub held: Vec<(Partition, Vec<String>)>,
 }
 
@@ -30,18 +31,18 @@ pub struct Fetch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     pub partition: Partition,
-    /// By the messages' place in the batch; those behind the last one were not sent either.
+    /// In the order of the batch's messages. Messages without an outcome were not sent, and wait.
     pub outcomes: Vec<DeliveryOutcome>,
 }
 
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeliveryOutcome {
-    /// JetStream has it.
+    /// JetStream has stored the message.
     Stored,
-    /// It stays in the outbox, to be sent again.
+    /// The message stays in the outbox, to be sent again.
     Waits,
-    /// It goes to the dead letters, for this reason.
+    /// The message goes to the dead letters, for this reason.
     Dead(Error),
 }
 
@@ -61,7 +62,7 @@ pub struct OutboxMessage {
     pub subject: String,
     pub headers: Headers,
     pub domain: Option<String>,
-    /// For the header `Nats-Msg-Id`.
+    /// The value of the header `Nats-Msg-Id`.
     pub message_id: String,
     /// Bytes of the payload.
     pub size: u32,

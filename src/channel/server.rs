@@ -1,4 +1,4 @@
-//! The runtime's end of the control channel, on tokio. Pure; runs in the runtime worker's actor thread.
+//! The runtime worker's end of the control channel, on tokio. Pure; runs on the actor thread.
 
 #![forbid(unsafe_code)]
 
@@ -16,9 +16,9 @@ use super::counts::{ChannelCounts, OpenChannel};
 use super::frame::{Frame, decode, encode};
 use super::message::{Reply, Request};
 
-/// How much is read at a time.
+/// Bytes read at a time.
 const READ: usize = 64 * 1024;
-/// Most frames handed on together.
+/// Most frames that are handed on together.
 const BATCH: usize = 1024;
 
 /// The listening socket. Only processes of the user that runs PostgreSQL get in.
@@ -29,8 +29,8 @@ pub struct ChannelListener {
 }
 
 impl ChannelListener {
-    /// Binds the socket, in place of one that a dead runtime left behind. The caller has made sure that no other
-    /// runtime lives.
+    /// Binds the socket, in place of one that a dead runtime worker has left behind. The caller has made sure that no
+    /// other runtime worker lives.
     pub fn bind(path: &Path, counts: Arc<ChannelCounts>) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -46,7 +46,7 @@ impl ChannelListener {
         })
     }
 
-    /// The next connection; one of another user is closed and reported as an error.
+    /// The next connection. A connection of another operating system user is closed and returned as an error.
     pub async fn accept(&self) -> io::Result<(FrameReader, FrameWriter)> {
         let (stream, _) = self.listener.accept().await?;
         let peer = stream.peer_cred()?.uid();
@@ -85,8 +85,8 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Appends to `batch` all frames that have arrived, waiting for at least one. `false` at the end of the stream.
-    /// Nothing is lost when the future is dropped.
+    /// Appends to `batch` the frames that have arrived, and waits until there is at least one. `false` at the end of
+    /// the stream. Nothing is lost when the future is dropped.
     pub async fn next(&mut self, batch: &mut Vec<Frame<Request>>) -> io::Result<bool> {
         loop {
             while batch.len() < BATCH {
@@ -119,7 +119,8 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes one frame; waits while the peer does not read. `InvalidData` if it is too large: nothing is written then.
+    /// Writes one frame; waits while the peer does not read. The error is `InvalidData` if the frame is too large, and
+    /// nothing is written then.
     pub async fn send(&mut self, id: u32, load: u16, reply: &Reply, body: &[u8]) -> io::Result<()> {
         self.buffer.clear();
         let encoded = encode(&mut self.buffer, id, load, reply, body);
@@ -127,7 +128,8 @@ impl FrameWriter {
         self.write.write_all(&self.buffer).await?;
         ChannelCounts::add(&self.counts.frames_out, 1);
         ChannelCounts::add(&self.counts.bytes_out, self.buffer.len());
-        // Room that a large frame has left goes with the next small one: parts of an object follow each other.
+        // Capacity that a large frame has left is given back with the next small frame: parts of an object follow each
+        // other.
         if self.buffer.len() < READ {
             self.buffer.shrink_to(READ);
         }

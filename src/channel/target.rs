@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
 
-/// Which connection a session means. Connections are shared by all sessions that present the same key.
+/// The NATS connection that a session means. All sessions that present the same key share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub key: Key,
@@ -20,12 +20,12 @@ pub struct Key {
     pub database: u32,
     pub server: u32,
     pub mapping: u32,
-    /// The process whose transaction has changed the options and may still roll back, and whose alone this connection
-    /// is therefore; 0 for a connection that is shared.
+    /// Process id of a session whose transaction has changed the options and may still roll back, so that the
+    /// connection is the session's alone; 0 for a connection that is shared.
     pub private_to: u32,
 }
 
-/// What a session must know of its NATS connection to publish without asking.
+/// What a session must know of its NATS connection so that it can publish without asking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Whether publishes are taken without a `Barrier`.
@@ -36,7 +36,7 @@ pub struct Link {
     pub headers: bool,
 }
 
-/// The NATS connection of a handler.
+/// The NATS connection of a handler, of a partition of the outbox or of a server's owner, with its settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     pub target: Target,

@@ -1,6 +1,7 @@
-//! What an executor and the runtime say to each other: which handlers a database has, and messages for them. Pure.
+//! The messages between executors and the runtime worker: which handlers a database has, and messages for these. Pure.
 //!
-//! A handler is a function that messages call: a subscription's callback, a durable one's, or a responder.
+//! A handler is a function that messages call: the callback of a subscription or of a durable subscription, or a
+//! responder.
 
 #![forbid(unsafe_code)]
 
@@ -11,37 +12,38 @@ use super::target::{Key, Source};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
 
-/// Room for what a report has besides its parts, in bytes.
+/// Bytes of a report besides its database name, servers and handlers; an upper bound.
 const FRAME_OF_REPORT: usize = 64;
 
-/// From an executor to the runtime.
+/// From an executor or an outbox relay to the runtime worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FromWorker {
-    /// In answer to [`ToWorker::Refresh`].
+    /// The answer to [`ToWorker::Refresh`].
     Report(Report),
-    /// The same, if it cannot be read, and why.
+    /// The answer to [`ToWorker::Refresh`] if the handlers could not be read, and why.
     ReadFailed(String),
-    /// So many messages have been executed and their transaction is about to commit: should the executor end before
-    /// it says `Worked`, nobody knows whether they were.
+    /// The transaction of so many messages is about to commit: should the executor end before it says `Worked`, nobody
+    /// knows whether they were executed. 0 takes this back.
     Committing { messages: u32 },
-    /// The transaction has ended. The frame's body holds the replies, one after another.
+    /// The outcome of a transaction. The frame's body holds the replies, one after another.
     Worked(Worked),
-    /// The function of the work at hand is gone; the messages stay.
+    /// The handler cannot run as it is defined, because its function is gone for example. The messages stay with the
+    /// runtime worker.
     Vanished,
     /// An outbox relay's answer to [`ToWorker::Fetch`]: the next messages, or none.
     Fetched(Option<Box<Batch>>),
 }
 
-/// From the runtime to an executor.
+/// An order from the runtime worker to an executor or an outbox relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Read what handlers there are.
+    /// Read the handlers of the database.
     Refresh,
-    /// The frame's body holds the payloads, one after another.
+    /// Execute messages. The frame's body holds the payloads, one after another.
     Work(Box<Work>),
-    /// To an outbox relay.
+    /// To an outbox relay: read the outbox.
     Fetch(Box<Fetch>),
-    /// End, and be no trouble to DROP DATABASE.
+    /// End, so that the database can be dropped, for example.
     Leave,
 }
 
@@ -51,13 +53,13 @@ pub struct Report {
     pub database_name: String,
     pub has_extension: bool,
     pub handlers: Vec<Definition>,
-    /// Servers that name a subject for the server's role, or Patroni.
+    /// Foreign servers with `notify_subject` or `patroni_url`. One whose options have no room is left out.
     pub servers: Vec<Source>,
-    /// Messages wait in the outbox.
+    /// Whether messages wait in the outbox.
     pub has_outbox: bool,
 }
 
-/// What kind of handler.
+/// The kinds of handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum HandlerKind {
     Subscription,
@@ -67,7 +69,7 @@ pub enum HandlerKind {
 }
 
 impl HandlerKind {
-    /// The kind that the table calls so.
+    /// The kind that has this name in the table of handlers.
     pub fn named(name: &str) -> HandlerKind {
         match name {
             "responder" => HandlerKind::Responder,
@@ -76,7 +78,7 @@ impl HandlerKind {
         }
     }
 
-    /// As people call it.
+    /// The kind's name in messages to users.
     pub fn noun(self) -> &'static str {
         match self {
             HandlerKind::Stream => "durable subscription",
@@ -84,7 +86,7 @@ impl HandlerKind {
         }
     }
 
-    /// One of the kind, in messages to people; of a durable subscription `subject` is the stream.
+    /// A handler of the kind in messages to users. `subject` is the stream of a durable subscription.
     pub fn describe(self, subject: &str) -> String {
         let preposition = match self {
             HandlerKind::Stream => "of stream",
@@ -93,7 +95,7 @@ impl HandlerKind {
         format!("{} {preposition} \"{subject}\"", self.noun())
     }
 
-    /// As the table has it.
+    /// The kind's name in the table of handlers.
     pub fn name(self) -> &'static str {
         match self {
             HandlerKind::Subscription => "subscription",
@@ -108,21 +110,21 @@ impl HandlerKind {
 pub struct Definition {
     pub kind: HandlerKind,
     pub server: String,
-    /// Of a durable subscription: the stream.
+    /// The subject, or the stream of a durable subscription.
     pub subject: String,
     pub queue_group: Option<String>,
-    /// Most messages for one call of a function that takes many; none for another function.
+    /// Most messages for one call of a function that takes many; `None` for another function.
     pub batch_size: Option<u32>,
-    /// Of a durable subscription.
+    /// For a durable subscription; `None` for other handlers.
     pub consumer: Option<Consumer>,
-    /// Qualified name and argument types, for people.
+    /// Qualified name and argument types, for messages to users.
     pub function: String,
     pub function_oid: u32,
     pub role: u32,
     pub role_name: String,
-    /// How far a durable subscription was when this was read.
+    /// How far a durable subscription had got when this was read.
     pub progress: StreamProgress,
-    /// Where its messages come from, or why it cannot run.
+    /// The connection that the messages come from, or why the handler cannot run.
     pub source: Result<Source>,
 }
 
@@ -134,17 +136,17 @@ pub struct Consumer {
     /// Name of the durable consumer.
     pub durable: String,
     pub domain: Option<String>,
-    /// None: all subjects of the stream.
+    /// Empty for all subjects of the stream.
     pub filter_subjects: Vec<String>,
     pub start: DeliverFrom,
     /// Most messages for one pull, and one call of a function that takes many.
     pub batch_size: u32,
     pub ack_wait_ms: u64,
-    /// After so many deliveries a message that fails is given up; 0: never.
+    /// Number of deliveries after which a message that fails is given up; 0: never.
     pub max_deliveries: u32,
-    /// Milliseconds before the second, third, ... delivery; the last one for all further.
+    /// Milliseconds before the second, third, ... delivery; the last value holds for all further ones too.
     pub backoff_ms: Vec<u64>,
-    /// Whether messages behind one that fails wait for it, and the subscription stops rather than give it up.
+    /// Whether messages after one that fails wait for it, and the subscription stops rather than give that message up.
     pub stop_on_failure: bool,
 }
 
@@ -154,20 +156,21 @@ pub enum DeliverFrom {
     All,
     New,
     Sequence(u64),
-    /// As RFC 3339.
+    /// A time in the format of RFC 3339.
     Time(String),
 }
 
-/// How far a durable subscription is.
+/// How far a durable subscription has got.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamProgress {
-    /// All messages up to this sequence are done with, or are none of the subscription's; none: not known yet.
-    pub floor: Option<u64>,
-    /// When the stream was created that this holds for, as JetStream says it.
+    /// All messages up to this sequence are done with or do not concern the subscription; `None` if that is not known
+    /// yet.
+    pub ack_floor: Option<u64>,
+    /// Creation time of the stream that this holds for, as JetStream writes it; `None` if nothing was applied yet.
     pub stream_created: Option<String>,
 }
 
-/// What makes a handler another one: messages that were taken for one are also those of another with the same.
+/// What identifies a handler: a definition with the same identity is of the same handler, and takes over its messages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HandlerIdentity {
     kind: HandlerKind,
@@ -181,6 +184,7 @@ pub struct HandlerIdentity {
 }
 
 impl Definition {
+    /// What tells whether a new definition is of the same handler.
     pub fn identity(&self) -> HandlerIdentity {
         HandlerIdentity {
             kind: self.kind,
@@ -196,9 +200,9 @@ impl Definition {
 }
 
 impl Report {
-    /// Makes the report fit into so many bytes: half of them are for the options of the connections, and a handler whose
-    /// options have no room cannot run, which its definition says; the other half is for all else, and the last handlers
-    /// are left out if that has no room. Returns how many these are.
+    /// Makes the report fit into `room` bytes. One half is for the options of the connections: a handler whose options
+    /// have no room cannot run, which its definition says then. The other half is for all else: handlers that have no
+    /// room there are left out. Returns how many these are.
     pub fn fit(&mut self, room: usize) -> usize {
         let (mut options, mut others) = (Room(room / 2), Room(room / 2));
         others.take(size(&self.database_name) + FRAME_OF_REPORT);
@@ -221,7 +225,7 @@ impl Report {
 struct Room(usize);
 
 impl Room {
-    /// Whether so many were left; they are taken then.
+    /// Takes so many bytes if they are left; `false` if they are not.
     fn take(&mut self, size: usize) -> bool {
         let rest = self.0.checked_sub(size);
         self.0 = rest.unwrap_or(self.0);
@@ -240,46 +244,46 @@ pub struct Work {
     pub kind: HandlerKind,
     pub function: u32,
     pub role: u32,
-    /// The foreign server, which the role has to have the right to use.
+    /// Object id of the foreign server, on which the role needs USAGE.
     pub server: u32,
-    /// The handler's own subject.
+    /// The handler's own subject, or the stream of a durable subscription.
     pub subject: String,
-    /// Statement timeout in milliseconds; 0: the role's own.
+    /// Statement timeout in milliseconds; 0: the shorter of the role's own and `litmus_pgnats.callback_timeout`.
     pub timeout_ms: u32,
     /// Whether the function takes many messages at once.
     pub is_batch: bool,
-    /// Of a durable subscription.
+    /// For a durable subscription; `None` for other handlers.
     pub stream: Option<StreamWork>,
     pub messages: Vec<Delivered>,
 }
 
 impl Work {
-    /// Whether messages behind one that fails have to wait for it.
+    /// Whether messages after one that fails have to wait for it.
     pub fn stops(&self) -> bool {
         self.stream.as_ref().is_some_and(|stream| stream.stop_on_failure)
     }
 }
 
-/// What the executor of a durable subscription's messages has to know.
+/// What an executor has to know of the durable subscription whose messages it executes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamWork {
     /// The subscription's key in `litmus_pgnats.handler_stream`.
     pub id: String,
     pub stream_created: String,
-    /// All messages up to this sequence are none of the subscription's, or done with.
+    /// All messages up to this sequence do not concern the subscription, or are done with.
     pub base: u64,
-    /// 0: a message is never given up.
+    /// Number of deliveries after which a message that fails is given up; 0: never.
     pub max_deliveries: u32,
     pub stop_on_failure: bool,
 }
 
-/// Where a message of a stream stands.
+/// The stream position of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamPosition {
     pub sequence: u64,
     /// The consumer has no message between this sequence and the message's own.
     pub after: u64,
-    /// This time included.
+    /// How often the message was delivered, this time included.
     pub deliveries: u32,
 }
 
@@ -291,40 +295,42 @@ pub struct Delivered {
     pub headers: Headers,
     /// Bytes of the payload.
     pub size: u32,
-    /// Milliseconds after the first message of the work.
+    /// When the message arrived, in milliseconds after the first message of the work.
     pub after_ms: u32,
-    /// When the stream took it, or it arrived: microseconds since 1970.
+    /// When the stream stored the message or, where there is no stream, when it arrived; in microseconds since 1970.
     pub time_us: i64,
-    /// Of a durable subscription's.
-    pub place: Option<StreamPosition>,
-    /// Executors have died with it: it is given up, and not executed.
+    /// `None` for a message that is not a durable subscription's.
+    pub position: Option<StreamPosition>,
+    /// Whether this is a poison message: executors have died with it, so it is given up and not executed.
     pub is_poison: bool,
 }
 
 /// The outcome of a transaction.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Worked {
-    /// Messages that are done with, from the first on.
+    /// Number of messages that are done with, from the first on.
     pub messages: u32,
-    /// Those among them that failed, by their place in this transaction.
+    /// Those of the messages that failed.
     pub failures: Vec<Failure>,
-    /// Sizes of a responder's replies, 0 for one that failed; none for a subscription.
+    /// Sizes of a responder's replies in bytes, 0 for a message that failed; empty for a subscription.
     pub replies: Vec<u32>,
-    /// Whether the executor goes on with the rest of the work, or wants new work.
+    /// Whether the executor goes on with the rest of the work; if not, it waits for new work.
     pub goes_on: bool,
-    /// Of a durable subscription: all messages up to this sequence are done with.
-    pub floor: Option<u64>,
-    /// What each call of the function took, in microseconds: those of attempts that were rolled back too.
+    /// The ack floor of a durable subscription: all messages up to this sequence are done with. `None` for other
+    /// handlers.
+    pub ack_floor: Option<u64>,
+    /// What each call of the function took, in microseconds; attempts that were rolled back are included.
     pub times_us: Vec<u32>,
 }
 
 /// Why a message's function failed; nothing of its effects remains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// The message's place in this [`Worked`], from 0.
     pub index: u32,
     pub sqlstate: String,
     pub message: String,
-    /// A durable subscription's: it is given up, and need not be delivered again.
+    /// Whether a durable subscription's message was given up, so that it need not be delivered again.
     pub is_final: bool,
 }
 

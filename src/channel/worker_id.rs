@@ -1,4 +1,4 @@
-//! The number that a worker of a database is started under. Pure.
+//! The number that an executor or an outbox relay is started under. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Set in the number of an outbox relay, and in no executor's.
+/// The bit that is set in the number of an outbox relay, and not in that of an executor.
 const OUTBOX_RELAY: u32 = 1 << 31;
 
 /// Tells one worker from all others that the runtime worker has started.
@@ -14,12 +14,12 @@ const OUTBOX_RELAY: u32 = 1 << 31;
 pub struct WorkerId(u32);
 
 impl WorkerId {
-    /// That of the nth executor.
+    /// The number of the nth executor.
     pub fn executor(n: u32) -> WorkerId {
         WorkerId(n & !OUTBOX_RELAY)
     }
 
-    /// That of the nth outbox relay.
+    /// The number of the nth outbox relay.
     pub fn outbox_relay(n: u32) -> WorkerId {
         WorkerId(n | OUTBOX_RELAY)
     }
@@ -28,7 +28,7 @@ impl WorkerId {
         self.0 & OUTBOX_RELAY != 0
     }
 
-    /// As a worker gets it with its argument, together with the database's object id.
+    /// The argument that the worker is started with: the number, together with the database's object id.
     pub fn with_database(self, database: u32) -> u64 {
         u64::from(self.0) << 32 | u64::from(database)
     }

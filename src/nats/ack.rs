@@ -1,23 +1,23 @@
-//! What a JetStream message's reply subject tells of it (ADR-15). Pure.
+//! Reads the reply subject of a JetStream message, which has the message's stream position (ADR-15). Pure.
 
 #![forbid(unsafe_code)]
 
-/// Where a message stands in its stream and for its consumer.
+/// The position of a message in its stream and among its consumer's deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// In the stream.
+    /// The message's sequence in the stream.
     pub sequence: u64,
-    /// Counts all that the consumer has delivered, repetitions among them.
+    /// The sequence of this delivery: counts all that the consumer has delivered, repetitions included.
     pub consumer_sequence: u64,
     /// How often this message was delivered, this time included.
     pub deliveries: u32,
-    /// When the stream took it: nanoseconds since 1970.
+    /// When the stream stored the message, in nanoseconds since 1970.
     pub time_ns: i64,
     /// Messages that the consumer had still to deliver for the first time.
     pub pending: u64,
 }
 
-/// Reads the subject that a message is acknowledged on; `None` if it is no such subject.
+/// Reads the subject on which a message is acknowledged; `None` if it is no such subject.
 pub fn parse(reply: &str) -> Option<Delivery> {
     let tokens: Vec<&str> = reply.split('.').collect();
     // $JS.ACK.stream.consumer.deliveries.sequence.consumer_sequence.time.pending, or with domain and account hash

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 
-/// Names and values in the order of the JSON object; a name with several values stands several times.
+/// Names and values. From a JSON object they come in the order of their names; a name with several values is there
+/// several times.
 pub type Headers = Vec<(String, String)>;
 
 /// How a service says that it failed, and with which code (ADR-32).
@@ -15,7 +16,8 @@ pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
 /// take any amount of memory.
 const MAX_SIZE: usize = 1024 * 1024;
 
-/// Reads `{"name": "value", "other": ["first", "second"]}`.
+/// Reads `{"name": "value", "other": ["first", "second"]}`. Fails if the text is not such an object, if it is too
+/// large, or if a name or a value cannot be sent.
 pub fn parse(json: &str) -> Result<Headers> {
     let invalid = |why: String| Error::new(Kind::InvalidHeaders, "invalid message headers").detail(why);
     let too_large = || invalid(format!("They take more than {MAX_SIZE} bytes."));
@@ -57,7 +59,7 @@ pub fn parse(json: &str) -> Result<Headers> {
     Ok(headers)
 }
 
-/// The reverse of [`parse`]: a header that stands once is a string, one that stands several times an array.
+/// The reverse of [`parse`]: a header that is there once becomes a string, one that is there several times an array.
 pub fn to_json(headers: &[(String, String)]) -> String {
     let mut object = serde_json::Map::new();
     for (name, value) in headers {

@@ -1,6 +1,10 @@
-//! NATS's own rules for subjects and headers, as pure functions.
+//! NATS's own rules, as pure functions. Backends check what they were given before it leaves; the actors use the same
+//! types. Pure.
 //!
-//! Backends check what they were given before it leaves; the actors use the same types. Pure.
+//! - `subject.rs`: which subjects may be published or subscribed to;
+//! - `headers.rs`: message headers, from and to JSON;
+//! - `names.rs`: names of buckets, keys, object stores, streams, consumers and domains;
+//! - `ack.rs`: what the reply subject of a JetStream message says.
 
 #![forbid(unsafe_code)]
 

@@ -1,12 +1,14 @@
-//! Names of key-value buckets, keys, object stores and JetStream domains (ADR-8, ADR-20). Pure.
+//! Names of key-value buckets and keys, object stores and objects, streams, durable consumers and JetStream domains
+//! (ADR-8, ADR-20). Pure.
 
 use crate::error::{Error, Kind, Result};
 
-/// How the names begin that litmus_pgnats gives to consumers.
+/// Prefix of the names that litmus_pgnats gives to consumers.
 pub const OWN_CONSUMER: &str = "litmus_";
 
-/// Longest bucket or store name, key and object name, in bytes; they are part of subjects.
+/// Longest name of a bucket, object store, stream, durable consumer or domain, in bytes; names are parts of subjects.
 const MAX_NAME: usize = 255;
+/// Longest key or object name, in bytes.
 const MAX_KEY: usize = 1024;
 
 /// Checks the name of a key-value bucket.
@@ -34,7 +36,7 @@ pub fn check_durable(name: &str) -> Result<()> {
     check_token("durable name", name)
 }
 
-/// JetStream itself allows more in names than what its official clients use for buckets.
+/// Checks the name of a stream or a consumer, in which JetStream allows more characters than in that of a bucket.
 fn check_token(what: &str, name: &str) -> Result<()> {
     let is_bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
     if !name.is_empty() && name.len() <= MAX_NAME && !name.contains(is_bad) {
@@ -71,7 +73,7 @@ pub fn check_key(key: &str) -> Result<()> {
     }
 }
 
-/// Checks the name of an object: any text, for it travels encoded.
+/// Checks the name of an object, which may be any text because it is sent encoded.
 pub fn check_object(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_KEY {
         let detail = format!("It has {} bytes; from 1 to {MAX_KEY} are allowed.", name.len());

@@ -49,7 +49,7 @@ fn check(subject: &str, what: &str, longest: usize, wildcards: Wildcards) -> Res
             subject.len()
         ));
     }
-    // Anything below the space would end or split the protocol line; NUL cannot occur in PostgreSQL's text.
+    // White space and control characters would end or split the protocol line.
     if let Some(c) = subject.chars().find(|c| c.is_whitespace() || c.is_control()) {
         return invalid(format!(
             "The {what} contains the character U+{:04X}.",

@@ -1,4 +1,5 @@
-//! Calls users' functions with many messages at once. Runs in executors, on the main thread, in a transaction.
+//! Calls users' functions with many messages at once. Runs in executors, and in backends that redrive a dead letter; on
+//! the main thread, in a transaction.
 
 use pgrx::pg_sys;
 
@@ -7,7 +8,7 @@ use super::fmgr::{jsonb, varlena};
 use super::function::Function;
 use super::{callback, own_objects};
 
-/// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
+/// Microseconds from 1970 to 2000, when PostgreSQL's timestamps begin.
 const EPOCH_US: i64 = 946_684_800_000_000;
 
 /// A row of type `litmus_pgnats.message`; text is UTF-8.
@@ -15,20 +16,21 @@ pub struct Element<'a> {
     pub subject: &'a str,
     pub payload: &'a [u8],
     pub reply: Option<&'a str>,
-    /// A JSON object; none if the message has no headers.
+    /// A JSON object; `None` if the message has no headers.
     pub headers: Option<String>,
-    /// Sequence in the stream, and count of deliveries.
-    pub place: Option<(u64, u32)>,
+    /// Sequence in the stream and count of deliveries; `None` for a message that comes from no stream.
+    pub position: Option<(u64, u32)>,
     /// Microseconds since 1970.
     pub time_us: i64,
 }
 
-/// Calls a function with messages. Raises the function's errors.
+/// Calls a function with messages. Raises the function's errors. Does nothing if the type `litmus_pgnats.message` does
+/// not exist.
 pub fn call(function: &Function, messages: &[Element<'_>]) {
     let Some(message) = own_objects::message_type() else {
         return;
     };
-    // SAFETY: the rows are made by the type's own descriptor, and the array of them.
+    // SAFETY: the rows are formed with the type's own descriptor, and the array consists of these rows.
     let array = || unsafe {
         let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(message.row.into(), -1);
         let mut rows: Vec<pg_sys::Datum> = messages.iter().map(|message| row(descriptor, message)).collect();
@@ -47,7 +49,7 @@ pub fn call(function: &Function, messages: &[Element<'_>]) {
 }
 
 /// # Safety
-/// `descriptor` is that of `litmus_pgnats.message`.
+/// `descriptor` is the descriptor of the type `litmus_pgnats.message`.
 unsafe fn row(descriptor: pg_sys::TupleDesc, message: &Element<'_>) -> pg_sys::Datum {
     let text = |text: &str| varlena(&to_server(text));
     let headers = message.headers.as_ref();
@@ -56,9 +58,11 @@ unsafe fn row(descriptor: pg_sys::TupleDesc, message: &Element<'_>) -> pg_sys::D
         Some(varlena(message.payload)),
         message.reply.map(text),
         headers.and_then(|headers| jsonb(&to_server(headers))),
-        message.place.map(|(sequence, _)| pg_sys::Datum::from(sequence)),
         message
-            .place
+            .position
+            .map(|(sequence, _)| pg_sys::Datum::from(sequence)),
+        message
+            .position
             .map(|(_, deliveries)| pg_sys::Datum::from(deliveries)),
         Some(pg_sys::Datum::from(message.time_us - EPOCH_US)),
     ];
@@ -66,7 +70,8 @@ unsafe fn row(descriptor: pg_sys::TupleDesc, message: &Element<'_>) -> pg_sys::D
     let mut values = values
         .each_mut()
         .map(|value| value.unwrap_or(pg_sys::Datum::from(0)));
-    // SAFETY: as the caller promises; the type has as many columns as the arrays have elements, of these types.
+    // SAFETY: as the caller promises; the type has as many columns as the arrays have elements, and of the elements'
+    // types.
     unsafe {
         let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data)

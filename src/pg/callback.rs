@@ -1,40 +1,44 @@
-//! Calls users' functions with messages. Runs in executors, on the main thread, in a transaction.
+//! Calls users' functions with messages. Runs in executors, and in backends that redrive a dead letter; on the main
+//! thread, in a transaction.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 use bytes::Bytes;
 use pgrx::{pg_guard, pg_sys};
 
-use super::encoding::{server_to_utf8, to_server, utf8_to_server};
+use super::encoding::{c_string, server_to_utf8, to_server, utf8_to_server};
 use super::fmgr::{json, jsonb, varlena};
 use super::function::Function;
 
-/// What a function is called with; text is UTF-8.
+/// The arguments that a function is called with; text is UTF-8.
 pub struct Arguments<'a> {
     pub payload: &'a [u8],
     pub subject: &'a str,
     pub reply: Option<&'a str>,
-    /// A JSON object; none if the message has no headers.
+    /// A JSON object; `None` if the message has no headers.
     pub headers: Option<String>,
 }
 
 thread_local! {
-    /// Saved plans, by function, of the one role that this process serves: PostgreSQL checks some rights when it plans.
-    static PLANS: RefCell<HashMap<u32, Plan>> = RefCell::default();
+    /// Kept plans, by the function's object id. PostgreSQL checks some rights when it plans, so all plans are of one
+    /// role: the one that an executor serves or, in a backend, that of the dead letter which is redriven
+    /// ([`forget_plans`]).
+    static PLANS: RefCell<HashMap<u32, KeptPlan>> = RefCell::default();
 }
 
 /// A kept plan of `SELECT $1`, where the parser has put a call of the function in place of `$1`.
-struct Plan {
+struct KeptPlan {
     plan: pg_sys::SPIPlanPtr,
-    /// What the parser's hook is given, also whenever PostgreSQL plans anew. Freed behind the plan.
+    /// Given to the parser's hook, also when PostgreSQL analyses the query again. Freed after the plan.
     callee: *mut Callee,
 }
 
-impl Drop for Plan {
+impl Drop for KeptPlan {
     fn drop(&mut self) {
-        // SAFETY: a kept plan, which is in nobody's use: calls have ended; its callee was made by `Box::into_raw`.
+        // SAFETY: the plan is a kept one and not in use, because calls have ended; the callee was made by
+        // `Box::into_raw` and is freed once.
         unsafe {
             pg_sys::SPI_freeplan(self.plan);
             drop(Box::from_raw(self.callee));
@@ -42,7 +46,7 @@ impl Drop for Plan {
     }
 }
 
-/// The function that a plan calls, by its object id: its name may be another function's by the time of the call.
+/// The function that a plan calls, by its object id: another function may have taken the name by the time of the call.
 struct Callee {
     oid: pg_sys::Oid,
     arguments: Vec<pg_sys::Oid>,
@@ -65,14 +69,15 @@ impl Callee {
 
 /// Called by PostgreSQL before it parses a plan's query, with the plan's callee.
 unsafe extern "C-unwind" fn set_up_parser(state: *mut pg_sys::ParseState, callee: *mut c_void) {
-    // SAFETY: PostgreSQL gives its own parser's state.
+    // SAFETY: PostgreSQL passes the valid state of its parser.
     unsafe {
         (*state).p_paramref_hook = Some(call_in_place_of_parameter);
         (*state).p_ref_hook_state = callee;
     }
 }
 
-/// Called by PostgreSQL's parser for `$1`: the expression that calls the function with parameters of its arguments' types.
+/// Called by PostgreSQL's parser for `$1`; returns the expression that calls the function with parameters of its
+/// argument types.
 #[pg_guard]
 unsafe extern "C-unwind" fn call_in_place_of_parameter(
     state: *mut pg_sys::ParseState,
@@ -94,7 +99,7 @@ unsafe extern "C-unwind" fn call_in_place_of_parameter(
             (*parameter).location = -1;
             arguments = pg_sys::lappend(arguments, parameter.cast());
         }
-        // The parser assigns the collations, to this as to every expression.
+        // The parser assigns collations afterwards, to this expression as to every other.
         let call = pg_sys::makeFuncExpr(
             callee.oid,
             callee.result,
@@ -110,7 +115,8 @@ unsafe extern "C-unwind" fn call_in_place_of_parameter(
     }
 }
 
-/// Calls a function with a message and returns its result as bytes, if that is a reply's. Raises the function's errors.
+/// Calls a function with a message. Returns the result as bytes; `None` if the result is NULL or cannot be a reply's
+/// payload. Raises the function's errors.
 pub fn call(function: &Function, message: &Arguments<'_>) -> Option<Bytes> {
     let values = || {
         let texts = [Some(message.subject), message.reply, message.headers.as_deref()];
@@ -129,15 +135,15 @@ pub fn call(function: &Function, message: &Arguments<'_>) -> Option<Bytes> {
     })
 }
 
-/// Calls a function with values of its arguments' types, and has its result read. What is allocated for the values and the
-/// result is freed when it returns: a transaction has many calls.
+/// Calls a function with `values`, which are of its argument types, and has `read` take the result from SPI. Memory
+/// that is allocated for the values and the result is freed on return, because a transaction has many calls.
 pub(super) fn execute<T>(
     function: &Function,
     values: impl FnOnce() -> Vec<Option<pg_sys::Datum>>,
     read: impl FnOnce() -> T,
 ) -> T {
-    // SAFETY: there are as many values as the function has arguments, of their types. What is raised ends the
-    // (sub)transaction and SPI's level with it.
+    // SAFETY: there are as many values as the function has arguments, and of their types. An error ends the
+    // (sub)transaction, and with it this level of SPI.
     unsafe {
         pg_sys::SPI_connect();
         let plan = plan(function);
@@ -158,7 +164,8 @@ pub(super) fn execute<T>(
     }
 }
 
-/// A payload as a value of one of the types that it may have. Raises PostgreSQL's own error for one that it cannot be.
+/// A payload as a value of the type `oid`, one of those that a payload may have. Raises PostgreSQL's own error if the
+/// payload is not valid for that type.
 fn payload(oid: pg_sys::Oid, bytes: &[u8]) -> Option<pg_sys::Datum> {
     match oid {
         pg_sys::BYTEAOID => Some(varlena(bytes)),
@@ -166,7 +173,7 @@ fn payload(oid: pg_sys::Oid, bytes: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// A value of type text, json or jsonb from text in the database's encoding.
+/// A value of the type `oid`, which is text, json or jsonb, from text in the database's encoding.
 fn value(oid: pg_sys::Oid, text: &[u8]) -> Option<pg_sys::Datum> {
     match oid {
         pg_sys::JSONOID => json(text),
@@ -175,18 +182,18 @@ fn value(oid: pg_sys::Oid, text: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// Forgets the plans of all functions: they may be another role's.
+/// Frees the plans of all functions: called where the next plans are for another role.
 pub fn forget_plans() {
     PLANS.take();
 }
 
-/// Forgets the plan of a function that is gone.
+/// Frees the plan of a function that does not exist any more.
 pub fn forget_plan(function: u32) {
     PLANS.with_borrow_mut(|plans| plans.remove(&function));
 }
 
 /// # Safety
-/// SPI has just executed a query with one column of one of the types in [`PAYLOAD`].
+/// SPI has just executed a query whose one column is of type `oid`, one of those that a payload may have.
 unsafe fn result(oid: pg_sys::Oid) -> Option<Bytes> {
     // SAFETY: as the caller promises; jsonb_out returns a NUL-terminated string.
     unsafe {
@@ -214,7 +221,7 @@ unsafe fn result(oid: pg_sys::Oid) -> Option<Bytes> {
     }
 }
 
-/// The plan of a function's call, made if need be.
+/// The kept plan of a function's call, which is prepared if there is none yet.
 ///
 /// # Safety
 /// SPI is connected.
@@ -222,15 +229,15 @@ unsafe fn plan(function: &Function) -> pg_sys::SPIPlanPtr {
     if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&function.oid).map(|known| known.plan)) {
         return plan;
     }
-    // The comment is for people who read the log, and for pg_stat_statements.
+    // The comment shows the function's name in the server log and in pg_stat_statements.
     let name = function.name.replace("*/", "* /").replace("/*", "/ *");
-    let sql = CString::new(to_server(&format!("SELECT $1 /* {name} */")).into_owned()).unwrap_or_default();
+    let sql = c_string(&format!("SELECT $1 /* {name} */"));
     let callee = Box::into_raw(Box::new(Callee::of(function)));
     // SAFETY: as the caller promises; the callee lives as long as the plan. A kept plan lives until it is freed.
     unsafe {
         let plan = pg_sys::SPI_prepare_params(sql.as_ptr(), Some(set_up_parser), callee.cast(), 0);
         pg_sys::SPI_keepplan(plan);
-        PLANS.with_borrow_mut(|plans| plans.insert(function.oid, Plan { plan, callee }));
+        PLANS.with_borrow_mut(|plans| plans.insert(function.oid, KeptPlan { plan, callee }));
         plan
     }
 }

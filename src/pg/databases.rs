@@ -1,4 +1,5 @@
-//! Databases, and what is set for them and for roles. Runs where SQL runs, and in the runtime worker, on the main thread.
+//! Databases, and the settings of databases and roles. Runs where SQL runs, and in the runtime worker; on the main
+//! thread.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::CStr;
@@ -10,10 +11,10 @@ use super::encoding::string;
 use super::query::{Argument, query};
 use super::rights::current_role;
 
-/// The catalogue pg_db_role_setting, which pgrx does not name.
+/// Object id of the catalogue pg_db_role_setting, for which pgrx has no constant.
 const DB_ROLE_SETTING: u32 = 2964;
 const ACCESS_SHARE: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-/// The connection limit of a database whose DROP was interrupted.
+/// `datconnlimit` of a database whose DROP was interrupted.
 const INVALID_DATABASE: i32 = -2;
 
 /// Object id of the database of this session.
@@ -55,14 +56,14 @@ pub fn may_copy_database(database: u32) -> bool {
     rows.into_iter().flatten().next().flatten().as_deref() == Some("t")
 }
 
-/// A database by name; `None` if there is none.
+/// Object id of the database of this name; `None` if there is none.
 pub fn database_by_name(name: &CStr) -> Option<u32> {
     // SAFETY: the name is NUL-terminated.
     let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
     (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
 }
 
-/// The databases that allow connections. Needs a transaction, but no database.
+/// Object ids of the databases that allow connections. Needs a transaction, but no connection to a database.
 pub fn databases() -> Vec<u32> {
     let mut found = Vec::new();
     // SAFETY: as PostgreSQL's own launchers read the shared catalogue: the scan ends before the relation is closed, and
@@ -88,7 +89,8 @@ pub fn databases() -> Vec<u32> {
     found
 }
 
-/// Changes whenever a setting of a role or a database has changed, which nothing else tells of.
+/// A number that changes whenever a setting of a role or a database changes. The rows of pg_db_role_setting are hashed
+/// for it, because no invalidation callback covers that catalogue.
 pub fn settings_version() -> u64 {
     let mut version = DefaultHasher::new();
     // SAFETY: as in `databases`.

@@ -1,18 +1,18 @@
-//! Text between UTF-8, which everything outside PostgreSQL speaks, and the database's encoding. Runs where SQL runs, on the
-//! main thread.
+//! Converts text between UTF-8, which everything outside PostgreSQL uses, and the database's encoding. Runs wherever
+//! PostgreSQL's code runs, on the main thread.
 
 use std::borrow::Cow;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 use pgrx::{PgTryBuilder, pg_sys};
 
 use crate::error::{Error, Kind, Result};
 
-/// Text in the database's encoding as UTF-8.
+/// Converts text in the database's encoding to UTF-8; fails if the result is not valid UTF-8.
 pub fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
     let utf8 = match std::str::from_utf8(bytes) {
         Ok(text) if server_is_utf8() => return Ok(Cow::Borrowed(text)),
-        // An ASCII-only text is the same in every server encoding.
+        // ASCII text is the same in every server encoding.
         Ok(text) if text.is_ascii() => return Ok(Cow::Borrowed(text)),
         _ => convert(bytes, Direction::ToUtf8),
     };
@@ -23,7 +23,7 @@ pub fn from_server(bytes: &[u8]) -> Result<Cow<'_, str>> {
     }
 }
 
-/// UTF-8 text in the database's encoding; raises PostgreSQL's own error if that lacks a character.
+/// Converts UTF-8 text to the database's encoding; raises PostgreSQL's own error if that encoding lacks a character.
 pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     if server_is_utf8() || text.is_ascii() {
         Cow::Borrowed(text.as_bytes())
@@ -62,32 +62,33 @@ fn convert(bytes: &[u8], direction: Direction) -> Cow<'_, [u8]> {
     }
 }
 
-/// Bytes in UTF-8, as they came, in the database's encoding; raises PostgreSQL's own error if they are not, or that lacks a
-/// character.
+/// Converts bytes that should be UTF-8 to the database's encoding; raises PostgreSQL's own error if they are not UTF-8,
+/// or if the encoding lacks a character.
 pub fn utf8_to_server(bytes: &[u8]) -> Cow<'_, [u8]> {
     convert(bytes, Direction::ToServer)
 }
 
-/// Text in the database's encoding in UTF-8; raises PostgreSQL's own error if that is not possible.
+/// Converts text in the database's encoding to UTF-8; raises PostgreSQL's own error if that is not possible.
 pub fn server_to_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     convert(bytes, Direction::ToUtf8)
 }
 
-/// Whether text can be stored in this database; raises PostgreSQL's own error if it cannot.
+/// Raises PostgreSQL's own error unless text can be stored in this database.
 pub fn check_text(text: &str) {
-    let _ = to_server(text);
+    drop(to_server(text));
 }
 
-/// A name or an option in the database's encoding as UTF-8.
+/// Converts a name or an option from the database's encoding to UTF-8; bytes that are not valid are replaced.
 pub fn utf8(text: &CStr) -> String {
     match from_server(text.to_bytes()) {
         Ok(text) => text.into_owned(),
-        // The name of a database may be in another encoding.
+        // The name of a database may be in another database's encoding.
         Err(_) => text.to_string_lossy().into_owned(),
     }
 }
 
-/// Text that can be a value in this database, whose encoding may lack a character: then all such are escaped.
+/// The text as it is if this database's encoding has all its characters, and otherwise with every character beyond
+/// ASCII escaped.
 pub fn displayable(text: String) -> String {
     let has_all = PgTryBuilder::new(|| {
         to_server(&text);
@@ -110,7 +111,7 @@ pub fn escaped(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
-/// A copy of a text of the server, which is empty where there is none.
+/// A copy of a server's string, as UTF-8; empty for a null pointer.
 ///
 /// # Safety
 /// `text` is null or NUL-terminated.
@@ -120,4 +121,13 @@ pub unsafe fn string(text: *const c_char) -> String {
     }
     // SAFETY: as the caller promises.
     utf8(unsafe { CStr::from_ptr(text) })
+}
+
+/// Converts text to a NUL-terminated string in the database's encoding. NUL characters are left out, because
+/// PostgreSQL's text cannot have them.
+pub fn c_string(text: &str) -> CString {
+    let mut bytes = to_server(text).into_owned();
+    bytes.retain(|byte| *byte != 0);
+    // No NUL is left in the bytes.
+    CString::new(bytes).unwrap_or_default()
 }

@@ -1,8 +1,9 @@
-//! The ends of statements and transactions. Runs in backends, on the main thread.
+//! Hooks into the ends of statements, transactions and subtransactions. Runs in every process that loads the library,
+//! on the main thread.
 //!
-//! The hook is on the way of every query of the session, so it is as thin as can be: an error passes it as
-//! PostgreSQL's own long jump, with all its fields, and what it leaves behind is put right when the transaction or
-//! the subtransaction aborts.
+//! Every query of the session runs through the hook on PostgreSQL's executor, so the hook is thin: an error passes
+//! through it as PostgreSQL's own long jump, with all its fields, and the state that it leaves behind is corrected when
+//! the transaction or the subtransaction aborts.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -12,34 +13,38 @@ use pgrx::pg_sys;
 use super::report::guarded;
 use crate::error::Result;
 
-/// The library's reactions. Those without a result must neither wait nor fail.
+/// Functions of the library that the hooks call. Those that do not return a `Result` must neither wait nor fail.
 #[derive(Clone, Copy)]
 pub struct Reactions {
     /// Whether `run_ended` has something to do.
     pub busy: fn() -> bool,
-    /// A run of the executor has ended.
+    /// Called when a run of PostgreSQL's executor has ended.
     pub run_ended: fn() -> Result<()>,
-    /// A subtransaction was rolled back, or the session ends.
+    /// Called when a subtransaction was rolled back, and when the session ends.
     pub run_failed: fn(),
-    /// A subtransaction begins: what to remember for its rollback.
+    /// Called when a subtransaction begins; the result is the mark for its rollback.
     pub mark: fn() -> usize,
-    /// It was rolled back.
+    /// Called with the mark of a subtransaction that was rolled back.
     pub roll_back_to: fn(usize),
+    /// Called before the commit; an error prevents the commit.
     pub before_commit: fn() -> Result<()>,
+    /// Called before PREPARE TRANSACTION; an error prevents the preparation.
     pub before_prepare: fn() -> Result<()>,
-    /// Other processes see all of it: their caches have been told, and the locks are gone.
+    /// Called after the commit, when other processes see the transaction: its invalidations are sent and its locks
+    /// released.
     pub committed: fn(),
+    /// Called when the transaction was rolled back.
     pub aborted: fn(),
 }
 
 thread_local! {
     static REACTIONS: Cell<Option<Reactions>> = const { Cell::new(None) };
     static PREVIOUS: Cell<pg_sys::ExecutorRun_hook_type> = const { Cell::new(None) };
-    /// Memory context of the innermost running query; null outside of any.
+    /// Memory context of the innermost running query; null if no query runs.
     static RUNNING: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
-    /// What was running when each open subtransaction started, and the mark.
+    /// For each open subtransaction, what `RUNNING` was when it started, and its mark.
     static AT_SUBTRANSACTION: RefCell<Vec<(pg_sys::MemoryContext, usize)>> = const { RefCell::new(Vec::new()) };
-    /// Between the commit and the release of the locks.
+    /// Set between the commit and the release of the transaction's locks.
     static COMMITTING: Cell<bool> = const { Cell::new(false) };
     static EXIT_HOOKED: Cell<bool> = const { Cell::new(false) };
 }
@@ -49,7 +54,7 @@ type RunArguments = (*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64, b
 #[cfg(feature = "pg18")]
 type RunArguments = (*mut pg_sys::QueryDesc, pg_sys::ScanDirection::Type, u64);
 
-// pgrx's binding would turn an error into a panic and a poorer error.
+// pgrx's binding would turn an error into a panic, and the panic into an error with fewer fields.
 unsafe extern "C-unwind" {
     #[cfg(not(feature = "pg18"))]
     fn standard_ExecutorRun(
@@ -66,7 +71,7 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// Hooks in; called once, when the library is loaded.
+/// Installs the hooks; called once, when the library is loaded.
 pub fn install(reactions: Reactions) {
     REACTIONS.set(Some(reactions));
     // SAFETY: the hooks are functions of this library, which is never unloaded; the earlier hook is kept and called.
@@ -79,7 +84,7 @@ pub fn install(reactions: Reactions) {
     }
 }
 
-/// Has `session_ends` called when this process ends.
+/// Has `run_failed` called when this process ends.
 pub fn hook_exit() {
     if !EXIT_HOOKED.replace(true) {
         // SAFETY: the callback is a function of this library.
@@ -87,15 +92,15 @@ pub fn hook_exit() {
     }
 }
 
-/// Whether the innermost running query calls the current function itself, so that its end will come before anything
-/// else happens. Otherwise (an expression of PL/pgSQL, a fast-path call) nothing tells when it is over.
+/// Whether the innermost running query itself calls the current function, so that `run_ended` is called before anything
+/// else happens. Otherwise (in an expression of PL/pgSQL, in a fast-path call) no hook tells when the call is over.
 pub fn called_by_running_query() -> bool {
     let running = RUNNING.get();
     if running.is_null() {
         return false;
     }
-    // SAFETY: walks up from the current memory context; contexts are valid while they are current, and so are
-    // their parents. `running` is compared, not followed.
+    // SAFETY: walks up from the current memory context; contexts are valid while they are current, and so are their
+    // parents. `running` is compared and never dereferenced.
     unsafe {
         let mut context = pg_sys::CurrentMemoryContext;
         for _ in 0..4 {
@@ -118,7 +123,7 @@ unsafe extern "C-unwind" fn executor_run(
     count: u64,
     once: bool,
 ) {
-    // SAFETY: passes on what PostgreSQL gave.
+    // SAFETY: passes on the arguments that PostgreSQL gave.
     unsafe { run((query, direction, count, once)) }
 }
 
@@ -128,7 +133,7 @@ unsafe extern "C-unwind" fn executor_run(
     direction: pg_sys::ScanDirection::Type,
     count: u64,
 ) {
-    // SAFETY: passes on what PostgreSQL gave.
+    // SAFETY: passes on the arguments that PostgreSQL gave.
     unsafe { run((query, direction, count)) }
 }
 
@@ -203,8 +208,8 @@ unsafe extern "C-unwind" fn transaction_event(event: pg_sys::XactEvent::Type, _:
     }
 }
 
-/// PostgreSQL tells the caches of other processes, and gives up the locks, after the event of the commit. Who is sent to
-/// look at what has changed must not come before.
+/// PostgreSQL sends a transaction's invalidations and releases its locks only after the event of the commit. A process
+/// that is told to read the changes must not be told before that.
 unsafe extern "C-unwind" fn release(
     phase: pg_sys::ResourceReleasePhase::Type,
     _is_commit: bool,

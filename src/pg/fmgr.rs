@@ -1,4 +1,4 @@
-//! Arguments and results of SQL functions. Runs in backends, on the main thread.
+//! Arguments and results of SQL functions. Runs where SQL runs, on the main thread.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char};
@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use pgrx::{FromDatum, pg_sys};
 
-use super::encoding::{from_server, to_server};
+use super::encoding::{c_string, from_server, to_server};
 use super::report::guarded;
 use crate::error::Result;
 use crate::row::Row;
@@ -36,7 +36,7 @@ macro_rules! sql_function {
 }
 pub(crate) use sql_function;
 
-/// Runs a function's body and turns its outcome into PostgreSQL's.
+/// Runs a function's body; returns its value as a datum, or raises its error as one of PostgreSQL's.
 ///
 /// # Safety
 /// `fcinfo` is the valid argument block of the running call; the caller has nothing to drop.
@@ -59,16 +59,16 @@ pub struct Call<'a> {
 /// What an SQL function returns.
 pub enum Value {
     Void,
-    /// For text and json, as UTF-8.
+    /// A value of type text or json, as UTF-8.
     Text(String),
     Bytes(bytes::Bytes),
     /// JSON text, returned as jsonb.
     Jsonb(String),
     Null,
     Int8(i64),
-    /// Filled by `BytesBuilder`.
+    /// A value of type bytea that was filled part by part.
     Built(BytesBuilder),
-    /// Rows as in `Row`, of a function that returns a set.
+    /// All rows of a function that returns a set, each like that of `Value::Row`.
     Rows(Vec<Row>),
     /// One row of texts, each turned into its column's type by that type's input function.
     Row(Row),
@@ -85,7 +85,7 @@ impl<'a> Call<'a> {
     }
 
     fn datum(&self, index: usize) -> Option<pg_sys::Datum> {
-        // SAFETY: fcinfo is valid (see `new`); the accessor is given indexes below nargs only.
+        // SAFETY: fcinfo is valid (see `new`), and only indexes below nargs are read.
         unsafe {
             let given = usize::try_from((*self.fcinfo).nargs).unwrap_or(0);
             if index >= given || pgrx::fcinfo::pg_arg_is_null(self.fcinfo, index) {
@@ -95,7 +95,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Argument `index` of type bytea; `None` if it is NULL.
+    /// Argument `index` of type bytea or text, as bytes; `None` if it is NULL.
     pub fn bytes(&self, index: usize) -> Option<&'a [u8]> {
         let datum = self.datum(index)?;
         // SAFETY: the SQL declaration says that this argument is a varlena. The detoasted value lives in the
@@ -131,7 +131,7 @@ impl<'a> Call<'a> {
 
     /// Argument `index` of type integer; `None` if it is NULL.
     pub fn int4(&self, index: usize) -> Option<i32> {
-        // An integer stands in the low half of the datum.
+        // An integer is in the low half of the datum.
         self.datum(index).map(|datum| datum.value() as i32)
     }
 
@@ -176,7 +176,7 @@ impl<'a> Call<'a> {
         from_server(text).map(|text| Some(text.into_owned()))
     }
 
-    /// The event that an event trigger's function is called for; `None` for another function.
+    /// The event that an event trigger's function is called for; `None` if the call is not by an event trigger.
     pub fn event(&self) -> Option<String> {
         // SAFETY: fcinfo is valid (see `new`); the context of a call by an event trigger is of the type its tag says.
         unsafe {
@@ -189,7 +189,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Argument `index` of type text[] without NULLs, as UTF-8.
+    /// The elements of argument `index` of type text[], as UTF-8, without those that are NULL; empty if the argument is
+    /// NULL.
     pub fn text_array(&self, index: usize) -> Result<Vec<String>> {
         // SAFETY: the SQL declaration says that this argument is text[]; its elements are read as bytes, because
         // pgrx takes text for UTF-8.
@@ -252,28 +253,34 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A row from texts, each read by its column's input function; `None` if there are not as many as columns.
+/// A row from texts, each read by its column's input function; `None` without a descriptor. The SQL objects may be of
+/// another version than the library: columns that the library does not know are NULL, and columns that the SQL function
+/// does not declare are left out.
 ///
 /// # Safety
 /// `descriptor` is null or valid.
 unsafe fn tuple(descriptor: pg_sys::TupleDesc, columns: &Row) -> Option<pg_sys::HeapTuple> {
     let texts: Vec<Option<CString>> = columns
         .iter()
-        .map(|c| {
-            c.as_ref()
-                .and_then(|c| CString::new(to_server(c).into_owned()).ok())
-        })
+        .map(|column| column.as_deref().map(c_string))
         .collect();
     let mut pointers: Vec<*mut c_char> = texts
         .iter()
-        .map(|t| t.as_ref().map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut()))
+        .map(|text| {
+            text.as_ref()
+                .map_or(std::ptr::null_mut(), |text| text.as_ptr().cast_mut())
+        })
         .collect();
-    // SAFETY: as the caller promises; BuildTupleFromCStrings reads as many pointers as the descriptor has columns,
-    // and the strings live until it returns.
+    // SAFETY: as the caller promises. BuildTupleFromCStrings reads as many pointers as the descriptor has columns,
+    // which is the number that `pointers` is resized to; the strings live until it returns.
     unsafe {
-        if descriptor.is_null() || usize::try_from((*descriptor).natts).unwrap_or(0) != pointers.len() {
+        if descriptor.is_null() {
             return None;
         }
+        pointers.resize(
+            usize::try_from((*descriptor).natts).unwrap_or(0),
+            std::ptr::null_mut(),
+        );
         let metadata = pg_sys::TupleDescGetAttInMetadata(descriptor);
         Some(pg_sys::BuildTupleFromCStrings(metadata, pointers.as_mut_ptr()))
     }
@@ -303,7 +310,7 @@ impl BytesBuilder {
         }
     }
 
-    /// Appends bytes; `false`, and nothing done, if they do not fit.
+    /// Appends bytes; does nothing and returns `false` if they do not fit.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() > self.room {
             return false;
@@ -317,7 +324,7 @@ impl BytesBuilder {
         true
     }
 
-    /// Whether all bytes have been given.
+    /// Whether all bytes have been filled.
     pub fn is_full(&self) -> bool {
         self.room == 0
     }

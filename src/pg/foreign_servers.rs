@@ -9,19 +9,20 @@ use super::encoding::string;
 use crate::error::{Error, Kind, Result};
 use crate::settings::Options;
 
-/// The wrapper that our servers belong to.
+/// Name of the extension's foreign-data wrapper.
 pub const WRAPPER: &str = "litmus_pgnats_fdw";
 
 thread_local! {
     static GENERATION: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Counts changes of servers, mappings and roles: what was read under an older number may be stale.
+/// A number that rises with each change of foreign servers, user mappings, roles and memberships. What was read under
+/// an older number may be stale.
 pub fn generation() -> u64 {
     GENERATION.get()
 }
 
-/// Registers for cache invalidations; called once, when the library is loaded.
+/// Registers callbacks for cache invalidations; called once, when the library is loaded.
 pub fn watch_changes() {
     use pg_sys::SysCacheIdentifier::{
         AUTHMEMMEMROLE, AUTHOID, FOREIGNDATAWRAPPEROID, FOREIGNSERVEROID, USERMAPPINGOID,
@@ -38,19 +39,19 @@ pub fn watch_changes() {
     }
 }
 
-/// No error can come out of this, so it needs no guard.
+/// Called by PostgreSQL for an invalidation. Cannot fail, so it needs no guard.
 unsafe extern "C-unwind" fn changed(_: pg_sys::Datum, _: i32, _: u32) {
     GENERATION.set(GENERATION.get().wrapping_add(1));
 }
 
-/// A foreign server of our wrapper.
+/// A foreign server of the extension's wrapper.
 #[derive(Clone, Debug)]
 pub struct Server {
     pub oid: u32,
     pub name: String,
 }
 
-/// All servers of our wrapper in this database, by name.
+/// All servers of the extension's wrapper in this database, ordered by name.
 pub fn servers() -> Result<Vec<Server>> {
     let query = "SELECT s.oid FROM pg_catalog.pg_foreign_server s \
          JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid OPERATOR(pg_catalog.=) s.srvfdw \
@@ -74,7 +75,7 @@ pub fn servers() -> Result<Vec<Server>> {
     })
 }
 
-/// The name of a server; `None` if it is gone. Not read by SPI, which takes text for UTF-8.
+/// The name of a server; `None` if the server does not exist. Not read through pgrx's SPI, which takes text for UTF-8.
 pub fn server_name(server: u32) -> Option<String> {
     // SAFETY: with the flag a missing server gives a null pointer; the name lives in the current memory context.
     unsafe {
@@ -83,7 +84,7 @@ pub fn server_name(server: u32) -> Option<String> {
     }
 }
 
-/// The options of a server; `None` if it is gone.
+/// The options of a server; `None` if the server does not exist.
 pub fn server_options(server: u32) -> Option<Options> {
     // SAFETY: with the flag a missing server gives a null pointer; the struct and its list live in the current
     // memory context.
@@ -97,7 +98,7 @@ pub fn server_options(server: u32) -> Option<Options> {
     }
 }
 
-/// The user mapping for a role on a server, or else the one for PUBLIC: its object id.
+/// Object id of the user mapping for a role on a server, or else of the one for PUBLIC; `None` if there is neither.
 pub fn user_mapping(role: u32, server: u32) -> Option<u32> {
     [role, 0].into_iter().find_map(|user| {
         let keys = [
@@ -121,7 +122,8 @@ pub fn user_mapping(role: u32, server: u32) -> Option<u32> {
     })
 }
 
-/// Whether the running transaction itself has made or changed the server or the user mapping, and may yet take it back.
+/// Whether the running transaction itself has created or changed the server or the user mapping, and may still roll
+/// that back.
 pub fn is_uncommitted(server: u32, mapping: u32) -> bool {
     use pg_sys::SysCacheIdentifier::{FOREIGNSERVEROID, USERMAPPINGOID};
     [(FOREIGNSERVEROID, server), (USERMAPPINGOID, mapping)]
@@ -141,7 +143,7 @@ pub fn is_uncommitted(server: u32, mapping: u32) -> bool {
         })
 }
 
-/// The options of a user mapping; `None` if it is gone.
+/// The options of a user mapping; `None` if the mapping does not exist.
 pub fn mapping_options(mapping: u32) -> Option<Options> {
     let cache = pg_sys::SysCacheIdentifier::USERMAPPINGOID as i32;
     // SAFETY: the cache takes one key of type oid; the tuple is released before the function returns, after the
@@ -190,7 +192,7 @@ pub enum Catalogue {
     Other,
 }
 
-/// Which catalogue an object id of a validator's second argument means.
+/// The catalogue that a validator's second argument, an object id, stands for.
 pub fn catalogue(oid: u32) -> Catalogue {
     if oid == pg_sys::ForeignServerRelationId.to_u32() {
         Catalogue::Server

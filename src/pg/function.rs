@@ -1,4 +1,4 @@
-//! Functions of the catalogue that messages may call. Runs where SQL runs, on the main thread.
+//! Functions in the catalogue that messages may call. Runs where SQL runs, on the main thread.
 
 use std::ffi::CStr;
 
@@ -8,34 +8,35 @@ use super::encoding::utf8;
 use super::own_objects;
 use super::own_objects::MessageType;
 
-/// The types that a payload, and a reply's, may have.
+/// The types that the payload of a message or of a reply may have.
 const PAYLOAD: [pg_sys::Oid; 4] = [
     pg_sys::BYTEAOID,
     pg_sys::TEXTOID,
     pg_sys::JSONOID,
     pg_sys::JSONBOID,
 ];
-/// The further arguments that a function may take, in this order: subject, reply subject and headers.
+/// The types of the further arguments that a function may take, in this order: subject, reply subject and headers.
 const FURTHER: [pg_sys::Oid; 3] = [pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::JSONBOID];
 
-/// A function of the catalogue that may be called with messages.
+/// A function in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     pub oid: u32,
-    /// Quoted, with its schema.
+    /// Qualified by the schema, and quoted where that is needed.
     pub name: String,
-    /// Types of the arguments, and of the result.
+    /// Object ids of the argument types.
     pub arguments: Vec<u32>,
+    /// Object id of the result type.
     pub result: u32,
-    /// Neither an aggregate nor a window function nor a procedure.
+    /// Whether it is neither an aggregate nor a window function nor a procedure.
     pub is_plain: bool,
     pub returns_set: bool,
-    /// Its last argument may be given as single values too.
+    /// Whether its last argument is declared VARIADIC.
     pub is_variadic: bool,
 }
 
 impl Function {
-    /// Looks a function up; `None` if it is gone.
+    /// Reads a function from the catalogue; `None` if it does not exist.
     pub fn find(oid: u32) -> Option<Function> {
         let cache = pg_sys::SysCacheIdentifier::PROCOID as i32;
         // SAFETY: the cache takes one key of type oid; the tuple is released after what it holds was copied. The names
@@ -72,7 +73,8 @@ impl Function {
         }
     }
 
-    /// Whether a message's payload and what comes with it can be given to the function.
+    /// Whether the function can be called with one message: its payload and, where it takes them, subject, reply
+    /// subject and headers.
     pub fn takes_messages(&self) -> bool {
         let Some((payload, further)) = self.arguments.split_first() else {
             return false;
@@ -86,7 +88,7 @@ impl Function {
                 .all(|(oid, wanted)| *oid == wanted.to_u32())
     }
 
-    /// Whether it takes many messages at once.
+    /// Whether the function takes many messages at once, as `litmus_pgnats.message[]`.
     pub fn takes_batches(&self) -> bool {
         let Some(MessageType { array, .. }) = own_objects::message_type() else {
             return false;
@@ -94,25 +96,25 @@ impl Function {
         self.is_plain && self.arguments == [array]
     }
 
-    /// Whether its result can be a reply's payload.
+    /// Whether the function's result can be a reply's payload.
     pub fn returns_replies(&self) -> bool {
         !self.returns_set && PAYLOAD.iter().any(|oid| oid.to_u32() == self.result)
     }
 
-    /// Whether it ends with the session that has made it.
+    /// Whether the function is a temporary one, which exists only as long as the session that has created it.
     pub fn is_temporary(&self) -> bool {
-        // Nobody can make another schema whose name begins so.
+        // PostgreSQL reserves schema names that begin with `pg_`.
         self.name.starts_with("pg_temp_")
     }
 
-    /// Name and argument types, as `regprocedure` reads them whatever the search path is.
+    /// Name and argument types, in a form that `regprocedure` reads whatever the search path is.
     pub fn signature(&self) -> String {
         let types: Vec<String> = self.arguments.iter().map(|oid| type_name(*oid)).collect();
         format!("{}({})", self.name, types.join(","))
     }
 }
 
-/// A type's name: always the same for those that a handler may have.
+/// A type's name. For the argument types of handlers it does not depend on the search path.
 fn type_name(oid: u32) -> String {
     let oid = pg_sys::Oid::from(oid);
     let own = [
@@ -126,7 +128,7 @@ fn type_name(oid: u32) -> String {
         None if own_objects::message_type().is_some_and(|message| oid == message.array.into()) => {
             "litmus_pgnats.message[]".into()
         }
-        // SAFETY: returns a palloc'd string; the type exists as long as the function.
+        // SAFETY: format_type_be returns a palloc'd string; the type exists as long as the function.
         None => unsafe { utf8(CStr::from_ptr(pg_sys::format_type_be(oid))) },
     }
 }

@@ -9,19 +9,22 @@
 //! - `fmgr.rs`: arguments and results of SQL functions, and the macro that defines one;
 //! - `report.rs`: errors and log messages, `sqlstates.rs`: SQLSTATE and hint of each kind of error;
 //! - `encoding.rs`: text in the database's encoding;
-//! - `wait.rs`: waiting for a socket with the latch and interrupts;
-//! - `executor.rs`: what happens at the end of a statement and of a transaction;
-//! - `utility.rs`: what happens before and after DROP DATABASE and its kin;
-//! - `worker.rs`: what a background worker does on its main thread, `runtime_worker.rs`: how the runtime worker starts.
+//! - `wait.rs`: waiting for a socket together with the latch and interrupts;
+//! - `executor.rs`: hooks into the ends of statements, transactions and subtransactions;
+//! - `utility.rs`: hooks into DROP DATABASE and similar statements;
+//! - `worker.rs`: background workers, how they are started and what they do, `runtime_worker.rs`: how the runtime
+//!   worker starts.
 //!
-//! What the catalogue and the server know:
+//! The catalogue and the server:
 //!
-//! - `foreign_servers.rs`, `rights.rs`, `databases.rs`, `function.rs`, `own_objects.rs`, `state.rs`.
+//! - `foreign_servers.rs`: foreign servers and user mappings, `rights.rs`: roles and what they may do;
+//! - `databases.rs`: databases and their settings, `function.rs`: functions that messages may call;
+//! - `own_objects.rs`: the extension's own objects, `state.rs`: the state of the server and of the transaction.
 //!
 //! What runs SQL:
 //!
-//! - `query.rs`: queries by SPI whose arguments and results are text, `heap.rs`: rows written straight into a table;
-//! - `transaction.rs`: a worker's transactions, and whose rights and settings hold in them;
+//! - `query.rs`: queries through SPI, `heap.rs`: rows written straight into a table;
+//! - `transaction.rs`: transactions of workers, and the role and the settings that hold in a transaction;
 //! - `callback.rs`: calls of users' functions with messages, `batch.rs`: with many at once.
 
 pub mod batch;

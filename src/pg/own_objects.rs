@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::query::query;
 
-/// The owner of this database's extension, and so of its tables; `None` if the extension is not there.
+/// Object id of the role that owns the extension and its tables; `None` if the extension is not in this database.
 pub fn extension_owner() -> Option<u32> {
     let rows = query(
         "SELECT extowner FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'litmus_pgnats'",
@@ -13,14 +13,14 @@ pub fn extension_owner() -> Option<u32> {
     rows.into_iter().flatten().next()??.parse().ok()
 }
 
-/// The type `litmus_pgnats.message`, and that of its arrays.
+/// Object ids of the type `litmus_pgnats.message` and of its array type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageType {
     pub row: u32,
     pub array: u32,
 }
 
-/// Looks the type of messages up; `None` where the extension has none.
+/// Finds the type `litmus_pgnats.message`; `None` if it is not in this database.
 pub fn message_type() -> Option<MessageType> {
     // SAFETY: looks names up in the catalogue; 0 is no object.
     unsafe {

@@ -1,13 +1,13 @@
-//! Queries by SPI whose arguments and results are text. Runs where SQL runs, on the main thread, in a transaction.
+//! Queries through SPI. Runs where SQL runs, on the main thread, in a transaction.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use super::encoding::{from_server, to_server, utf8};
+use super::encoding::{c_string, from_server, to_server, utf8};
 use super::fmgr::varlena;
 use crate::row::Row;
 
@@ -55,10 +55,10 @@ impl Bound {
 
 /// Runs a query and returns its rows, each column in its type's text form. Raises PostgreSQL's own errors.
 pub fn query(sql: &str, arguments: &[Argument<'_>]) -> Vec<Row> {
-    let sql = c_text(sql);
+    let sql = c_string(sql);
     let mut bound = Bound::of(arguments);
-    // SAFETY: the arrays have as many elements as the call is told, and live until it returns. What it raises ends the
-    // (sub)transaction, and SPI's own stack with it. Its tuple table is valid until SPI_finish.
+    // SAFETY: the arrays have as many elements as SPI is told, and live until the call returns. An error ends the
+    // (sub)transaction, and with it this level of SPI. The tuple table is valid until SPI_finish.
     unsafe {
         pg_sys::SPI_connect();
         pg_sys::SPI_execute_with_args(
@@ -77,26 +77,26 @@ pub fn query(sql: &str, arguments: &[Argument<'_>]) -> Vec<Row> {
 }
 
 thread_local! {
-    /// Saved plans by their text.
+    /// Kept plans, by the text of the query.
     static PLANS: RefCell<HashMap<&'static str, pg_sys::SPIPlanPtr>> = RefCell::default();
 }
 
-/// As [`query`], for what runs often: the plan is kept as long as the process. The arguments' types are always the same,
-/// and so is the search path.
+/// Like [`query`], for queries that run often: the plan is kept as long as the process lives. Each call has to give
+/// arguments of the same types, under the same search path.
 pub fn prepared(sql: &'static str, arguments: &[Argument<'_>]) -> Vec<Row> {
     // SAFETY: the table is read before SPI frees it.
     run_prepared(sql, arguments, || unsafe { tuples() })
 }
 
-/// As [`prepared`], for many rows: each is read where it is, by its columns' types.
+/// Like [`prepared`], for many rows: `work` reads each row in place, by its columns' types.
 pub fn prepared_each(sql: &'static str, arguments: &[Argument<'_>], mut work: impl FnMut(&Fields)) {
-    // SAFETY: as above.
+    // SAFETY: the rows are read before SPI frees the table.
     run_prepared(sql, arguments, || unsafe {
         each_tuple(|tuple, descriptor| work(&Fields { tuple, descriptor }));
     });
 }
 
-/// A row of a result while it is read; columns count from 1. A column that is not there is NULL.
+/// A row of a result while it is read. Columns are counted from 1; a column that does not exist reads as NULL.
 pub struct Fields {
     tuple: pg_sys::HeapTuple,
     descriptor: pg_sys::TupleDesc,
@@ -105,20 +105,21 @@ pub struct Fields {
 impl Fields {
     fn datum(&self, column: i32) -> Option<pg_sys::Datum> {
         let mut is_null = true;
-        // SAFETY: the tuple is of the descriptor; SPI says so of a column that it has not.
+        // SAFETY: the descriptor is the tuple's; SPI says of a column that does not exist that it is NULL.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column, &raw mut is_null) };
         (!is_null).then_some(datum)
     }
 
-    /// Of type bigint.
+    /// A column of type bigint; `None` if it is NULL.
     pub fn int8(&self, column: i32) -> Option<i64> {
         self.datum(column).map(|datum| datum.value() as i64)
     }
 
-    /// Of type bytea or text: its bytes.
+    /// The bytes of a column of type bytea or text; `None` if it is NULL.
     pub fn bytes(&self, column: i32) -> Option<&[u8]> {
         let datum = self.datum(column)?;
-        // SAFETY: as the caller says by the column's type; what is detoasted lives as long as the result.
+        // SAFETY: the caller asks for this of a column of type bytea or text, which is a varlena; the detoasted value
+        // lives as long as the result.
         unsafe {
             let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
             let length = pgrx::varsize_any_exhdr(varlena);
@@ -129,12 +130,12 @@ impl Fields {
         }
     }
 
-    /// Of type text.
+    /// A column of type text, as UTF-8; `None` if it is NULL or not valid.
     pub fn text(&self, column: i32) -> Option<String> {
         from_server(self.bytes(column)?).ok().map(Cow::into_owned)
     }
 
-    /// Of any type, in its text form.
+    /// A column of any type, in its text form; `None` if it is NULL.
     pub fn any(&self, column: i32) -> Option<String> {
         // SAFETY: as in `datum`.
         unsafe { text_of(self.tuple, self.descriptor, column) }
@@ -143,12 +144,12 @@ impl Fields {
 
 fn run_prepared<T>(sql: &'static str, arguments: &[Argument<'_>], read: impl FnOnce() -> T) -> T {
     let mut bound = Bound::of(arguments);
-    // SAFETY: as in `query`; a kept plan lives until it is freed, which these never are.
+    // SAFETY: as in `query`; a kept plan lives until it is freed, and these plans never are.
     unsafe {
         pg_sys::SPI_connect();
         let known = PLANS.with_borrow(|plans| plans.get(sql).copied());
         let plan = known.unwrap_or_else(|| {
-            let plan = pg_sys::SPI_prepare(c_text(sql).as_ptr(), bound.count(), bound.types.as_mut_ptr());
+            let plan = pg_sys::SPI_prepare(c_string(sql).as_ptr(), bound.count(), bound.types.as_mut_ptr());
             pg_sys::SPI_keepplan(plan);
             PLANS.with_borrow_mut(|plans| plans.insert(sql, plan));
             plan
@@ -158,10 +159,6 @@ fn run_prepared<T>(sql: &'static str, arguments: &[Argument<'_>], read: impl FnO
         pg_sys::SPI_finish();
         result
     }
-}
-
-fn c_text(sql: &str) -> CString {
-    CString::new(to_server(sql).into_owned()).unwrap_or_default()
 }
 
 /// How SPI is told which arguments are null.

@@ -1,5 +1,5 @@
-//! Errors and log messages in PostgreSQL's own way, and the boundary between Rust's unwinding and its long jumps.
-//! Runs on the main thread.
+//! Errors and log messages in PostgreSQL's own way, and the boundary between Rust's unwinding and PostgreSQL's long
+//! jumps. Runs wherever PostgreSQL's code runs, on the main thread.
 
 use std::ffi::{CString, c_char, c_int};
 
@@ -10,7 +10,8 @@ use super::encoding::{escaped, to_server};
 use super::sqlstates::describe;
 use crate::error::{Error, Kind, Result};
 
-// pgrx keeps most of these to itself, and wraps what it exports so that an error becomes a panic; here it must not.
+// pgrx keeps most of these functions to itself, and wraps those that it exports so that an error becomes a panic. Here
+// an error must stay PostgreSQL's long jump.
 unsafe extern "C-unwind" {
     fn errstart(level: c_int, domain: *const c_char) -> bool;
     fn errcode(sqlstate: c_int) -> c_int;
@@ -30,7 +31,7 @@ pub enum Level {
     Debug,
 }
 
-/// Runs Rust code that PostgreSQL has called, and raises its error as PostgreSQL's.
+/// Runs Rust code that PostgreSQL has called, and raises its error as one of PostgreSQL's.
 ///
 /// # Safety
 /// The caller is called by PostgreSQL on the main thread and has nothing to drop.
@@ -79,12 +80,13 @@ fn copy(text: &str) -> *const c_char {
     unsafe { pg_sys::pstrdup(text.as_ptr()) }
 }
 
-/// Text for a message in the database's encoding, where a character that this lacks is escaped.
+/// Text for a message, in the database's encoding; escaped if that encoding lacks one of its characters.
 fn printable(text: &str) -> CString {
     let text = text.replace('\0', "\\0");
     let bytes = PgTryBuilder::new(|| to_server(&text).into_owned())
         .catch_others(|_| escaped(&text).into_bytes())
         .execute();
+    // NULs were replaced above, and no server encoding has a NUL inside a character.
     CString::new(bytes).unwrap_or_default()
 }
 
@@ -94,12 +96,12 @@ unsafe fn throw(raw: Raw) -> ! {
     // SAFETY: as the caller promises; the strings are NUL-terminated or null.
     unsafe {
         if raw.interrupted {
-            // Raises what the interrupt is for: a cancel, a timeout, the end of the session.
+            // Raises the error that the interrupt stands for: a cancel, a timeout, the end of the session.
             ProcessInterrupts();
         }
         emit(PgLogLevel::ERROR as c_int, raw);
     }
-    // An ERROR does not come back.
+    // errfinish does not return from an ERROR.
     std::process::abort()
 }
 
@@ -123,7 +125,8 @@ unsafe fn emit(level: c_int, raw: Raw) {
     }
 }
 
-/// Writes a message that ends nothing: to the client or the server log, as the level and the settings say.
+/// Writes a message that does not end the statement, to the client or the server log as its level and the settings say.
+/// An empty `detail` or `hint` is left out.
 pub fn message(level: Level, text: &str, detail: &str, hint: &str) {
     let (elevel, sqlstate) = match level {
         Level::Warning => (PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING),
@@ -146,6 +149,6 @@ pub fn message(level: Level, text: &str, detail: &str, hint: &str) {
         detail: optional(&detail),
         hint: optional(&hint),
     };
-    // SAFETY: below ERROR nothing jumps; the strings live until the end of this function.
+    // SAFETY: a message below ERROR raises nothing; the strings live until the end of this function.
     unsafe { emit(elevel as c_int, raw) }
 }

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 
 use super::encoding::string;
 
-/// The role whose rights count at this moment.
+/// Object id of the role whose rights count now.
 pub fn current_role() -> u32 {
     // SAFETY: reads a variable.
     unsafe { pg_sys::GetUserId() }.to_u32()
@@ -16,7 +16,7 @@ pub fn is_superuser(role: u32) -> bool {
     unsafe { pg_sys::superuser_arg(role.into()) }
 }
 
-/// The name of a role.
+/// The name of a role; empty if the role does not exist.
 pub fn role_name(role: u32) -> String {
     // SAFETY: with the flag a missing role gives a null pointer.
     unsafe { string(pg_sys::GetUserNameFromId(role.into(), true)) }

@@ -1,5 +1,5 @@
-//! Has the runtime worker started: with the server if the library is preloaded, otherwise for the first session that calls.
-//! Runs in the postmaster and in backends.
+//! Has the runtime worker started: with the server if the library is preloaded, otherwise for the first session that
+//! needs it. Runs in the postmaster, in backends and in executors, on the main thread.
 
 use std::cell::Cell;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 
 const NAME: &str = "litmus_pgnats runtime";
 const MAIN: &str = "litmus_pgnats_runtime_main";
-/// Has the worker start with the server, if the library is preloaded; called when the library is loaded.
+/// Has the runtime worker start with the server, if the library is being preloaded; called when the library is loaded.
 pub fn register() {
     if worker::is_preloading() && !worker::is_binary_upgrade() {
         worker::register_static(NAME, MAIN);
@@ -21,19 +21,20 @@ thread_local! {
     static PRELOADED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the library is preloaded.
+/// Whether the library was preloaded, so that the runtime worker starts with the server.
 pub fn is_preloaded() -> bool {
     PRELOADED.get()
 }
 
-/// Starts the runtime for a session that finds none.
+/// Starts the runtime worker for a session that finds none.
 #[derive(Default)]
 pub struct Starter {
     asked: bool,
 }
 
 impl Starter {
-    /// Asks the postmaster once for a worker, unless one comes with the server anyway.
+    /// Asks the postmaster for the runtime worker, once at most, and not at all if it starts with the server. Fails
+    /// during a binary upgrade, and if no slot for a background worker is free.
     pub fn ensure(&mut self) -> Result<()> {
         if self.asked || is_preloaded() {
             return Ok(());

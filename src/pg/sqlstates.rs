@@ -1,10 +1,12 @@
-//! SQLSTATE and hint of each kind of error: the one table that the reference documents.
+//! SQLSTATE and hint of each kind of error: the one table that the reference documents. Constants; used wherever
+//! PostgreSQL's code runs, on the main thread.
 
 use pgrx::pg_sys::errcodes::PgSqlErrorCode::{self, *};
 
 use crate::error::Kind;
 
-/// SQLSTATE and hint of a kind. The condition's name is the constant's, in lower case without `ERRCODE_`.
+/// SQLSTATE and hint of a kind. The condition's name is that of the constant, in lower case and without `ERRCODE_`. An
+/// empty hint is none.
 pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
     match kind {
         Kind::NullArgument => (

@@ -1,4 +1,5 @@
-//! Transactions of a background worker, and whose rights and settings hold in them. Runs on the main thread.
+//! Transactions of background workers, and the role and the settings that hold in a transaction. Runs in background
+//! workers and, for role and settings, in backends; on the main thread.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -14,6 +15,7 @@ unsafe extern "C-unwind" {
     // Not in pgrx's bindings.
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
     fn disable_timeout(id: c_int, keep_indicator: bool);
+    fn get_timeout_indicator(id: c_int, reset_indicator: bool) -> bool;
 }
 
 /// STATEMENT_TIMEOUT in PostgreSQL's enum TimeoutId, of every major from 15 to 18.
@@ -28,17 +30,17 @@ pub struct Caught {
 }
 
 impl Caught {
-    /// A right that is missing.
+    /// The error for a right that is missing.
     pub fn denied(message: String) -> Caught {
         Caught::of(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
     }
 
-    /// A value that is larger than it may be.
+    /// The error for a value that is larger than it may be.
     pub fn too_large(message: String) -> Caught {
         Caught::of(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, message)
     }
 
-    /// What executors have died with.
+    /// The error of a poison message: executors have died with it.
     pub fn poison() -> Caught {
         let message = "executors have died with this message";
         Caught::of(PgSqlErrorCode::ERRCODE_CRASH_SHUTDOWN, message.into())
@@ -53,7 +55,8 @@ impl Caught {
     }
 }
 
-/// Runs `work` in a transaction of its own and commits it. An error, of `work` or of the commit, rolls it back.
+/// Runs `work` in a transaction of its own and commits it. An error of `work` or of the commit rolls the transaction
+/// back and is returned.
 pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
     let outcome = catch(|| {
         // SAFETY: the worker is between two transactions.
@@ -73,9 +76,9 @@ pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
     outcome
 }
 
-/// Runs `work` with a snapshot, which SPI needs; the transaction's isolation level can no longer be set then.
+/// Runs `work` with a snapshot, which SPI needs. From then on, the transaction's isolation level can no longer be set.
 pub fn with_snapshot<T>(work: impl FnOnce() -> T) -> T {
-    // SAFETY: pushes and pops one snapshot; an error leaves that to the end of the transaction.
+    // SAFETY: pushes and pops one snapshot; after an error, the end of the transaction pops it.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let result = work();
@@ -84,9 +87,10 @@ pub fn with_snapshot<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Runs `work` in a subtransaction; an error rolls that back and leaves the transaction as it was.
+/// Runs `work` in a subtransaction. An error rolls the subtransaction back and is returned; the transaction goes on.
 pub fn subtransaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
-    // SAFETY: as PL/pgSQL runs a block with an exception handler: what was current before is so again afterwards.
+    // SAFETY: PL/pgSQL runs a block with an exception handler in this way. The memory context and the resource owner
+    // that were current before are current again afterwards.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
@@ -108,7 +112,7 @@ pub fn subtransaction<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
 
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
     LAST.take();
-    // SAFETY: reads a variable; what it points to is there until its own frame returns.
+    // SAFETY: reads a variable; the entry that it points to lives until the frame which has pushed it returns.
     let before = unsafe { pg_sys::error_context_stack };
     let mut noted = pg_sys::ErrorContextCallback {
         callback: Some(note),
@@ -121,19 +125,21 @@ fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Caught> {
         .catch_others(|error| Err(caught(&error)))
         .catch_rust_panic(|error| Err(caught(&error)))
         .execute();
-    // SAFETY: as it was before.
+    // SAFETY: sets the variable to its former value.
     unsafe { pg_sys::error_context_stack = before };
     outcome
 }
 
 thread_local! {
-    /// SQLSTATE and context of the last error: pgrx knows only PostgreSQL's own SQLSTATEs, and keeps no context.
+    /// SQLSTATE and context of the last error, kept here because pgrx knows only PostgreSQL's own SQLSTATEs, and no
+    /// context.
     static LAST: RefCell<Option<(i32, String)>> = const { RefCell::new(None) };
 }
 
-/// Called by PostgreSQL for each message, after what stands above it on the stack has said its part.
+/// Called by PostgreSQL for each message, after the callbacks above it on the stack have added their context.
 unsafe extern "C-unwind" fn note(_: *mut c_void) {
-    // SAFETY: an error is being reported, so there is one to be copied, into a context that outlives it.
+    // SAFETY: a message is being reported, so there is error data to copy; the copy is made in a memory context that
+    // outlives the message.
     unsafe {
         let context = pg_sys::CurrentMemoryContext;
         pg_sys::CurrentMemoryContext = pg_sys::TopMemoryContext;
@@ -169,34 +175,36 @@ fn caught(error: &CaughtError) -> Caught {
     }
 }
 
-/// Five characters of six bits each.
+/// The five characters of an SQLSTATE, which PostgreSQL packs into six bits each.
 pub fn sqlstate(code: i32) -> String {
     let character = |i: i32| char::from(u8::try_from((code >> (6 * i)) & 0x3f).unwrap_or(0) + b'0');
     (0..5).map(character).collect()
 }
 
-/// The time of `statement_timestamp()` is now.
+/// Sets `statement_timestamp()` to the present time.
 pub fn begin_statement() {
     // SAFETY: sets a variable of this process.
     unsafe { pg_sys::SetCurrentStatementStartTimestamp() }
 }
 
-/// Whose rights hold; the former ones again when it is dropped.
+/// The role whose rights hold until this is dropped; then the former role's hold again.
 pub struct UserContext {
     user: pg_sys::Oid,
     context: i32,
-    /// The former session user, where that was changed as well.
+    /// The former session user, if the session user was changed too.
     session: Option<pg_sys::Oid>,
 }
 
 impl UserContext {
-    /// Runs what follows as `role`, and not able to become anybody else or to leave anything behind in the session:
-    /// as PostgreSQL itself runs functions of other users, in index expressions say.
+    /// Runs what follows as `role`, in a security-restricted operation: it can neither become another role nor leave
+    /// anything behind in the session. PostgreSQL itself runs other users' functions in this way, in index expressions
+    /// for example.
     ///
-    /// The session user is `role` too, which SECURITY DEFINER functions and policies go by.
+    /// The session user becomes `role` too, because SECURITY DEFINER functions and policies may depend on the session
+    /// user. Only for background workers.
     pub fn restricted(role: u32) -> UserContext {
-        // SAFETY: this process has begun as the bootstrap superuser, who may be anybody; the former session user is set
-        // again by `drop`, also when an error unwinds.
+        // SAFETY: this process has connected as the bootstrap superuser, who may become any role; `drop` sets the
+        // former session user again, also when an error unwinds.
         let session = unsafe {
             let session = pg_sys::GetSessionUserId();
             pg_sys::SetSessionAuthorization(role.into(), pg_sys::superuser_arg(role.into()));
@@ -208,12 +216,12 @@ impl UserContext {
         identity
     }
 
-    /// The same in a backend, whose session user stays.
+    /// Like [`UserContext::restricted`], for a backend: the session user stays.
     pub fn confined(role: u32) -> UserContext {
         UserContext::of(role, pg_sys::SECURITY_RESTRICTED_OPERATION)
     }
 
-    /// Runs what follows as `role`, say the owner of the extension's tables.
+    /// Runs what follows as `role`, which is trusted: the owner of the extension's tables, for example.
     pub fn borrowed(role: u32) -> UserContext {
         UserContext::of(role, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
     }
@@ -224,7 +232,8 @@ impl UserContext {
             context: 0,
             session: None,
         };
-        // SAFETY: writes the two variables, and sets this process's user; `drop` sets the former one.
+        // SAFETY: reads the user and the security context into the two fields and sets those of this process; `drop`
+        // sets the former ones again.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&raw mut before.user, &raw mut before.context);
             let flag = i32::try_from(flag).unwrap_or(0);
@@ -236,7 +245,8 @@ impl UserContext {
 
 impl Drop for UserContext {
     fn drop(&mut self) {
-        // SAFETY: sets what was read before. The session user of a worker is a superuser.
+        // SAFETY: sets what was read before. The former session user of a background worker is a superuser, as `true`
+        // says.
         unsafe {
             pg_sys::SetUserIdAndSecContext(self.user, self.context);
             if let Some(session) = self.session {
@@ -246,12 +256,13 @@ impl Drop for UserContext {
     }
 }
 
-/// Settings that hold until this is dropped, and what a function sets meanwhile; the former ones again afterwards.
+/// Settings that hold until this is dropped. Dropping also takes back what a function has set meanwhile.
 pub struct Parameters {
     level: i32,
 }
 
 impl Parameters {
+    /// Sets parameters, given by name and value. A value that is not valid is only a warning.
     pub fn of(settings: &[(String, String)]) -> Parameters {
         // SAFETY: opens a level that `drop` closes, or the end of the transaction.
         let level = unsafe { pg_sys::NewGUCNestLevel() };
@@ -265,7 +276,8 @@ impl Parameters {
     fn set(&self, name: &str, value: &str) {
         use pg_sys::GucAction::{GUC_ACTION_LOCAL, GUC_ACTION_SAVE};
         use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_SESSION};
-        // What is the transaction's own ends with it, and cannot be saved.
+        // A parameter of the transaction itself, such as transaction_read_only, ends with the transaction and cannot be
+        // saved.
         let action = if name.starts_with("transaction_") {
             GUC_ACTION_LOCAL
         } else {
@@ -274,7 +286,8 @@ impl Parameters {
         let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value)) else {
             return;
         };
-        // SAFETY: the strings live until the call returns. A value that is no longer valid is a warning, as at login.
+        // SAFETY: the strings live until the call returns. A value that is no longer valid raises only a warning, as at
+        // login.
         unsafe {
             pg_sys::set_config_option(
                 name.as_ptr(),
@@ -293,8 +306,8 @@ impl Parameters {
 impl Drop for Parameters {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: closes the level that `of` has opened; false takes back all that was set in it. After an error
-            // the abort of the transaction does that.
+            // SAFETY: closes the level that `of` has opened; `false` takes back all that was set in that level. After
+            // an error, the abort of the transaction closes it.
             unsafe { pg_sys::AtEOXact_GUC(false, self.level) }
         }
     }
@@ -310,7 +323,8 @@ pub fn statement_timeout() -> Option<Duration> {
         .map(Duration::from_millis)
 }
 
-/// Ends what runs after a time, with PostgreSQL's own error for a statement timeout, until this is dropped.
+/// A time limit for what runs until this is dropped: after that time it ends with PostgreSQL's own error for a
+/// statement timeout.
 pub struct Timeout(());
 
 impl Timeout {
@@ -322,12 +336,35 @@ impl Timeout {
     }
 }
 
+#[cfg(debug_assertions)]
+thread_local! {
+    /// For tests: a cancel arrives just before the next timeout ends.
+    static CANCEL_AT_END: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// For tests: has a cancel arrive, as `pg_cancel_backend` sends it, just before the next timeout ends.
+#[cfg(debug_assertions)]
+pub fn cancel_at_end() {
+    CANCEL_AT_END.set(true);
+}
+
 impl Drop for Timeout {
     fn drop(&mut self) {
-        // SAFETY: disables what `after` has enabled. A cancel that comes too late must not hit the next message.
+        #[cfg(debug_assertions)]
+        if CANCEL_AT_END.take() {
+            // SAFETY: sends this process a signal, whose handler sets QueryCancelPending before the call returns.
+            unsafe { libc::kill(libc::getpid(), libc::SIGINT) };
+        }
+        // SAFETY: disables what `after` has enabled. The timeout requests a cancel as an administrator does, by a
+        // signal that sets QueryCancelPending. If the timeout has fired and the cancel was not served, the cancel is
+        // for a function that has ended, and must not hit the next message. The indicator tells whether the timeout has
+        // fired, so the cancel of an administrator is kept. It is lost only if both cancels come between the function's
+        // last check for interrupts and this point.
         unsafe {
-            disable_timeout(STATEMENT_TIMEOUT, false);
-            (&raw mut pg_sys::QueryCancelPending).write_volatile(0);
+            disable_timeout(STATEMENT_TIMEOUT, true);
+            if get_timeout_indicator(STATEMENT_TIMEOUT, true) {
+                (&raw mut pg_sys::QueryCancelPending).write_volatile(0);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Statements that want a database to themselves: what happens before and after them. Runs in backends, on the main
+//! Hooks into statements that need a database for themselves, such as DROP DATABASE. Runs in backends, on the main
 //! thread.
 
 use std::cell::Cell;
@@ -15,14 +15,16 @@ thread_local! {
     static REACTIONS: Cell<Option<(Before, After)>> = const { Cell::new(None) };
 }
 
-/// ToWorker of a statement before it runs, and after it has run without an error.
+/// Called before a statement that needs a database for itself runs; an error prevents the statement.
 pub type Before = fn(Exclusive<'_>) -> Result<()>;
+/// Called after a statement that needs a database for itself has run without an error.
 pub type After = fn(Exclusive<'_>);
 
-/// What a statement wants with a database, by name.
+/// What a statement does with a database that it needs for itself; databases are given by name. `Copy` creates the
+/// database `copy` from `template`, which is the one that is needed.
 #[derive(Clone, Copy, Debug)]
 pub enum Exclusive<'a> {
-    /// To change or drop it.
+    /// The statement changes or drops this database.
     Change(&'a CStr),
     Copy {
         template: &'a CStr,
@@ -30,7 +32,7 @@ pub enum Exclusive<'a> {
     },
 }
 
-// pgrx's binding would turn an error into a panic and a poorer error.
+// pgrx's binding would turn an error into a panic, and the panic into an error with fewer fields.
 unsafe extern "C-unwind" {
     fn standard_ProcessUtility(
         statement: *mut pg_sys::PlannedStmt,
@@ -44,7 +46,7 @@ unsafe extern "C-unwind" {
     );
 }
 
-/// Hooks in; called once, when the library is loaded.
+/// Installs the hook; called once, when the library is loaded.
 pub fn install(before: Before, after: After) {
     REACTIONS.set(Some((before, after)));
     // SAFETY: the hook is a function of this library, which is never unloaded; the earlier one is kept and called.
@@ -65,8 +67,8 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: passes on what PostgreSQL gave. Nothing in this frame needs dropping when an error jumps over it; what
-    // `before` has begun then ends with the transaction.
+    // SAFETY: passes on the arguments that PostgreSQL gave. Nothing in this frame needs dropping when an error jumps
+    // over it; what `before` has begun ends with the transaction then.
     unsafe {
         let exclusive = exclusive((*statement).utilityStmt).zip(REACTIONS.get());
         if let Some((what, (before, _))) = exclusive {
@@ -92,7 +94,7 @@ unsafe extern "C-unwind" fn process_utility(
     }
 }
 
-/// The database that a statement wants to itself.
+/// The database that a statement needs for itself; `None` for all other statements.
 ///
 /// # Safety
 /// `statement` is a valid node that outlives the result.

@@ -1,4 +1,5 @@
-//! Waiting for the control channel's socket. Runs in every process that runs SQL, on the main thread.
+//! Waits for a socket together with PostgreSQL's latch. Runs in every process that uses the control channel, and in the
+//! runtime worker; on the main thread.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -10,20 +11,21 @@ use pgrx::pg_sys;
 use crate::channel::client::{Interest, Wait};
 use crate::error::{Error, Kind, Result};
 
-/// What a process waits for, as pg_stat_activity names it: from PostgreSQL 17 on. Before, it says `Extension`.
+/// What a process waits for: the wait event in pg_stat_activity, from PostgreSQL 17 on. Earlier versions show
+/// `Extension`.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
-    /// A session, for the runtime.
+    /// A session waits for the runtime worker.
     Reply,
-    /// The runtime's main thread, for something to do.
+    /// The runtime worker's main thread waits for something to do.
     RuntimeMain,
-    /// Any other worker, for something to do.
+    /// Another background worker of the extension waits for something to do.
     ExecutorMain,
 }
 
 thread_local! {
-    /// The number that the server has given to each event's name; 0 while it was not asked. It is the same in every
-    /// process, and asking takes a lock.
+    /// The number that the server has given to each event's name; 0 as long as this process has not asked for it. Kept,
+    /// because asking takes a lock.
     static NUMBERS: [Cell<u32>; 3] = const { [const { Cell::new(0) }; 3] };
 }
 
@@ -56,7 +58,7 @@ fn register(_: &CStr) -> u32 {
 
 #[cfg(not(any(feature = "pg15", feature = "pg16")))]
 fn register(name: &CStr) -> u32 {
-    // The server has room for 128 names; when others have taken them, waiting must work all the same.
+    // The server has room for 128 names; if other extensions have taken them all, waiting must still work.
     // SAFETY: the name is NUL-terminated and copied; the only error is thrown with no lock held.
     pgrx::PgTryBuilder::new(|| unsafe { pg_sys::WaitEventExtensionNew(name.as_ptr()) })
         .catch_others(|_| pg_sys::PG_WAIT_EXTENSION)
@@ -86,8 +88,9 @@ fn events(interest: Interest) -> u32 {
 
 impl WaitSet {
     fn new(socket: RawFd, interest: Interest) -> Self {
-        // SAFETY: the set lives until `drop` (in the top memory context, owned by no resource owner); the latch is
-        // this process's own; the socket belongs to the client that owns this set and is closed after it.
+        // SAFETY: the set lives until `drop` (in the top memory context, owned by no resource owner), and the latch is
+        // this process's own. The socket is open during every wait: it belongs to the client that owns this set or, in
+        // the runtime worker, outlives the set. Freeing the set does not use the socket.
         let set = unsafe {
             #[cfg(any(feature = "pg15", feature = "pg16"))]
             let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
@@ -109,7 +112,7 @@ impl WaitSet {
     /// Waits for the socket, the latch or the time.
     fn wait(&mut self, event: Event, interest: Interest, timeout: Duration) {
         let number = event.number();
-        // Rounded up: a wait that ends a fraction early would be repeated many times.
+        // Rounded up: a wait that ends a fraction of a millisecond early would be repeated many times.
         let milliseconds = i64::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i64::MAX);
         // SAFETY: the set is valid until `drop`; one event is written at most.
         unsafe {
@@ -139,7 +142,7 @@ impl LatchWait {
     }
 
     /// For a background worker: waits until the socket is ready, the latch is set or the time is over; serves no
-    /// interrupt. Takes no file descriptor, so it works when there is none left.
+    /// interrupt. After the first call it takes no file descriptor, so it works when none is left.
     pub fn wait_idle(&mut self, socket: RawFd, interest: Interest, timeout: Duration) {
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
         set.wait(self.event, interest, timeout);
@@ -148,7 +151,7 @@ impl LatchWait {
 
 impl Wait for LatchWait {
     fn wait(&mut self, socket: RawFd, interest: Interest, deadline: Instant) -> Result<()> {
-        // A client has one socket for life, so the set need not be made again.
+        // A client has the same socket all its life, so the set is made once.
         let set = self.set.get_or_insert_with(|| WaitSet::new(socket, interest));
         set.wait(
             self.event,
@@ -164,8 +167,8 @@ impl Wait for LatchWait {
     }
 }
 
-/// Serves interrupts. What ends the statement is an error here, so that Rust's frames return in order;
-/// `report::guarded` then has PostgreSQL raise it.
+/// Serves interrupts. An interrupt that ends the statement is returned as an error, so that Rust's frames return in
+/// order; `report::guarded` then has PostgreSQL raise it.
 fn check_for_interrupts() -> Result<()> {
     // SAFETY: flags that signal handlers set.
     let ends_statement = unsafe {
@@ -182,7 +185,7 @@ fn check_for_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps unless interrupted, before the runtime is tried again.
+/// Sleeps for `time`, or until the latch is set; fails if an interrupt ends the statement.
 pub fn sleep(time: Duration) -> Result<()> {
     let milliseconds = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;

@@ -1,4 +1,5 @@
-//! Background workers: registration, and what one does on its main thread.
+//! Background workers: how they are started, and what a worker does itself. Runs in the processes that start workers
+//! (the postmaster, backends, the runtime worker) and in the workers, on the main thread.
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
@@ -10,18 +11,19 @@ use pgrx::bgworkers::{
 };
 use pgrx::pg_sys;
 
+use super::encoding::c_string;
 use super::state;
 use super::wait::LatchWait;
 use crate::channel::client::Interest;
 use crate::server_role::{ServerIdentity, ServerRole};
 
 unsafe extern "C-unwind" {
-    // As plain functions, which pgrx's bindings of them are not.
+    // Declared as the plain C functions that they are; pgrx's bindings wrap them.
     fn die(signal: i32);
     fn SignalHandlerForConfigReload(signal: i32);
 }
 
-/// The postmaster starts a worker that ended with an error again after this time.
+/// The postmaster restarts a worker that ended with an error after this time.
 const RESTART_TIME: Duration = Duration::from_secs(1);
 
 fn builder(name: &str, function: &str) -> BackgroundWorkerBuilder {
@@ -31,10 +33,10 @@ fn builder(name: &str, function: &str) -> BackgroundWorkerBuilder {
         .enable_spi_access()
 }
 
-/// Of the runtime worker, which runs on a standby too.
+/// The builder for the runtime worker, which runs on a standby too and is restarted.
 fn persistent(name: &str, function: &str) -> BackgroundWorkerBuilder {
     builder(name, function)
-        // After `enable_spi_access`, which sets a start time of its own.
+        // Called after `enable_spi_access`, which sets another start time.
         .set_start_time(BgWorkerStartTime::ConsistentState)
         .set_restart_time(Some(RESTART_TIME))
 }
@@ -56,7 +58,7 @@ pub fn register_static(name: &str, function: &str) {
     persistent(name, function).load();
 }
 
-/// Has the runtime worker started now; `false` when there is no free slot for one.
+/// Has the runtime worker started now; `false` if no slot for a background worker is free.
 pub fn register_dynamic(name: &str, function: &str) -> bool {
     persistent(name, function).load_dynamic().is_ok()
 }
@@ -65,15 +67,15 @@ pub fn register_dynamic(name: &str, function: &str) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerStart {
     Now,
-    /// Once the server takes writes, which on a standby is after its promotion.
+    /// When recovery has ended: on a standby, after its promotion.
     AfterRecovery,
 }
 
-/// A worker that this process has started, and is signalled about.
+/// A worker that this process has started. PostgreSQL signals this process when the worker starts or ends.
 pub struct Process(DynamicBackgroundWorker);
 
 impl Process {
-    /// Starts a worker; `None` when there is no free slot. It is not started again when it ends.
+    /// Has a worker started, which is not restarted when it ends; `None` if no slot for a background worker is free.
     pub fn start(name: &str, function: &str, argument: u64, when: WorkerStart) -> Option<Process> {
         builder(name, function)
             .set_start_time(match when {
@@ -93,24 +95,25 @@ impl Process {
         matches!(self.0.pid(), Err(BackgroundWorkerStatus::Stopped))
     }
 
-    /// Ends the process, or keeps it from being started.
+    /// Ends the worker, or keeps it from being started.
     pub fn terminate(self) {
         self.0.terminate();
     }
 }
 
-/// First thing in the runtime worker: signals, and a seat in pg_stat_activity without a database.
+/// Called first in the runtime worker: sets signal handlers, and connects without a database so that pg_stat_activity
+/// shows the worker.
 pub fn attach() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi(None, None);
     introduce(c"litmus_pgnats runtime");
 }
 
-/// First thing in a worker that runs SQL, in a database or, without one, on the shared catalogues. A SIGTERM ends it in
-/// the middle of whatever it runs, as it ends a session.
+/// Called first in a worker that runs SQL: sets signal handlers, and connects to a database or, with `None`, to the
+/// shared catalogues alone. A SIGTERM then ends the worker in the middle of whatever it runs, like a session.
 pub fn attach_as_session(database: Option<u32>, name: &CStr) {
     use pg_sys::{SIGHUP, SIGTERM};
-    // SAFETY: PostgreSQL's own handlers, set before signals are let in.
+    // SAFETY: the handlers are PostgreSQL's own, and are set before signals are unblocked.
     unsafe {
         for (signal, handler) in [
             (SIGTERM, die as unsafe extern "C-unwind" fn(i32)),
@@ -136,27 +139,28 @@ fn introduce(name: &CStr) {
     report_idle();
 }
 
-/// Sets a parameter for as long as the process lives, whatever its database and the configuration say.
+/// Sets a parameter for as long as the process lives, whatever its database and the configuration files say.
 pub fn set(name: &CStr, value: &CStr) {
     use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_OVERRIDE};
-    // SAFETY: the strings live until the call returns; the process has begun as a superuser.
+    // SAFETY: the strings live until the call returns; the process has connected as a superuser.
     unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), PGC_SUSET, PGC_S_OVERRIDE) }
 }
 
-/// In pg_stat_activity, for as long as the worker waits.
+/// Shows the worker in pg_stat_activity as idle.
 pub fn report_idle() {
     // SAFETY: reports an idle worker.
     unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
 }
 
-/// What the worker runs, for pg_stat_activity.
+/// Shows in pg_stat_activity what the worker runs.
 pub fn report_running(what: &str) {
-    let what = std::ffi::CString::new(super::encoding::to_server(what).into_owned()).unwrap_or_default();
+    let what = c_string(what);
     // SAFETY: the text is copied.
     unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr()) };
 }
 
-/// Between two transactions: reports statistics, and gives back session-level advisory locks that a function has left.
+/// Called between two transactions: reports statistics, and releases session-level advisory locks that a function has
+/// left behind.
 pub fn tidy_up() {
     // SAFETY: the worker is between two transactions.
     unsafe {
@@ -165,8 +169,8 @@ pub fn tidy_up() {
     }
 }
 
-/// Serves an interrupt that came while the worker waited: the end of the process is the end; a cancel finds nothing to
-/// cancel. Re-reads the configuration when asked to.
+/// Serves interrupts that came while the worker waited: a SIGTERM ends the process, and a cancel is dropped, since
+/// nothing runs that it could cancel. Reads the configuration files again when asked to.
 pub fn serve_interrupts() {
     // SAFETY: flags that signal handlers set; the worker is between two transactions.
     unsafe {
@@ -182,15 +186,16 @@ pub fn serve_interrupts() {
 /// Why a wait has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Woken {
+    /// A SIGTERM has come.
     pub terminate: bool,
 }
 
-/// Waits for a signal, the socket or the time; re-reads the configuration when asked to.
+/// Waits for a signal, for the socket or until `time` is over; reads the configuration files again when asked to.
 pub fn wait(set: &mut LatchWait, socket: RawFd, time: Duration) -> Woken {
     set.wait_idle(socket, Interest::Readable, time);
     pgrx::check_for_interrupts!();
     if BackgroundWorker::sighup_received() {
-        // SAFETY: re-reads the configuration file between two waits, as PostgreSQL's own workers do.
+        // SAFETY: reads the configuration files again between two waits, as PostgreSQL's own workers do.
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
     }
     Woken {
@@ -198,13 +203,14 @@ pub fn wait(set: &mut LatchWait, socket: RawFd, time: Duration) -> Woken {
     }
 }
 
-/// Ends the process. With 0 the postmaster forgets the worker, with 1 it starts it again.
+/// Ends the process. After exit code 0 the postmaster forgets the worker; after 1 it restarts a worker that has a
+/// restart time.
 pub fn exit(code: i32) -> ! {
     // SAFETY: ends the process in PostgreSQL's way; does not return.
     unsafe {
         pg_sys::proc_exit(code);
     }
-    // The binding of some majors does not say so.
+    // For some majors, the binding does not declare that proc_exit never returns.
     #[allow(unreachable_code)]
     std::process::exit(code)
 }
@@ -220,7 +226,8 @@ pub fn role() -> ServerRole {
 
 /// The timeline that the server writes, or replays.
 pub fn timeline() -> u32 {
-    // SAFETY: read shared memory; the first one is for a server that is not in recovery.
+    // SAFETY: both functions read shared memory; GetWALInsertionTimeLine is only called on a server that is not in
+    // recovery.
     unsafe {
         if state::is_in_recovery() {
             let mut timeline = 0;
@@ -234,7 +241,7 @@ pub fn timeline() -> u32 {
 
 /// Which server this is.
 pub fn identity() -> ServerIdentity {
-    // SAFETY: read what is set when the server starts; the setting is NUL-terminated or null.
+    // SAFETY: reads variables that are set when the server starts; the setting is NUL-terminated or null.
     unsafe {
         let addresses = pg_sys::ListenAddresses;
         let addresses = if addresses.is_null() {
@@ -256,7 +263,7 @@ pub fn identity() -> ServerIdentity {
     }
 }
 
-/// What tells this cluster from others: `cluster_name`, or else the machine's name and the port.
+/// A name for this cluster: `cluster_name`, or else the host's name and the port.
 pub fn cluster_label() -> String {
     // SAFETY: reads settings that are set at start; the name is NUL-terminated.
     let (name, port) = unsafe {
@@ -267,6 +274,7 @@ pub fn cluster_label() -> String {
     if !name.is_empty() {
         return name;
     }
+    // On a system that does not tell the host's name, the port alone has to do.
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}:{port}", host.trim())
 }

@@ -1,7 +1,9 @@
-//! Connection settings: the options of a foreign server and of a user mapping.
+//! Connection settings: the options of a foreign server and of a user mapping. This file turns checked options into
+//! [`Settings`], which a connection is made from. Pure.
 //!
-//! `options.rs` knows every option and checks one value; `validate.rs` checks a whole list, as CREATE SERVER
-//! does; this file turns checked options into [`Settings`], which is what a connection is made from. Pure.
+//! - `options.rs`: every option, and the check of one value;
+//! - `validate.rs`: the check of a whole list of options, as CREATE SERVER does it;
+//! - `secret.rs`: a string that is never printed.
 
 #![forbid(unsafe_code)]
 
@@ -21,18 +23,19 @@ use options::{Host, parse_bool, parse_hosts};
 /// Options by name, as the catalogue holds them.
 pub type Options = BTreeMap<String, String>;
 
-/// Everything a NATS connection is made from.
+/// Everything a NATS connection is made from. Settings go over the control channel, so a change of the fields is a
+/// change of its protocol (`PROTOCOL` in `channel/message.rs`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     pub hosts: Vec<Host>,
-    /// Messages held while NATS is reconnecting.
+    /// Most messages that are held while NATS is away.
     pub capacity: usize,
     pub tls: Tls,
     pub credential: Credential,
     pub domain: Option<String>,
     pub notify_subject: Option<String>,
     pub patroni_url: Option<String>,
-    /// Milliseconds.
+    /// The statement timeout of responders, and the longest time that a request waits for one; in milliseconds.
     pub responder_timeout_ms: u32,
 }
 
@@ -47,7 +50,7 @@ pub struct Tls {
 /// How the server's certificate is verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verify {
-    /// No TLS asked for; if the server demands it, the platform's certificates verify it.
+    /// TLS is not asked for. If the NATS server demands it, the platform's CA certificates verify the server.
     #[default]
     Platform,
     /// By the CA certificate in this file.
@@ -56,7 +59,7 @@ pub enum Verify {
     Insecure,
 }
 
-/// Who the connection is for NATS; paths are read at every connect.
+/// How the connection authenticates with NATS; the files are read at every connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Credential {
     NkeyFile(String),
@@ -76,7 +79,8 @@ const CREDENTIAL_WAYS: [&[&str]; 3] = [
 ];
 
 impl Settings {
-    /// From the options of a server and, if there is one, of the calling role's user mapping.
+    /// Makes settings from the options of a server and, if there is one, of a user mapping. Fails if `host` is not
+    /// valid, or if only a part of a credential is given.
     ///
     /// A mapping decides how to authenticate: if it has an option of one way (say, a token), the server's options
     /// of the other ways do not count, and its inline secret replaces the server's file or the reverse.
@@ -114,9 +118,20 @@ impl Settings {
         })
     }
 
-    /// Whether going from these settings to `new` takes another connection.
+    /// Whether a change from these settings to `new` takes another connection.
     pub fn needs_reconnect(&self, new: &Settings) -> bool {
-        (&self.hosts, &self.tls, &self.credential) != (&new.hosts, &new.tls, &new.credential)
+        // All fields are named, so that the compiler asks for a decision on a new field.
+        let Settings {
+            hosts,
+            tls,
+            credential,
+            capacity: _,
+            domain: _,
+            notify_subject: _,
+            patroni_url: _,
+            responder_timeout_ms: _,
+        } = self;
+        (hosts, tls, credential) != (&new.hosts, &new.tls, &new.credential)
     }
 }
 
@@ -141,7 +156,7 @@ fn overlay(all: &mut Options, mapping: &Options) {
     all.extend(mapping.iter().map(|(name, value)| (name.clone(), value.clone())));
 }
 
-/// The credential in the documented order of priority.
+/// The credential that is first in the documented order of priority; fails if only a part of it is given.
 fn credential(all: &Options) -> Result<Credential> {
     let get = |name: &str| all.get(name).cloned();
     let incomplete = |message: &str| Err(Error::new(Kind::IncompleteCredential, message));

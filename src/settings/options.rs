@@ -11,7 +11,7 @@ pub const DEFAULT_HOST: &str = "127.0.0.1";
 pub const DEFAULT_PORT: u16 = 4222;
 pub const DEFAULT_CAPACITY: u32 = 128;
 pub const DEFAULT_RESPONDER_TIMEOUT_MS: u32 = 5000;
-/// Most messages that may be held while NATS is reconnecting.
+/// Largest value of the option `capacity`.
 const MAX_CAPACITY: u32 = 1_000_000;
 
 /// What a value must be.
@@ -26,7 +26,7 @@ pub enum Form {
     Domain,
     /// Any text, the empty one included.
     Text,
-    /// A value that nobody else may see.
+    /// A secret, which is never shown.
     Secret,
     /// An NKey seed of a user.
     Seed,
@@ -60,7 +60,7 @@ const fn credential(name: &'static str, form: Form) -> OptionDef {
 }
 
 /// Every option, in the order of the reference.
-pub const OPTIONS: [OptionDef; 18] = [
+pub const OPTIONS: &[OptionDef] = &[
     server("host", Form::Hosts),
     server("port", Form::Integer(1, 65535)),
     server("capacity", Form::Integer(1, MAX_CAPACITY)),
@@ -81,7 +81,7 @@ pub const OPTIONS: [OptionDef; 18] = [
     server("responder_timeout_ms", Form::Integer(1, i32::MAX as u32)),
 ];
 
-/// The definition of an option.
+/// The definition of an option; `None` if there is none of this name.
 pub fn find(name: &str) -> Option<&'static OptionDef> {
     OPTIONS.iter().find(|option| option.name == name)
 }
@@ -119,7 +119,7 @@ pub fn allowed(form: Form) -> String {
     }
 }
 
-/// Whether `value` has the form. A refused value is not repeated in the answer, it may be a secret.
+/// Whether `value` has the form. The answer does not repeat a refused value, which may be a secret.
 pub fn is_valid(form: Form, value: &str) -> bool {
     match form {
         Form::Hosts => parse_hosts(value, DEFAULT_PORT).is_ok(),
@@ -141,7 +141,7 @@ pub fn is_valid(form: Form, value: &str) -> bool {
     }
 }
 
-/// PostgreSQL's spellings of a boolean.
+/// Reads PostgreSQL's spellings of a boolean; `None` for any other text.
 pub fn parse_bool(value: &str) -> Option<bool> {
     match value.trim().to_ascii_lowercase().as_str() {
         "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
@@ -150,7 +150,8 @@ pub fn parse_bool(value: &str) -> Option<bool> {
     }
 }
 
-/// Reads `name`, `name:port`, `[v6]:port` or a bare IPv6 address, or several of them separated by commas.
+/// Reads `name`, `name:port`, `[v6]:port` or a bare IPv6 address, or several of them separated by commas. `Err` is a
+/// sentence that says what is wrong.
 pub fn parse_hosts(list: &str, default_port: u16) -> Result<Vec<Host>, String> {
     list.split(',')
         .map(|item| parse_host(item.trim_matches(' '), default_port))

@@ -4,7 +4,7 @@ use super::Options;
 use super::options::{Form, OPTIONS, OptionDef, allowed, find, is_valid, parse_bool};
 use crate::error::{Error, Kind, Result};
 
-/// What options are given for.
+/// The object that options are given for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionsOf {
     Server,
@@ -16,7 +16,7 @@ pub enum OptionsOf {
 /// Longest value of an option, in bytes: the runtime worker holds them all in memory.
 const MAX_VALUE: usize = 4096;
 
-/// Checks all options of one object.
+/// Checks all options of one object: their names, their values, and that they do not contradict each other.
 pub fn validate(target: OptionsOf, options: &Options) -> Result<()> {
     for (name, value) in options {
         let option = find(name)
@@ -85,7 +85,7 @@ fn allows(target: OptionsOf, option: &OptionDef) -> bool {
     }
 }
 
-/// What options are called elsewhere, and their names here.
+/// Names that options have in other NATS software, and their names here.
 const ELSEWHERE: [(&str, &str); 7] = [
     ("url", "host"),
     ("servers", "host"),
@@ -96,8 +96,8 @@ const ELSEWHERE: [(&str, &str); 7] = [
     ("jetstream_domain", "domain"),
 ];
 
-/// The option that is called so elsewhere, or else the most similar name of one that is allowed here, unless all are
-/// quite different.
+/// The allowed option that has this name in other NATS software, or else the allowed option with the most similar name;
+/// `None` if no name is similar.
 fn nearest(target: OptionsOf, name: &str) -> Option<&'static str> {
     const SIMILAR: f64 = 0.75;
     let name = name.to_lowercase();

@@ -1,12 +1,13 @@
-//! Answers of the runtime worker as results of functions. Runs in backends and executors.
+//! Turns the runtime worker's replies into results of SQL functions. Runs in backends and executors, on the main
+//! thread.
 
-use super::call::unexpected_reply;
+use super::session::unexpected_reply;
 use crate::channel::frame::Frame;
 use crate::channel::message::Reply;
 use crate::error::Result;
 use crate::pg::fmgr::Value;
 
-/// A stream sequence or a revision as bigint.
+/// A stream sequence or a revision, as bigint.
 pub fn number(reply: Frame<Reply>) -> Result<Value> {
     match reply.message {
         Reply::Number(number) => Ok(Value::Int8(i64::try_from(number).unwrap_or(i64::MAX))),
@@ -14,7 +15,7 @@ pub fn number(reply: Frame<Reply>) -> Result<Value> {
     }
 }
 
-/// The reply to a call that returns nothing.
+/// The reply to a call that has no result.
 pub fn done(reply: Frame<Reply>) -> Result<Value> {
     match reply.message {
         Reply::Done => Ok(Value::Void),
@@ -22,7 +23,7 @@ pub fn done(reply: Frame<Reply>) -> Result<Value> {
     }
 }
 
-/// Rows of a function that returns a set.
+/// The rows of a function that returns a set.
 pub fn rows(reply: Frame<Reply>) -> Result<Value> {
     match reply.message {
         Reply::Rows(rows) => Ok(Value::Rows(rows)),

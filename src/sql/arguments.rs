@@ -1,4 +1,4 @@
-//! Arguments that several functions take. Runs in backends and executors.
+//! Arguments that several SQL functions take. Runs in backends and executors, on the main thread.
 
 use std::borrow::Cow;
 
@@ -6,29 +6,29 @@ use crate::error::{Error, Kind, Result};
 use crate::nats::{names, subject};
 use crate::pg::fmgr::Call;
 
-/// Second argument of type text, or of type json, which is sent as it was typed.
+/// The second argument, of type text or of type json, which is sent as it was typed. Fails if it is NULL.
 pub fn text_payload<'a>(call: &Call<'a>) -> Result<Cow<'a, [u8]>> {
     call.text(1)?.map(bytes_of).ok_or_else(|| null("payload"))
 }
 
-/// Second argument of type jsonb, in its canonical text form.
+/// The second argument, of type jsonb, in its canonical text form. Fails if it is NULL.
 pub fn jsonb_payload<'a>(call: &Call<'a>) -> Result<Cow<'a, [u8]>> {
     call.jsonb(1)?.map(bytes_of).ok_or_else(|| null("payload"))
 }
 
-/// Second argument of type bytea.
+/// The second argument, of type bytea. Fails if it is NULL.
 pub fn binary_payload<'a>(call: &Call<'a>) -> Result<Cow<'a, [u8]>> {
     call.bytes(1).map(Cow::Borrowed).ok_or_else(|| null("payload"))
 }
 
-/// First argument: a subject that may be published to.
+/// The first argument, a subject to publish to. Fails if it is NULL or not valid.
 pub fn subject_argument<'a>(call: &Call<'a>) -> Result<Cow<'a, str>> {
     let subject = call.text(0)?.ok_or_else(|| null("subject"))?;
     subject::check_publish(&subject)?;
     Ok(subject)
 }
 
-/// The argument `domain`: NULL for the server's default.
+/// The argument `domain`; `None`, for NULL, stands for the foreign server's domain.
 pub fn domain_argument(call: &Call<'_>, index: usize) -> Result<Option<String>> {
     let domain = call.text(index)?.map(Cow::into_owned);
     if let Some(domain) = &domain {
@@ -45,7 +45,7 @@ pub fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
     }
 }
 
-/// For a NULL where a value is needed.
+/// The error for a NULL where a value is needed.
 pub fn null(what: &str) -> Error {
     let error = Error::new(Kind::NullArgument, format!("{what} must not be null"));
     // The kind's own hint is for payloads.

@@ -1,17 +1,18 @@
-//! Notices what changes the handlers, or what they depend on, and tells the runtime when it is committed. Runs in
-//! backends.
+//! Notices changes of handlers and of what they depend on, and has the runtime worker refresh the database when the
+//! changes are committed. Runs in backends and executors, on the main thread.
 //!
-//! A trigger on the table sees every change of a handler, by whatever statement or a restore. Event triggers see the
-//! functions and servers behind: dropped functions take their handlers with them, renamed ones keep them.
+//! A trigger on the table sees every change of a handler, by any statement and by a restore. Event triggers see changes
+//! of functions and foreign servers: the handlers of a dropped function are removed, those of a renamed function or
+//! server follow it.
 //!
-//! A dropped function may be made again in the same transaction, as deployments do. So who may decide about the handler, its
-//! role or a superuser, leaves it unbound when dropping; before the commit it is bound to the function that has taken the
-//! name, or removed.
+//! A deployment may drop a function and create it again in the same transaction. So where the role of the handler or a
+//! superuser drops the function, the handler stays and is unbound; before the commit it is bound to the function that
+//! has taken the name, or removed.
 
 use std::cell::{Cell, RefCell};
 
-use super::call;
 use super::own_tables::{OwnTables, TRUSTED};
+use super::{call, transaction_end};
 use crate::channel::message::Request;
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
@@ -26,39 +27,41 @@ sql_function!(litmus_pgnats_handler_changed, handler_changed);
 sql_function!(litmus_pgnats_ddl, ddl);
 
 thread_local! {
-    /// The running transaction has changed the table.
+    /// The running transaction has changed handlers.
     static CHANGED: Cell<bool> = const { Cell::new(false) };
-    /// The running transaction has left handlers unbound, unless that was rolled back.
+    /// The running transaction has left handlers unbound, unless a savepoint has taken that back.
     static UNBOUND: Cell<bool> = const { Cell::new(false) };
-    /// [`mark`] was called.
+    /// The running transaction has called [`mark`].
     static REFRESH: Cell<bool> = const { Cell::new(false) };
-    /// The same of other databases, once the transaction has ended in whatever way.
+    /// Other databases to be refreshed once the transaction has ended, be it by a commit or a rollback.
     static ELSEWHERE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Has the runtime look at another database's handlers when the transaction has ended. The session is connected to it.
+/// Has the runtime worker refresh another database when the transaction has ended. The session has to be connected to
+/// the runtime worker.
 pub fn refresh_at_end(database: u32) {
     ELSEWHERE.with_borrow_mut(|databases| databases.push(database));
 }
 
-/// Has the runtime look at the handlers once the transaction has committed.
+/// Has the runtime worker refresh this database once the transaction has committed.
 pub fn mark() {
     if !REFRESH.replace(true) {
-        // At commit there is no time to connect. A runtime that does not run will look by itself when it starts.
+        // Connects now, because the commit must not wait. A runtime worker that does not run yet refreshes all
+        // databases when it starts.
         call::join_runtime_if_running();
     }
 }
 
-/// Trigger of the table.
+/// The trigger on the tables of handlers.
 fn handler_changed(_: &Call<'_>) -> Result<Value> {
     CHANGED.set(true);
     mark();
     Ok(Value::Void)
 }
 
-/// Event trigger, of all three events.
+/// The function of the event triggers, for all three events.
 fn ddl(call: &Call<'_>) -> Result<Value> {
-    // The table is its owner's to look into.
+    // The role that runs the statement, before the owner of the tables takes its place.
     let role = rights::current_role();
     let Ok(_table) = OwnTables::open() else {
         return Ok(Value::Void);
@@ -81,8 +84,8 @@ fn ddl(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-/// Handlers of functions that the statement has dropped: unbound until the commit where `role` may decide about them, and
-/// removed otherwise.
+/// Unbinds the handlers of functions that the statement has dropped, until the commit, where `role` is the handler's
+/// own or a superuser; removes the others.
 fn functions_dropped(role: u32) {
     let is_bound = format!(
         "{OF} AND (b.kind, b.server, b.subject, b.signature) IN ( \
@@ -110,7 +113,8 @@ fn functions_dropped(role: u32) {
     }
 }
 
-/// Binds what the transaction has left unbound to the functions that have been made in their place, and removes the rest.
+/// Binds the handlers that the transaction has left unbound to the functions that have taken the names, and removes
+/// those without such a function.
 fn rebind() {
     let Ok(_table) = OwnTables::open() else { return };
     query(
@@ -129,7 +133,7 @@ fn rebind() {
     );
 }
 
-/// Deletes handlers, and says so.
+/// Deletes handlers, and tells the user of each.
 fn remove(sql: &str, arguments: &[Argument<'_>]) {
     for row in query(sql, arguments) {
         if let [Some(kind), Some(subject), Some(signature)] = row.as_slice() {
@@ -140,34 +144,38 @@ fn remove(sql: &str, arguments: &[Argument<'_>]) {
     }
 }
 
-/// What object ids hold for: this cluster and this database.
+/// This cluster and this database, for which the object ids of a binding hold.
 fn here() -> [Argument<'static>; 2] {
     [Int8(state::system_identifier()), Oid(databases::database_oid())]
 }
 
-/// A row if the statement has dropped something that handlers, or the servers behind them, may need.
+/// Yields a row if the statement has dropped something that handlers or their foreign servers may need.
 const DROPPED: &str = "SELECT FROM pg_event_trigger_dropped_objects() WHERE classid = ANY ('{pg_proc,pg_namespace,pg_extension, \
     pg_foreign_server,pg_foreign_data_wrapper,pg_user_mapping}'::regclass[]) LIMIT 1";
 
-/// A row if the runtime has anything to do with this database: handlers, or servers that want to be told of the role.
+/// Yields a row if the database concerns the runtime worker: it has handlers, or foreign servers with `notify_subject`
+/// or `patroni_url`.
 const CONCERNED: &str = "SELECT FROM litmus_pgnats.handler UNION ALL \
     SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw, unnest(s.srvoptions) o \
     WHERE w.fdwname = 'litmus_pgnats_fdw' AND o ~ '^(notify_subject|patroni_url)=' LIMIT 1";
 
-/// A row if the statement grants or revokes a right that means nothing here, as any role may do all day.
+/// Yields a row if the statement grants or revokes a right that no handler depends on. Any role may do so at any rate,
+/// which must not cost a refresh each time.
 const OTHER_RIGHTS: &str = "SELECT FROM pg_event_trigger_ddl_commands() WHERE command_tag IN ('GRANT', 'REVOKE') \
     AND upper(object_type) NOT IN ('FUNCTION', 'PROCEDURE', 'ROUTINE', 'SCHEMA', 'FOREIGN SERVER')";
 
-/// What a handler was bound to in this very database: object ids of another one mean something else here.
+/// The bindings of handlers and, with `OF`, those made in this database: object ids from another database mean other
+/// objects here.
 const BINDING: &str = "litmus_pgnats.handler_binding b";
 const OF: &str = "b.system_identifier = $1 AND b.database_oid = $2 \
     AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
 
-/// Gives handlers the names that their functions and servers have now. All of them come from the statement's own snapshot,
-/// in which another session's renaming and its handlers' are either both there or both not; the system caches may be behind
-/// it, and a session that merely grants a right would write the old names back.
+/// Gives handlers the names that their functions and servers have now. The names are read with the statement's own
+/// snapshot, which shows another session's renaming and the new names in its handlers either both or not at all. The
+/// system caches may be older than the snapshot, and with them a session that merely grants a right would write the old
+/// names back.
 fn follow() {
-    // A server of that name that was dropped has left handlers; they would be this server's now.
+    // A dropped server of the new name may have left handlers, which would become those of the renamed server.
     let left = format!(
         "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler h, {BINDING}, pg_foreign_server s \
          WHERE {OF} AND s.oid = b.server_oid AND h.server <> s.srvname AND o.server = s.srvname \
@@ -190,14 +198,14 @@ fn follow() {
     }
 }
 
-/// The runtime need not be told of what this transaction has done.
+/// Forgets what this transaction has changed, of which the runtime worker need not be told.
 pub fn forget() {
     CHANGED.set(false);
     REFRESH.set(false);
     UNBOUND.set(false);
 }
 
-/// Decides about handlers whose functions the transaction has dropped.
+/// Binds or removes the handlers that the transaction has left unbound.
 pub fn before_commit() -> Result<()> {
     if UNBOUND.replace(false) {
         with_snapshot(rebind);
@@ -205,17 +213,17 @@ pub fn before_commit() -> Result<()> {
     Ok(())
 }
 
-/// The changes stand: has the runtime look.
+/// Has the runtime worker refresh this database if its handlers have changed, and the other databases that were noted.
 pub fn committed() {
     CHANGED.set(false);
     if REFRESH.replace(false) {
         let database = databases::database_oid();
-        call::announce(&Request::Refresh { database });
+        transaction_end::announce(&Request::Refresh { database });
     }
     refresh_elsewhere();
 }
 
-/// The changes are taken back.
+/// Forgets the changes, which are rolled back; the other databases are refreshed all the same.
 pub fn aborted() {
     forget();
     refresh_elsewhere();
@@ -223,11 +231,12 @@ pub fn aborted() {
 
 fn refresh_elsewhere() {
     for database in ELSEWHERE.take() {
-        call::post(&Request::Refresh { database });
+        transaction_end::post(&Request::Refresh { database });
     }
 }
 
-/// A prepared transaction may be committed by another session, which knows nothing of the handlers.
+/// Refuses to prepare a transaction that has changed handlers: another session may commit it, which knows nothing of
+/// the change.
 pub fn before_prepare() -> Result<()> {
     if CHANGED.get() {
         return Err(Error::new(

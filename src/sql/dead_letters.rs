@@ -1,4 +1,5 @@
-//! `litmus_pgnats.redrive` and its kin: what becomes of messages that could not be delivered or executed. Runs in backends.
+//! `litmus_pgnats.redrive`, `redrive_all` and `purge_dead_letters`: what becomes of messages that could not be
+//! delivered or executed. Runs in backends, on the main thread.
 
 use super::arguments::null;
 use super::outbox;
@@ -19,7 +20,7 @@ sql_function!(litmus_pgnats_redrive, redrive);
 sql_function!(litmus_pgnats_redrive_all, redrive_all);
 sql_function!(litmus_pgnats_purge_dead_letters, purge);
 
-/// A row of the table.
+/// A dead letter, as a row of its table.
 struct Dead {
     source: String,
     server: String,
@@ -36,7 +37,7 @@ struct Dead {
     payload: Vec<u8>,
 }
 
-/// `(id)`: gives the message another chance, in the caller's own transaction.
+/// `(id)`: puts the message into the outbox again, or executes it, in the caller's own transaction.
 fn redrive(call: &Call<'_>) -> Result<Value> {
     let id = call.int8(0).ok_or_else(|| null("id"))?;
     let letter = find(id)?.ok_or_else(|| {
@@ -54,7 +55,8 @@ fn redrive(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-/// `(server)`: the same for all of the outbox, for one server or any, that the caller may redrive; how many.
+/// `(server)`: redrives all dead letters of the outbox that the caller may redrive, those of one server or, for NULL,
+/// of any server. Returns their number.
 fn redrive_all(call: &Call<'_>) -> Result<Value> {
     let server = call.text(0)?;
     let rows = {
@@ -79,7 +81,8 @@ fn redrive_all(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Int8(count))
 }
 
-/// `(older_than)`: removes those that the caller may redrive, or the older of them; how many.
+/// `(older_than)`: removes the dead letters that the caller may redrive, all of them for NULL, or those of at least
+/// this age. Returns their number.
 fn purge(call: &Call<'_>) -> Result<Value> {
     let older_than = call.interval_ms(0).unwrap_or(0);
     let rows = {
@@ -95,7 +98,7 @@ fn purge(call: &Call<'_>) -> Result<Value> {
         .flatten()
         .flatten()
         .filter_map(|role| role.parse().ok());
-    // A dropped role's are the superuser's.
+    // A superuser has the privileges of every role, even of a dropped one.
     let roles: Vec<String> = roles
         .filter(|role| rights::has_privileges_of(*role))
         .map(|role: u32| role.to_string())
@@ -116,7 +119,7 @@ fn purge(call: &Call<'_>) -> Result<Value> {
     ))
 }
 
-/// Reads a dead letter and locks it.
+/// Reads a dead letter and locks it; `None` if there is none with this id.
 fn find(id: i64) -> Result<Option<Dead>> {
     let _table = OwnTables::open()?;
     let mut found = None;
@@ -170,8 +173,9 @@ fn again(id: i64, letter: &Dead) -> Result<()> {
     Ok(())
 }
 
-/// The function that the subscription calls, or else the one of that name: with the rights of the message's role, so none
-/// that another role has made.
+/// Object id of the function that the subscription calls, or else of the function with that signature. It will run with
+/// the rights of the message's role, so a function that is found by its signature must belong to that role or to a
+/// superuser.
 fn function_of(letter: &Dead) -> Option<u32> {
     let _table = OwnTables::open().ok()?;
     let rows = query(
@@ -197,7 +201,8 @@ fn function_of(letter: &Dead) -> Option<u32> {
     rows.into_iter().flatten().flatten().next()?.parse().ok()
 }
 
-/// Calls the function as the subscription would, with its role's rights; its error is the caller's.
+/// Calls the function as the subscription would, with the rights of the message's role. The function's error becomes
+/// the caller's.
 fn execute(letter: &Dead) -> Result<()> {
     let signature = letter.function.as_deref().unwrap_or_default();
     let function = function_of(letter).and_then(Function::find).ok_or_else(|| {
@@ -214,10 +219,11 @@ fn execute(letter: &Dead) -> Result<()> {
         )
         .hint(""));
     }
-    // Plans are made with the rights of the role, and are none of another's.
+    // Plans are made with the rights of one role: those of an earlier call are not for this role, and those of this
+    // call are not for the next.
     callback::forget_plans();
     {
-        // What the function sets is not for the caller, who may be mightier.
+        // Takes back what the function sets: the caller may have more rights than the message's role.
         let _parameters = Parameters::of(&[]);
         let _identity = UserContext::confined(letter.role);
         if function.takes_batches() {
@@ -228,7 +234,7 @@ fn execute(letter: &Dead) -> Result<()> {
                     payload: &letter.payload,
                     reply: None,
                     headers: letter.headers.clone(),
-                    place: letter.sequence.zip(letter.deliveries),
+                    position: letter.sequence.zip(letter.deliveries),
                     time_us: letter.time_us,
                 }],
             );

@@ -1,11 +1,11 @@
-//! `litmus_pgnats.doctor()`: what is well, what is wrong, and what to do. What concerns NATS is found out by the runtime
-//! worker, in `actors/doctor/examine.rs`. Runs in backends.
+//! `litmus_pgnats.doctor()`: what is well, what is wrong, and what to do. The runtime worker examines what concerns
+//! NATS, in `actors/doctor/examine.rs`. Runs in backends, on the main thread.
 
-use super::{call, parameters, server, statistics};
+use super::{call, parameters, server, session, statistics};
 use crate::channel::message::{EXAMINE_STEPS, Reply, Request};
 use crate::channel::target::Key;
 use crate::error::{Kind, Result};
-use crate::findings::{CheckStatus, Findings};
+use crate::findings::{CheckStatus, Finding, Findings};
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::foreign_servers::Server;
 use crate::pg::query::Argument::Text;
@@ -13,14 +13,12 @@ use crate::pg::query::query;
 use crate::pg::transaction::Parameters;
 use crate::pg::{databases, foreign_servers, rights, runtime_worker, state};
 use crate::row::Row;
+use crate::settings::validate::secrets;
 
 sql_function!(litmus_pgnats_doctor, doctor);
 
-/// Options of a server that every user of the database can read.
-const SECRETS: [&str; 3] = ["password", "token", "nkey_seed"];
-
 fn doctor(_: &Call<'_>) -> Result<Value> {
-    // The caller's search path has no say in what the queries mean.
+    // The caller's search path must not change what the queries mean.
     let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
     let mut findings = Findings::default();
     preload(&mut findings);
@@ -44,7 +42,8 @@ fn doctor(_: &Call<'_>) -> Result<Value> {
         handlers(&mut findings);
     }
     outbox(&mut findings);
-    Ok(statistics::displayable(findings.into_rows()))
+    let rows = findings.into_vec().into_iter().map(Finding::columns);
+    Ok(statistics::displayable(rows.collect()))
 }
 
 fn preload(findings: &mut Findings) {
@@ -57,7 +56,7 @@ fn preload(findings: &mut Findings) {
     }
 }
 
-/// Whether it answers; it is started if need be.
+/// Whether the runtime worker answers; it is started if need be.
 fn runtime_worker(findings: &mut Findings) -> bool {
     match call::ensure_runtime() {
         Ok(()) => {
@@ -80,7 +79,7 @@ fn worker_slots(is_running: bool, findings: &mut Findings) {
     let missing =
         "SELECT string_agg(database, ', ') FROM litmus_pgnats.executors WHERE state = 'no worker slot'";
     let missing = first(&query(missing, &[]));
-    // All that is not a background worker is named; a parallel worker is one.
+    // Counts background workers, parallel workers among them, by naming all other types of process.
     let slots = "SELECT current_setting('max_worker_processes')::int - count(*), current_setting('max_worker_processes'),
            current_setting('litmus_pgnats.max_executors')
          FROM pg_stat_activity WHERE backend_type NOT IN ('client backend', 'autovacuum launcher', 'autovacuum worker',
@@ -106,7 +105,7 @@ fn worker_slots(is_running: bool, findings: &mut Findings) {
                 ADVICE,
             );
         }
-        // One to look, and executors for one more database.
+        // A refresh takes one slot, and the executors of one more database take others.
         None if free < 2 => findings.warn(
             "worker slots",
             "",
@@ -141,7 +140,8 @@ fn versions(findings: &mut Findings) {
     }
 }
 
-/// The options as the caller's calls would use them, and what becomes of them. Fails if the statement is cancelled.
+/// Examines a foreign server with the options that the caller's calls would use. Fails only if the statement is
+/// cancelled.
 fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) -> Result<()> {
     const CHECK: &str = "foreign server";
     let (role, name) = (rights::current_role(), server.name.as_str());
@@ -151,23 +151,7 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) ->
         findings.warn(CHECK, name, found, advice);
         return Ok(());
     }
-    let options = foreign_servers::server_options(server.oid).unwrap_or_default();
-    let mut open: Vec<&str> = SECRETS
-        .into_iter()
-        .filter(|name| options.contains_key(*name))
-        .collect();
-    if options.get("patroni_url").is_some_and(|url| url.contains('@')) {
-        open.push("patroni_url");
-    }
-    if !open.is_empty() {
-        let found = format!(
-            "every user of the database can read its option {}",
-            open.join(", ")
-        );
-        let advice =
-            "Put it into a user mapping, or into a file (password_path, token_path, nkey_seed_path).";
-        findings.warn(CHECK, name, found, advice);
-    }
+    readable_secrets(server, findings);
     let key = Key {
         database: databases::database_oid(),
         server: server.oid,
@@ -195,12 +179,12 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) ->
     let request = Request::Examine {
         key,
         settings: Box::new(settings),
-        limit_ms: call::milliseconds(limit),
+        limit_ms: session::milliseconds(limit),
     };
     match call::tell(&request, limit * EXAMINE_STEPS) {
         Ok(frame) => match frame.message {
-            Reply::Rows(rows) => findings.include(name, rows),
-            _ => findings.failed(CHECK, name, &call::unexpected_reply(), ""),
+            Reply::Findings(found) => findings.include(name, found),
+            _ => findings.failed(CHECK, name, &session::unexpected_reply(), ""),
         },
         Err(error) if error.kind == Kind::Interrupted => return Err(error),
         Err(error) => findings.failed(CHECK, name, &error, "Look into the server log."),
@@ -208,7 +192,26 @@ fn foreign_server(server: &Server, is_running: bool, findings: &mut Findings) ->
     Ok(())
 }
 
-/// Those that sessions and handlers share, and that do not stand now.
+/// Reports options in which secrets stand: every user of the database can read the options of a server.
+fn readable_secrets(server: &Server, findings: &mut Findings) {
+    // A server that was dropped meanwhile has no options.
+    let options = foreign_servers::server_options(server.oid).unwrap_or_default();
+    let mut open: Vec<&str> = secrets(&options).collect();
+    if options.get("patroni_url").is_some_and(|url| url.contains('@')) {
+        open.push("patroni_url");
+    }
+    if !open.is_empty() {
+        let found = format!(
+            "every user of the database can read its option {}",
+            open.join(", ")
+        );
+        let advice =
+            "Put it into a user mapping, or into a file (password_path, token_path, nkey_seed_path).";
+        findings.warn("foreign server", &server.name, found, advice);
+    }
+}
+
+/// Reports connections that sessions and handlers use and that are not connected now.
 fn running_connections(server: &str, findings: &mut Findings) {
     let down = query(
         "SELECT 'connecting since ' || since || coalesce(': ' || last_error, '') || ', ' || queued || ' messages wait'
@@ -244,7 +247,7 @@ fn handlers(findings: &mut Findings) {
         }
     }
     let rows = query(
-        // Signatures by name are not looked up: that asks for USAGE on the schemas.
+        // Signatures are compared as text, because looking a function up by its name needs USAGE on its schema.
         "WITH f AS MATERIALIZED (
            SELECT CASE pronamespace WHEN 'pg_catalog'::regnamespace THEN 'pg_catalog.' ELSE '' END
              || oid::regprocedure::text AS signature, proowner FROM pg_proc)

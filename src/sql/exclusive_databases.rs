@@ -1,6 +1,6 @@
-//! Executors give way to statements that want a database to themselves: DROP DATABASE, ALTER DATABASE ... RENAME and SET
-//! TABLESPACE, CREATE DATABASE ... TEMPLATE. Works in sessions that have loaded the library, which are all if it is
-//! preloaded. Runs in backends.
+//! Drains a database before statements that need it for themselves: DROP DATABASE, ALTER DATABASE ... RENAME and SET
+//! TABLESPACE, CREATE DATABASE ... TEMPLATE. Works in sessions that have loaded the library; if it is preloaded, these
+//! are all sessions. Runs in backends, on the main thread.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use crate::error::{Kind, Result};
 use crate::pg::databases;
 use crate::pg::utility::Exclusive;
 
-/// Longest wait for executors to leave; PostgreSQL itself waits five seconds more, and then says who is there.
+/// Longest wait for the workers to leave. PostgreSQL itself then waits for five seconds more, before it fails with the
+/// number of sessions that are left.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Has the executors leave the database, if the role may do what it is about to. They come back when the transaction
-/// has ended, or the session.
+/// Drains the database, if the role may do what the statement does; the database is resumed when the transaction or the
+/// session has ended. Fails only if the statement is cancelled.
 pub fn about_to(exclusive: Exclusive<'_>) -> Result<()> {
     let database = match exclusive {
         Exclusive::Change(name) => {
@@ -34,7 +35,7 @@ pub fn about_to(exclusive: Exclusive<'_>) -> Result<()> {
     }
 }
 
-/// The statement has run: a copy has the handlers of its template.
+/// Called when the statement has run: has a copied database refreshed, which has the handlers of its template.
 pub fn done(exclusive: Exclusive<'_>) {
     if let Exclusive::Copy { copy, .. } = exclusive
         && let Some(database) = databases::database_by_name(copy)

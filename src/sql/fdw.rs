@@ -1,4 +1,5 @@
-//! The validator of the foreign-data wrapper: called by CREATE and ALTER of servers and user mappings.
+//! The validator of the foreign-data wrapper, called by CREATE and ALTER of servers and user mappings. Runs in
+//! backends, on the main thread.
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::fmgr::{Call, Value, sql_function};
@@ -31,7 +32,8 @@ fn check(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-/// Whoever may have the server process read a file may learn what is in it.
+/// Refuses options that name files, unless the role may read the server's files: whoever has the server process read a
+/// file may learn what is in it.
 fn check_files(options: &Options) -> Result<()> {
     match files(options).next() {
         Some(option) if !rights::may_read_server_files() => Err(Error::new(

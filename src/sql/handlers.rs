@@ -1,4 +1,5 @@
-//! Registering handlers, which is writing rows of the table `litmus_pgnats.handler`. Runs in backends.
+//! Registers and removes subscriptions and responders, which is writing rows of the table `litmus_pgnats.handler`. Runs
+//! in backends, on the main thread.
 
 use super::arguments::null;
 use super::own_tables::{OwnTables, RegisteredHandler};
@@ -30,10 +31,10 @@ sql_function!(litmus_pgnats_unregister_responder, |call: &Call<'_>| unregister(
     HandlerKind::Responder
 ));
 
-/// Most messages for one call.
+/// Most messages for one call of a function that takes many.
 const MAX_BATCH: i32 = 10_000;
 
-/// `(subject, fn, queue_group, batch_size)`; a responder has no batches.
+/// `(subject, fn, queue_group, batch_size)`; a responder has no batch_size.
 fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     let subject = subject_argument(call)?;
     let queue_group = call.text(2)?;
@@ -47,32 +48,50 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
         return Err(Error::new(Kind::InvalidFunction, message)
             .hint("batch_size is for a function that takes litmus_pgnats.message[]."));
     }
-    write(kind, &subject, queue_group.as_deref(), batch_size, &function)?;
+    write(&NewHandler {
+        kind,
+        subject: &subject,
+        queue_group: queue_group.as_deref(),
+        batch_size,
+        function: &function,
+    })?;
     Ok(Value::Void)
 }
 
-/// A handler's row, as it was written.
+/// The names in a handler's row, as they were written.
 pub struct Written {
     pub server: String,
     pub signature: String,
-    /// Until it is dropped, names and rights are those for writing more of it.
-    pub table: OwnTables,
+    /// Until this is dropped, the caller can write further rows of the handler, with the search path and the rights for
+    /// that.
+    _table: OwnTables,
 }
 
-/// Checks and writes a handler.
-pub fn write(
-    kind: HandlerKind,
-    subject: &str,
-    queue_group: Option<&str>,
-    batch_size: Option<i64>,
-    function: &Function,
-) -> Result<Written> {
+/// A handler that is to be registered.
+pub struct NewHandler<'a> {
+    pub kind: HandlerKind,
+    pub subject: &'a str,
+    pub queue_group: Option<&'a str>,
+    pub batch_size: Option<i64>,
+    pub function: &'a Function,
+}
+
+/// Checks and writes a handler. Fails if the function does not fit, or if a right, a foreign server or the runtime
+/// worker is missing.
+pub fn write(new: &NewHandler<'_>) -> Result<Written> {
+    let NewHandler {
+        kind,
+        subject,
+        function,
+        ..
+    } = *new;
     check_signature(function, kind)?;
     check_execute(function)?;
     let key = server::choose()?;
     let server = server::target(key)?.server_name;
     check_writable()?;
-    // Now, when an error may still be raised; the commit will only tell it to look.
+    // Connects now, when an error may still be raised; the commit can only have the runtime worker refresh the
+    // database.
     call::ensure_runtime()?;
     let role = rights::current_role();
     let only = (kind != HandlerKind::Responder).then_some(function);
@@ -82,22 +101,42 @@ pub fn write(
     }
     let table = OwnTables::open()?;
     if kind == HandlerKind::Responder {
-        for registered in &before {
-            if registered.signature != function.signature() {
-                let text = format!(
-                    "the responder {} on subject \"{subject}\" is replaced",
-                    registered.signature
-                );
-                report::message(Level::Notice, &text, "", "");
-            }
-        }
+        report_replaced(&before, new);
     }
     if before.is_empty() {
         check_number(role)?;
     }
     let signature = function.signature();
+    if !insert(new, &server, &signature, role) {
+        // Another session has written the row first.
+        return Err(not_yours(kind, subject));
+    }
+    let names = [kind.name(), &server, subject, &signature];
+    table.bind(names, function.oid, key.server);
+    Ok(Written {
+        server,
+        signature,
+        _table: table,
+    })
+}
+
+/// Tells the user which responders the new one replaces, since a subject has only one.
+fn report_replaced(before: &[RegisteredHandler], new: &NewHandler<'_>) {
+    let signature = new.function.signature();
+    for registered in before
+        .iter()
+        .filter(|registered| registered.signature != signature)
+    {
+        let (former, subject) = (&registered.signature, new.subject);
+        let text = format!("the responder {former} on subject \"{subject}\" is replaced");
+        report::message(Level::Notice, &text, "", "");
+    }
+}
+
+/// Writes the row of a handler; `false` if there is a row that the role may not replace.
+fn insert(new: &NewHandler<'_>, server: &str, signature: &str, role: u32) -> bool {
     // A subject has one responder, but any number of subscriptions.
-    let (conflict, replaced) = match kind {
+    let (conflict, replaced) = match new.kind {
         HandlerKind::Subscription | HandlerKind::Stream => ("(kind, server, subject, signature)", ""),
         HandlerKind::Responder => (
             "(server, subject) WHERE kind = 'responder'",
@@ -112,29 +151,16 @@ pub fn write(
              WHERE handler.role = excluded.role OR pg_has_role(excluded.role, handler.role, 'USAGE') RETURNING kind"
         ),
         &[
-            Text(kind.name()),
-            Text(&server),
-            Text(subject),
-            OptionalText(queue_group),
-            Text(&signature),
+            Text(new.kind.name()),
+            Text(server),
+            Text(new.subject),
+            OptionalText(new.queue_group),
+            Text(signature),
             Oid(role),
-            Int8(batch_size.unwrap_or(0)),
+            Int8(new.batch_size.unwrap_or(0)),
         ],
     );
-    if written.is_empty() {
-        // Another session was faster.
-        return Err(not_yours(kind, subject));
-    }
-    table.bind(
-        [kind.name(), &server, subject, &signature],
-        function.oid,
-        key.server,
-    );
-    Ok(Written {
-        server,
-        signature,
-        table,
-    })
+    !written.is_empty()
 }
 
 /// `(subject, fn)` of a subscription, `(subject)` of a responder.
@@ -147,12 +173,13 @@ fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
     remove(kind, &subject, function.as_ref())
 }
 
-/// Removes the handlers of a kind on a subject: of one function, or of any.
+/// Removes the handlers of a kind on a subject that call `function` or, for `None`, any function. Fails if the role may
+/// not remove one of them.
 pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> Result<Value> {
     check_writable()?;
     let server = match server::choose().and_then(server::target) {
         Ok(target) => target.server_name,
-        // Of a server that was dropped, whose handlers stay.
+        // The server may have been dropped; its handlers stay.
         Err(error) if error.kind == Kind::NoServer => parameters::server()
             .map(|name| encoding::utf8(&name))
             .or_else(|| OwnTables::open().ok()?.only_server())
@@ -185,7 +212,7 @@ fn subject_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
     Ok(subject)
 }
 
-/// Checks how many messages a call may have.
+/// Checks how many messages a call may have; `None` if nothing was said.
 pub fn batch_size(size: Option<i32>) -> Result<Option<i64>> {
     if size.is_some_and(|size| !(1..=MAX_BATCH).contains(&size)) {
         return Err(Error::new(Kind::InvalidArgument, "batch_size is out of range")
@@ -194,6 +221,7 @@ pub fn batch_size(size: Option<i32>) -> Result<Option<i64>> {
     Ok(size.map(i64::from))
 }
 
+/// The second argument, the object id of a function; fails if it is NULL or the function does not exist.
 pub fn function_argument(call: &Call<'_>) -> Result<Function> {
     let oid = call.oid(1).ok_or_else(|| null("function"))?;
     Function::find(oid).ok_or_else(|| {
@@ -247,7 +275,8 @@ fn check_execute(function: &Function) -> Result<()> {
         .hint("GRANT EXECUTE ON FUNCTION name TO role gives the right."))
 }
 
-/// A handler runs with the rights of the role that registered it: only who has these may replace or remove it.
+/// Fails unless the role may replace or remove the handler: a handler runs with the rights of the role that has
+/// registered it, so only a role with these rights may.
 fn check_privileges(registered: &RegisteredHandler, kind: HandlerKind, subject: &str) -> Result<()> {
     if registered.role == rights::current_role() || rights::has_privileges_of(registered.role) {
         return Ok(());
@@ -275,19 +304,17 @@ fn check_writable() -> Result<()> {
     Ok(())
 }
 
-/// Others need memory and the runtime's time too.
+/// Fails if the role has its most handlers already: those of other roles need memory and the runtime worker's time too.
 fn check_number(role: u32) -> Result<()> {
     let rows = query(
         "SELECT count(*) FROM litmus_pgnats.handler WHERE role = $1",
         &[Oid(role)],
     );
     let number = rows.into_iter().flatten().flatten().next();
+    let number = number.and_then(|number| number.parse::<usize>().ok());
     let most = parameters::max_handlers();
-    if number
-        .and_then(|number| number.parse::<usize>().ok())
-        .unwrap_or(0)
-        < most
-    {
+    // count() always gives a number.
+    if number.is_some_and(|number| number < most) {
         return Ok(());
     }
     let role = rights::role_name(role);

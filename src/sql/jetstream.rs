@@ -1,4 +1,5 @@
-//! `nats_publish_{text,json,jsonb,binary}_stream(subject, payload, headers, domain)`.
+//! `nats_publish_{text,json,jsonb,binary}_stream(subject, payload, headers, domain)`: publishes that JetStream
+//! acknowledges. Runs in backends and executors, on the main thread.
 
 use std::borrow::Cow;
 

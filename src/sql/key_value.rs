@@ -1,6 +1,6 @@
 //! Key-value buckets: `nats_put_T`, `nats_create_T`, `nats_update_T`, `nats_get_T`, `nats_delete_value`,
 //! `nats_purge_value`, `nats_get_entry`, `nats_get_history`, `nats_list_keys`, `nats_create_bucket` and
-//! `nats_delete_bucket`.
+//! `nats_delete_bucket`. Runs in backends and executors, on the main thread.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::answers::{done, number, rows};
 use super::arguments::{bytes_of, domain_argument, null};
-use super::call::unexpected_reply;
+use super::session::unexpected_reply;
 use super::{call, request};
 use crate::channel::frame::Frame;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, JetStreamCall, Reply};
@@ -174,7 +174,7 @@ fn put(call: &Call<'_>, value: Cow<'_, [u8]>, expect: Expect, domain: usize) -> 
     .and_then(number)
 }
 
-/// The value of a key; an error about it names the key.
+/// The value of a key as `read` converts it, NULL if the key has none. An error about the value names the key.
 fn get(call: &Call<'_>, read: fn(Bytes) -> Result<Value>) -> Result<Value> {
     let reply = in_key(call, |key| BucketCall::Get { key })?;
     match reply.message {

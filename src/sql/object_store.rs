@@ -1,10 +1,10 @@
-//! Object stores: `nats_put_file`, `nats_get_file`, `nats_delete_file`, `nats_get_file_info` and
-//! `nats_get_file_list`.
+//! Object stores: `nats_put_file`, `nats_get_file`, `nats_delete_file`, `nats_get_file_info` and `nats_get_file_list`.
+//! Runs in backends and executors, on the main thread.
 
 use super::answers::{done, rows};
 use super::arguments::{domain_argument, null};
 use super::call;
-use super::call::unexpected_reply;
+use super::session::unexpected_reply;
 use crate::channel::message::{JetStreamCall, Reply, StoreCall};
 use crate::error::Result;
 use crate::nats::names;
@@ -57,7 +57,7 @@ fn put(call: &Call<'_>) -> Result<Value> {
     .and_then(done)
 }
 
-/// The content, once the runtime has verified its digest: before, an error drops all of it.
+/// The content, once the runtime worker has verified its digest. An error before that drops all parts.
 fn get(call: &Call<'_>) -> Result<Value> {
     let get = in_store(call, StoreCall::Get { name: name(call)? })?;
     let mut content: Option<BytesBuilder> = None;

@@ -1,28 +1,28 @@
-//! Publishes that wait for the commit of their transaction, and are never sent if it, or the savepoint around them, rolls
-//! back (`litmus_pgnats.publish = on_commit`). Runs in backends and executors, on the main thread.
+//! Publishes that wait for the commit of their transaction, and are never sent if the transaction or the savepoint
+//! around them is rolled back (`litmus_pgnats.publish = on_commit`). Runs in backends and executors, on the main
+//! thread.
 //!
-//! Before the commit, while an error can still prevent it, they are handed to the runtime worker, which holds them; the
-//! commit itself only says that they may go.
+//! Before the commit, while an error can still prevent it, the messages are handed to the runtime worker, which holds
+//! them; after the commit, a `Release` has them sent.
 
 use std::cell::RefCell;
 
-use super::call::Outgoing;
-use super::{call, parameters};
+use super::session::Outgoing;
+use super::{call, parameters, transaction_end};
 use crate::channel::message::Request;
 use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
-use crate::pg::report;
-use crate::pg::report::Level;
+use crate::pg::report::{self, Level};
 
-/// What a held message takes beyond its subject, headers and payload, in bytes; about what it does.
+/// What a held message takes besides its subject, headers and payload, in bytes; an estimate.
 const OVERHEAD: usize = 100;
 
 #[derive(Default)]
 struct HeldPublishes {
     messages: Vec<(Key, Outgoing<'static>)>,
     bytes: usize,
-    /// The runtime has them, or a part of them.
+    /// The runtime worker has the messages, or some of them.
     handed_over: bool,
 }
 
@@ -30,7 +30,7 @@ thread_local! {
     static HELD: RefCell<HeldPublishes> = RefCell::default();
 }
 
-/// Has a message wait for the commit.
+/// Has a message wait for the commit. Fails if the messages that wait would exceed `litmus_pgnats.on_commit_size`.
 pub fn hold(key: Key, message: Outgoing<'_>) -> Result<()> {
     HELD.with_borrow_mut(|held| {
         let size = size(&message);
@@ -53,12 +53,12 @@ fn size(message: &Outgoing<'_>) -> usize {
     OVERHEAD + message.subject.len() + reply + headers::wire_len(&message.headers) + message.payload.len()
 }
 
-/// How many wait: what a savepoint remembers.
+/// The number of messages that wait, which a savepoint remembers.
 pub fn mark() -> usize {
     HELD.with_borrow(|held| held.messages.len())
 }
 
-/// Forgets what was published since the mark.
+/// Forgets the messages that were published since the mark.
 pub fn roll_back_to(mark: usize) {
     HELD.with_borrow_mut(|held| {
         for (_, message) in held.messages.drain(mark.min(held.messages.len())..) {
@@ -67,7 +67,7 @@ pub fn roll_back_to(mark: usize) {
     });
 }
 
-/// Hands over what waits; an error prevents the commit.
+/// Hands the messages that wait to the runtime worker; an error prevents the commit.
 pub fn before_commit() -> Result<()> {
     let messages = HELD.with_borrow_mut(|held| {
         held.handed_over = !held.messages.is_empty();
@@ -80,7 +80,8 @@ pub fn before_commit() -> Result<()> {
     call::hand_over(messages)
 }
 
-/// A prepared transaction may be committed by another session, or after a restart.
+/// Refuses to prepare a transaction with messages that wait: another session may commit it, or the same one after a
+/// restart.
 pub fn before_prepare() -> Result<()> {
     if mark() == 0 {
         return Ok(());
@@ -91,17 +92,17 @@ pub fn before_prepare() -> Result<()> {
     ))
 }
 
-/// They may go.
+/// Has the runtime worker send the messages.
 pub fn committed() {
-    if HELD.take().handed_over && !call::post(&Request::Release) {
+    if HELD.take().handed_over && !transaction_end::post(&Request::Release) {
         let text = "messages that the transaction has published are lost: the litmus_pgnats runtime worker has ended";
         report::message(Level::Warning, text, "", "");
     }
 }
 
-/// They are forgotten.
+/// Forgets the messages; the runtime worker drops those that it has.
 pub fn aborted() {
     if HELD.take().handed_over {
-        call::post(&Request::Discard);
+        transaction_end::post(&Request::Discard);
     }
 }

@@ -1,8 +1,9 @@
-//! `nats_publish_*_outbox`: messages that are rows of the transaction, and are delivered to JetStream after its commit. Runs
-//! in backends and executors, on the main thread.
+//! `nats_publish_*_outbox`: messages that are rows of the transaction, and are delivered to JetStream after its commit.
+//! Runs in backends and executors, on the main thread.
 //!
-//! Rows of a transaction and partition share a batch. Just before the commit each batch gets its number, so that the numbers
-//! follow the order of the commits and not that of the rows; an outbox relay reads what waits by them.
+//! The rows of one transaction and one partition share a batch. Each batch gets its number just before the commit, so
+//! that the numbers follow the order of the commits and not that of the rows; an outbox relay reads the messages by
+//! these numbers.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -10,7 +11,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 
 use super::arguments::{binary_payload, jsonb_payload, subject_argument, text_payload};
-use super::{call, server};
+use super::{call, server, transaction_end};
 use crate::channel::message::Request;
 use crate::channel::outbox::Partition;
 use crate::error::{Error, Kind, Result};
@@ -33,15 +34,15 @@ sql_function!(nats_publish_binary_outbox, |call: &Call<'_>| publish(
     binary_payload(call)?
 ));
 
-/// Largest headers and payload: NATS's own limit for a message. What a server or a stream allows is less, and found out
-/// at the delivery.
+/// Largest headers and payload together, in bytes: NATS's own limit for a message. A server or a stream may allow less,
+/// which shows at the delivery.
 const MAX_SIZE: usize = 64 * 1024 * 1024;
 
-/// What the error of a transaction that is read only names.
+/// The name of the command in the error of a read-only transaction.
 const COMMAND: &CStr = c"nats_publish_*_outbox";
 
 thread_local! {
-    /// The batches of the running transaction.
+    /// The batches of the running transaction, by partition.
     static BATCHES: RefCell<HashMap<Partition, i64>> = RefCell::default();
 }
 
@@ -84,16 +85,17 @@ pub struct NewMessage<'a> {
     pub payload: &'a [u8],
     pub headers: Option<&'a str>,
     pub domain: Option<&'a str>,
-    /// The `Nats-Msg-Id` of one that was there before.
+    /// The `Nats-Msg-Id` of a message that was in the outbox before; `None` for a new message.
     pub id: Option<&'a str>,
 }
 
-/// Writes a message into the outbox; its number there.
+/// Writes a message into the outbox; returns its number there. Fails in a read-only transaction, and without the
+/// extension.
 pub fn put(partition: Partition, message: &NewMessage<'_>) -> Result<i64> {
     let batch = BATCHES.with_borrow(|batches| batches.get(&partition).copied());
     if batch.is_none() {
-        // So that the commit need not connect; without preloading this starts the runtime. What is there when it starts, it
-        // finds by itself.
+        // Connects now, so that the commit need not; without preloading, this starts the runtime worker. A runtime
+        // worker that starts later finds the message by itself.
         match call::ensure_runtime() {
             Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => {
@@ -153,7 +155,7 @@ pub fn before_commit() -> Result<()> {
     Ok(())
 }
 
-/// A prepared transaction may be committed at any time, by another session.
+/// Refuses to prepare a transaction that has written to the outbox: another session may commit it at any time.
 pub fn before_prepare() -> Result<()> {
     if BATCHES.with_borrow(HashMap::is_empty) {
         return Ok(());
@@ -164,10 +166,10 @@ pub fn before_prepare() -> Result<()> {
     ))
 }
 
-/// Has the outbox relay come.
+/// Has the runtime worker deliver the outbox of this database.
 pub fn committed() {
     if !BATCHES.take().is_empty() {
-        call::announce(&Request::Outbox {
+        transaction_end::announce(&Request::Outbox {
             database: databases::database_oid(),
         });
     }

@@ -1,4 +1,5 @@
-//! The extension's own tables as their owner sees them, and the rows of handlers in them. Runs where SQL runs.
+//! The extension's own tables as their owner sees them, and the rows of handlers in them. Runs where SQL runs, on the
+//! main thread.
 
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
@@ -8,24 +9,26 @@ use crate::pg::query::query;
 use crate::pg::transaction::{Parameters, UserContext};
 use crate::pg::{databases, own_objects, state};
 
-/// Of functions `p` that have taken the name of one that a handler `h` called, those that may be called in its place: with
-/// the handler's rights, so nobody else's but a superuser's.
+/// The condition under which a function `p` that is only found by the name that a handler `h` has may be called. The
+/// function would run with the rights of the handler's role, so it must belong to that role or to a superuser.
 pub const TRUSTED: &str =
     "(p.proowner = h.role OR EXISTS (SELECT FROM pg_roles o WHERE o.oid = p.proowner AND o.rolsuper))";
 
-/// A row of the table, as far as registering needs it.
+/// A row of the table of handlers, as far as registering needs it.
 pub struct RegisteredHandler {
     pub signature: String,
     pub role: u32,
 }
 
-/// The table as its owner sees it, and no name of a statement means anything but PostgreSQL's or ours.
+/// Until this is dropped, statements run as the owner of the extension's tables, under a search path that has only
+/// PostgreSQL's own names.
 pub struct OwnTables {
     _parameters: Parameters,
     _owner: UserContext,
 }
 
 impl OwnTables {
+    /// Fails if the extension is not in this database.
     pub fn open() -> Result<OwnTables> {
         let parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
         let owner = own_objects::extension_owner().ok_or_else(|| {
@@ -40,7 +43,7 @@ impl OwnTables {
         })
     }
 
-    /// The handlers of a kind on a subject: of one function, or of any.
+    /// The handlers of a kind on a subject that call `function` or, for `None`, any function.
     pub fn registered(
         &self,
         kind: HandlerKind,
@@ -69,14 +72,15 @@ impl OwnTables {
         registered.collect()
     }
 
-    /// The server that all handlers name.
+    /// The server that all handlers name; `None` if there are no handlers, or if they name several.
     pub fn only_server(&self) -> Option<String> {
         let rows = query("SELECT DISTINCT server FROM litmus_pgnats.handler", &[]);
         let mut names = rows.into_iter().flatten().flatten();
         names.next().filter(|_| names.next().is_none())
     }
 
-    /// Remembers which objects the names of a handler mean; 0 for a server that is not there.
+    /// Remembers which objects the names of a handler mean in this database; `server_oid` is 0 if there is no such
+    /// server.
     pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
         query(
             "INSERT INTO litmus_pgnats.handler_binding \
@@ -98,6 +102,7 @@ impl OwnTables {
         );
     }
 
+    /// Deletes a handler.
     pub fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
         query(
             "DELETE FROM litmus_pgnats.handler WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = $4",

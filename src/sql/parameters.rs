@@ -1,4 +1,4 @@
-//! Configuration parameters.
+//! The configuration parameters. Runs in every process that loads the library, on the main thread.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub enum PublishMode {
     OnCommit,
 }
 
-/// Which records of the runtime worker reach the server log.
+/// Which messages of the extension's workers reach the server log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum LogLevel {
     #[name = c"error"]
@@ -213,7 +213,7 @@ pub fn define() {
     crate::pg::worker::reserve_parameters(c"litmus_pgnats");
 }
 
-/// `litmus_pgnats.server`, if it is set.
+/// `litmus_pgnats.server`; `None` if it is not set.
 pub fn server() -> Option<CString> {
     SERVER.get().filter(|name| !name.is_empty())
 }
@@ -240,7 +240,7 @@ pub fn on_commit_size() -> usize {
         .saturating_mul(1024)
 }
 
-/// `litmus_pgnats.dead_letter_retention`, unless they are kept for ever.
+/// `litmus_pgnats.dead_letter_retention`; `None` if dead letters are kept until they are purged.
 pub fn dead_letter_retention() -> Option<Duration> {
     let time = u64::try_from(DEAD_LETTER_RETENTION.get()).unwrap_or(0);
     (time > 0).then(|| Duration::from_secs(time))
@@ -251,7 +251,7 @@ pub fn max_handlers() -> usize {
     usize::try_from(MAX_HANDLERS.get()).unwrap_or(0)
 }
 
-/// `litmus_pgnats.callback_timeout`, unless it is off.
+/// `litmus_pgnats.callback_timeout`; `None` if it is off.
 pub fn callback_timeout() -> Option<Duration> {
     let limit = u64::try_from(CALLBACK_TIMEOUT.get()).unwrap_or(0);
     (limit > 0).then(|| Duration::from_millis(limit))

@@ -1,13 +1,13 @@
-//! `litmus_pgnats_reload_conf()` and `litmus_pgnats_reload_conf_force()`.
+//! `litmus_pgnats_reload_conf()` and `litmus_pgnats_reload_conf_force()`. Runs in backends, on the main thread.
 //!
-//! If the transaction has changed anything, say the server's options, the reload takes effect when it commits, and
-//! not at all when it rolls back; a failure then is in the server log. Otherwise it is done at once and a failure is
-//! an error.
+//! If the transaction has changed anything, the server's options for example, the reload takes effect when the
+//! transaction commits, and never if it rolls back; a failure is written to the server log then. Otherwise the reload
+//! is done at once, and a failure is an error.
 
 use std::cell::RefCell;
 
-use super::call::{milliseconds, unexpected_reply};
-use super::{call, changes, parameters, server};
+use super::session::{milliseconds, unexpected_reply};
+use super::{call, changes, parameters, server, transaction_end};
 use crate::channel::message::{Reply, Request};
 use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
@@ -20,7 +20,7 @@ sql_function!(litmus_pgnats_reload_conf_force, |_: &Call<'_>| reload(true));
 
 /// A server whose connections are to be reloaded.
 #[derive(Clone)]
-struct Pending {
+struct PendingReload {
     database: u32,
     server: u32,
     mappings: Vec<u32>,
@@ -28,7 +28,7 @@ struct Pending {
 }
 
 thread_local! {
-    static AT_COMMIT: RefCell<Vec<Pending>> = const { RefCell::new(Vec::new()) };
+    static AT_COMMIT: RefCell<Vec<PendingReload>> = const { RefCell::new(Vec::new()) };
     static COMMITTING: RefCell<Vec<Request>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -44,14 +44,14 @@ fn reload(force: bool) -> Result<Value> {
         else {
             return Err(unexpected_reply());
         };
-        found.push(Pending {
+        found.push(PendingReload {
             database,
             server: server.oid,
             mappings,
             force,
         });
     }
-    // Handlers may have waited for what the reload is for; a timeout may have changed.
+    // Handlers may wait for the changed options, or have a new responder_timeout_ms.
     changes::mark();
     if state::transaction_has_written() {
         AT_COMMIT.with_borrow_mut(|pending| pending.extend(found));
@@ -63,9 +63,9 @@ fn reload(force: bool) -> Result<Value> {
     Ok(Value::Void)
 }
 
-impl Pending {
+impl PendingReload {
     fn request(&self) -> Result<Request> {
-        let Pending {
+        let PendingReload {
             database,
             server,
             force,
@@ -83,7 +83,7 @@ impl Pending {
             match server::read_settings(key) {
                 Ok(read) => settings.push((mapping, read)),
                 Err(error) if mapping == 0 || mapping == own => return Err(error),
-                // What another role has done to its own mapping must not keep anybody from a reload.
+                // What a role has done to its own user mapping must not keep other roles from a reload.
                 Err(error) => report::message(
                     Level::Warning,
                     "a user mapping of another role is not reloaded",
@@ -102,31 +102,32 @@ impl Pending {
     }
 }
 
-/// Reads the settings while the catalogue can still be read.
+/// Reads the settings before the commit, while the catalogue can still be read; an error prevents the commit.
 pub fn before_commit() -> Result<()> {
     let requests = AT_COMMIT
         .take()
         .iter()
-        .map(Pending::request)
+        .map(PendingReload::request)
         .collect::<Result<Vec<_>>>()?;
     COMMITTING.set(requests);
     Ok(())
 }
 
-/// The settings stand: sends them.
+/// Sends the settings, which are committed now.
 pub fn committed() {
     for request in COMMITTING.take() {
-        call::post(&request);
+        transaction_end::post(&request);
     }
 }
 
-/// Nothing happened.
+/// Forgets the reloads.
 pub fn aborted() {
     AT_COMMIT.take();
     COMMITTING.take();
 }
 
-/// A prepared transaction may be committed by another session, which knows nothing of the reload.
+/// Refuses to prepare a transaction that has asked for a reload: another session may commit it, which knows nothing of
+/// the reload.
 pub fn before_prepare() -> Result<()> {
     if AT_COMMIT.with_borrow(Vec::is_empty) {
         return Ok(());

@@ -1,4 +1,5 @@
-//! `nats_request_{text,json,jsonb,binary}(subject, payload, timeout_ms)`.
+//! `nats_request_{text,json,jsonb,binary}(subject, payload, timeout_ms)`. Runs in backends and executors, on the main
+//! thread.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 
 use super::arguments::{binary_payload, jsonb_payload, null, subject_argument, text_payload};
 use super::call;
-use super::call::unexpected_reply;
+use super::session::unexpected_reply;
 use crate::channel::message::{Reply, Request};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -67,7 +68,7 @@ fn request(call: &Call<'_>, payload: Cow<'_, [u8]>) -> Result<Bytes> {
     }
 }
 
-/// A reply as text that PostgreSQL can store.
+/// A reply as text that PostgreSQL can store. Fails if it is not UTF-8, or has a zero byte.
 pub fn text(reply: Bytes) -> Result<String> {
     let invalid = |what: &str| Error::new(Kind::InvalidEncoding, format!("reply is not valid text: {what}"));
     let text = String::from_utf8(reply.into()).map_err(|error| {
@@ -80,7 +81,8 @@ pub fn text(reply: Bytes) -> Result<String> {
     }
 }
 
-/// A reply as JSON text.
+/// A reply as JSON text. Fails if it is not valid JSON; raises PostgreSQL's own error if the database's encoding lacks
+/// a character.
 pub fn json(reply: Bytes) -> Result<String> {
     let text = text(reply)?;
     match serde_json::from_str::<&serde_json::value::RawValue>(&text) {

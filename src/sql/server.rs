@@ -1,4 +1,5 @@
-//! Which foreign server a call means, whether the calling role may use it, and with which settings.
+//! Which foreign server a call means, whether the calling role may use it, and with which settings. Runs where SQL
+//! runs, on the main thread.
 
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -10,7 +11,7 @@ use crate::pg::foreign_servers::Server;
 use crate::pg::{databases, encoding, foreign_servers, rights};
 use crate::settings::Settings;
 
-/// The outcome of a choice, and what it depends on.
+/// The last choice of a server, and what it depended on.
 struct Choice {
     role: u32,
     named: Option<CString>,
@@ -22,8 +23,9 @@ thread_local! {
     static LAST: RefCell<Option<Choice>> = const { RefCell::new(None) };
 }
 
-/// The key of the server that the current role's call means; fails if there is none or the role may not use it.
-/// Looks at the catalogue only if a server, a mapping, a right, the role or the parameter changed since last time.
+/// The key of the foreign server that a call of the current role means; fails if there is none, if there are several to
+/// choose from, or if the role may not use it. Reads the catalogue only if a server, a user mapping, a right, the role
+/// or `litmus_pgnats.server` has changed since the last call.
 pub fn choose() -> Result<Key> {
     let (role, named, generation) = (
         rights::current_role(),
@@ -53,7 +55,8 @@ pub fn choose() -> Result<Key> {
         private_to,
     };
     if private_to != 0 {
-        // Looked at again each time, because nothing else tells of the end of the transaction.
+        // Not remembered, because no change of `generation` tells that the transaction has ended and the connection is
+        // shared.
         return Ok(key);
     }
     LAST.set(Some(Choice {
@@ -124,7 +127,8 @@ fn check_usage(role: u32, server: &Server) -> Result<()> {
     )))
 }
 
-/// The servers that a reload by the current role concerns: the chosen one, or else all that it may use.
+/// The servers that a reload by the current role concerns: the one that `litmus_pgnats.server` names, or else all that
+/// the role may use. Fails if there is none.
 pub fn to_reload() -> Result<Vec<Server>> {
     let role = rights::current_role();
     if let Some(named) = parameters::server() {
@@ -142,7 +146,7 @@ pub fn to_reload() -> Result<Vec<Server>> {
     }
 }
 
-/// The target of a key, with the names for NATS's monitoring.
+/// The target of a key, with the names that NATS's monitoring shows; fails if the server was dropped.
 pub fn target(key: Key) -> Result<Target> {
     let (_, database_name) = databases::database();
     let server_name = foreign_servers::server_name(key.server)
@@ -154,7 +158,8 @@ pub fn target(key: Key) -> Result<Target> {
     })
 }
 
-/// The settings that a key's server and user mapping have now; `None` if one of them is gone.
+/// The settings that a key's server and user mapping have now; `None` if one of the two was dropped. Fails if the
+/// settings are not complete.
 pub fn read_settings(key: Key) -> Result<Option<Settings>> {
     let Some(server) = foreign_servers::server_options(key.server) else {
         return Ok(None);

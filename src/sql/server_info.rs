@@ -1,11 +1,11 @@
-//! `nats_get_server_info()`.
+//! `nats_get_server_info()`. Runs in backends and executors, on the main thread.
 
 use std::time::Duration;
 
 use serde_json::Value as Json;
 
 use super::call;
-use super::call::unexpected_reply;
+use super::session::unexpected_reply;
 use crate::channel::message::{Reply, Request};
 use crate::error::Result;
 use crate::nats::headers::Headers;
@@ -48,7 +48,7 @@ fn server_info(_: &Call<'_>) -> Result<Value> {
     ))
 }
 
-/// A JSON value as the text that the column's type reads.
+/// A JSON value as the text that the column's type reads; `None` for null.
 fn column_text(value: &Json) -> Option<String> {
     match value {
         Json::Null => None,

@@ -1,7 +1,9 @@
-//! What the runtime counts, as rows for the views of schema `litmus_pgnats`.
+//! What the runtime worker counts, as rows for the views of schema `litmus_pgnats`. Runs in backends, on the main
+//! thread.
 
-use super::{call, parameters};
-use crate::channel::message::{Reply, Request, Statistics};
+use super::{call, parameters, session};
+use crate::channel::message::{Reply, Request};
+use crate::channel::statistics::Statistics;
 use crate::error::Result;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::{databases, encoding};
@@ -24,7 +26,7 @@ sql_function!(litmus_pgnats_stat_control_channel, |_: &Call<'_>| rows(
 ));
 sql_function!(litmus_pgnats_stat_reset, |_: &Call<'_>| reset());
 
-/// No rows if the runtime does not run: nothing is started to be looked at.
+/// The rows of a view. None if the runtime worker does not run: a view does not start it.
 fn rows(of: Statistics) -> Result<Value> {
     if !call::join_runtime_if_running() {
         return Ok(Value::Rows(Vec::new()));
@@ -32,12 +34,13 @@ fn rows(of: Statistics) -> Result<Value> {
     let database = databases::database_oid();
     let request = Request::Statistics { database, of };
     match call::tell(&request, parameters::connect_timeout())?.message {
-        Reply::Rows(rows) => Ok(displayable(rows)),
-        _ => Err(call::unexpected_reply()),
+        Reply::Statistics(rows) => Ok(displayable(rows.columns())),
+        _ => Err(session::unexpected_reply()),
     }
 }
 
-/// Names of other databases, and of NATS, may have characters that this one lacks.
+/// The rows, with text that this database's encoding can hold: names from other databases and from NATS may have
+/// characters that it lacks.
 pub fn displayable(rows: Vec<Row>) -> Value {
     let row = |row: Row| {
         row.into_iter()
@@ -47,7 +50,7 @@ pub fn displayable(rows: Vec<Row>) -> Value {
     Value::Rows(rows.into_iter().map(row).collect())
 }
 
-/// A runtime that does not run has nothing to forget.
+/// Resets the statistics; if the runtime worker does not run, there are none.
 fn reset() -> Result<Value> {
     if call::join_runtime_if_running() {
         let database = databases::database_oid();

@@ -1,4 +1,4 @@
-//! `litmus_pgnats_version()`, and what CREATE EXTENSION refuses.
+//! `litmus_pgnats_version()`, and what CREATE EXTENSION refuses. Runs in backends, on the main thread.
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::fmgr::{Call, Value, sql_function};
@@ -6,8 +6,8 @@ use crate::pg::fmgr::{Call, Value, sql_function};
 sql_function!(litmus_pgnats_version, version);
 sql_function!(litmus_pgnats_refuse, refuse);
 
-/// Called by the install script with another extension and a function of it that has a name of ours. Overloads would
-/// let both be created, and calls then mean the one or the other, or be ambiguous.
+/// Called by the install script with the name of another extension and of a function in it that has the name of one of
+/// this extension's. As overloads, both could be created, and calls would then mean one or the other, or be ambiguous.
 fn refuse(call: &Call<'_>) -> Result<Value> {
     let (other, function) = (
         call.text(0)?.unwrap_or_default(),
@@ -19,7 +19,7 @@ fn refuse(call: &Call<'_>) -> Result<Value> {
     Err(Error::new(Kind::Rival, message).detail(format!("One of them is {function}.")))
 }
 
-/// What build.rs found out about the sources; unknown parts are NULL.
+/// What build.rs has found out about the sources; unknown parts are NULL.
 fn version(_: &Call<'_>) -> Result<Value> {
     let columns = [
         env!("LITMUS_PGNATS_VERSION"),

@@ -141,6 +141,23 @@ pub fn text<'a>(session: &'a Session, sql: &'a str) -> impl Future<Output = Stri
     }
 }
 
+/// Whether a condition holds; not where there is no row.
+#[track_caller]
+pub fn holds<'a>(session: &'a Session, sql: &'a str) -> impl Future<Output = bool> + 'a {
+    let caller = std::panic::Location::caller();
+    async move {
+        let condition = format!("SELECT coalesce(({sql}), false)");
+        let row = session.query_one(&condition, &[]).await;
+        row.unwrap_or_else(|e| panic!("{caller}: {sql}: {e:?}")).get(0)
+    }
+}
+
+/// Waits until a condition holds.
+#[track_caller]
+pub fn until_holds<'a>(session: &'a Session, sql: &'a str) -> impl Future<Output = ()> + 'a {
+    eventually(SOON, async move || holds(session, sql).await)
+}
+
 /// That the session's calls work: a request gets its own answer. Needs [`Scene::echo`].
 #[track_caller]
 pub fn works<'a>(session: &'a Session, word: &'a str) -> impl Future<Output = ()> + 'a {

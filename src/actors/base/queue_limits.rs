@@ -1,19 +1,22 @@
-//! How much may wait for executors, in each queue and in all together, and how much does. In every thread.
+//! How much may wait for executors, in each queue and in all queues together, and how much does wait. Atomics: the
+//! runtime worker's main thread sets the limits, its actor thread reads them and counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How much may wait; may change at any time.
+/// The limits, which may change at any time, and what counts against them.
 #[derive(Debug, Default)]
 pub struct Limits {
-    /// For each handler.
+    /// Most messages in the queue of one handler.
     pub messages: AtomicUsize,
+    /// Most bytes in the queue of one handler.
     pub bytes: AtomicUsize,
-    /// For all handlers of all databases. When that is full, each may still have its equal share of it, so that one
-    /// whose messages pile up does not take the others' room.
+    /// Most bytes in the queues of all handlers of all databases. When these are full, each queue may still hold its
+    /// equal share, so that one handler's backlog does not take the room of the others.
     pub total_bytes: AtomicUsize,
-    /// What waits in all queues, and how many there are.
+    /// Bytes that wait in all queues.
     waiting: AtomicUsize,
+    /// Number of queues.
     queues: AtomicUsize,
 }
 
@@ -32,8 +35,9 @@ impl Limits {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether a queue of so many messages and bytes may have one of `more` bytes: within its own limits and those of
-    /// all. One message is let in whatever its size, by the one if the queue is empty and by the other if all are.
+    /// Whether a queue that holds so many messages and bytes may take a message of `more` bytes, by its own limits and
+    /// by the limit for all. A message of any size passes the queue's own limits if the queue is empty, and the limit
+    /// for all if all queues are empty.
     pub fn allows(&self, messages: usize, bytes: usize, more: usize) -> bool {
         let get = |number: &AtomicUsize| number.load(Ordering::Relaxed);
         let (total, waiting) = (get(&self.total_bytes), get(&self.waiting));
@@ -42,22 +46,22 @@ impl Limits {
         own && (waiting == 0 || waiting + more <= total || bytes + more <= share)
     }
 
-    /// A queue begins.
+    /// Counts a new queue.
     pub fn opened(&self) {
         self.queues.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An empty queue ends.
+    /// Counts a queue that ends, which must be empty.
     pub fn closed(&self) {
         self.queues.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// So many bytes more wait.
+    /// `bytes` more wait.
     pub fn grew(&self, bytes: usize) {
         self.waiting.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many bytes fewer wait.
+    /// `bytes` fewer wait.
     pub fn shrank(&self, bytes: usize) {
         self.waiting.fetch_sub(bytes, Ordering::Relaxed);
     }

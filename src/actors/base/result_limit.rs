@@ -1,4 +1,4 @@
-//! Rows of an answer to a session, which are bounded. In the actor thread.
+//! Bounds the rows of an answer to a session. In the actor thread.
 
 use futures::StreamExt;
 
@@ -8,7 +8,8 @@ use crate::row::Row;
 /// Most bytes of rows in one answer.
 const MAX_ROWS: usize = 48 * 1024 * 1024;
 
-/// Rows up to a limit.
+/// Collects rows. Fails with `PayloadTooLarge` if they are too many for one answer, and with the first error among
+/// them.
 pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<Vec<Row>> {
     let mut rows = std::pin::pin!(rows);
     let (mut all, mut size) = (Vec::new(), 0);
@@ -21,12 +22,12 @@ pub async fn collect(rows: impl futures::Stream<Item = Result<Row>>) -> Result<V
     Ok(all)
 }
 
-/// What a row with so many bytes of text takes.
+/// Bytes that a row with `text` bytes of text counts for.
 pub fn row_size(text: usize) -> usize {
     text + 16
 }
 
-/// An error if rows of so many bytes are too many for one answer.
+/// Fails with `PayloadTooLarge` if rows of `rows` bytes are too many for one answer.
 pub fn check_size(rows: usize) -> Result<()> {
     if rows > MAX_ROWS {
         let detail = format!("The limit is {MAX_ROWS} bytes.");

@@ -1,4 +1,5 @@
-//! What the actors know of the server that they belong to: primary or standby, and who it is. In the actor thread.
+//! What the actors know of the server's role, and whether it may be fenced. In the actor thread; the runtime worker's
+//! main thread sets [`Fencing`].
 
 use std::sync::atomic::AtomicBool;
 
@@ -6,9 +7,10 @@ use tokio::sync::watch;
 
 use crate::server_role::ServerRole;
 
-/// Whether a primary that Patroni does not take for one pauses; may change at any time.
+/// Whether a primary is fenced that Patroni does not take for the primary (`litmus_pgnats.patroni_fencing`). May change
+/// at any time.
 #[derive(Debug, Default)]
 pub struct Fencing(pub AtomicBool);
 
-/// Who hears of a promotion.
+/// Gives the server's role, and tells of a promotion.
 pub type Roles = watch::Receiver<ServerRole>;

@@ -1,5 +1,5 @@
-//! Makes a NATS client from settings: reads the secret files, sets up TLS, tries the hosts one after another and
-//! says in the project's own terms why it did not work. Runs in the actor thread.
+//! Makes a NATS client from settings: reads the secret files, sets up TLS, tries the hosts one after another, and
+//! explains failures in this extension's own terms. In the actor thread; files are read in tokio's blocking threads.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -23,26 +23,29 @@ use crate::settings::{Credential, Settings, Tls, Verify};
 
 /// Largest secret or certificate file that is read, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
-/// Between PINGs; a server that answers neither of two is given up.
+/// Time between PINGs; a server that has left two of them unanswered is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Messages between the connection and the task that owns the socket.
+/// Messages that may wait for async-nats's task, which owns the socket.
 const CLIENT_CAPACITY: usize = 2048;
 
-/// Messages between that task and a subscription's own. It drops what has no room, so there is room for as much as it
-/// reads before others get their turn (some 8 MB); the bound is the handler's queue behind it.
+/// Messages that may wait for the task that reads a subscription. async-nats drops messages that have no room, so there
+/// is room for all that its own task reads from the socket before other tasks get their turn (some 8 MB). The handler's
+/// queue is what bounds waiting messages.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 20;
 
-/// Our own side of TLS is not right.
+/// Message of the error when TLS cannot be set up on our side, before any handshake.
 pub const NO_TLS_SETUP: &str = "could not set up TLS";
 
 /// What a client reports while it lives; called in the actor thread.
 pub trait Observer: Clone + Send + Sync + 'static {
-    /// The connection broke; this client is of no more use.
+    /// The connection broke; the client is of no more use.
     fn lost(&self);
     fn event(&self, event: Event);
 }
 
-/// Connects to the first host that lets us in, within `limit`, names resolved included; says which one that is.
+/// Connects to the first host that accepts the connection, and returns the client with that host. `limit` is for all
+/// hosts together, each of which has an equal share of it, name resolution included. If no host accepts, the error is
+/// that of the first server which was reached, if any was.
 pub async fn connect<O: Observer>(
     settings: &Settings,
     hosts: &[Host],
@@ -59,7 +62,7 @@ pub async fn connect<O: Observer>(
             Err(_) => failures.push(unreachable(host, "timed out".into())),
         }
     }
-    // The most telling failure: that of a server which was there.
+    // The most telling failure is that of a server which was reached.
     let told = failures
         .iter()
         .position(|error| error.kind != Kind::Unreachable)
@@ -101,12 +104,12 @@ async fn dial<O: Observer>(
         .connect(host.to_string())
         .await
         .map_err(|error| explain(host, &error))?;
-    // Nothing else has run since the connect, so no loss can have been missed.
+    // No other task has run since the client connected, so no loss of the connection can have been missed.
     established.store(true, Ordering::Relaxed);
     Ok(client)
 }
 
-/// Tells the first connect from the reconnects that async-nats would make by itself.
+/// Tells the first connect from a reconnect that async-nats would make by itself.
 struct Lifeline<O> {
     established: Arc<AtomicBool>,
     observer: O,
@@ -114,9 +117,9 @@ struct Lifeline<O> {
 
 impl<O: Observer> Lifeline<O> {
     /// async-nats asks for a delay before each attempt to connect. When it asks again after the first success, the
-    /// connection has broken. It cannot be told not to reconnect by itself, so its task is ended here by an unwind
-    /// that tokio catches: the connection actor makes a new client instead, which reads secrets and resolves names
-    /// again, fails what was in flight at once, and is the one way for reconnect, reload and leaving a server.
+    /// connection has broken. Its own reconnect cannot be switched off, so async-nats's task is ended here by an unwind
+    /// that tokio catches. The connection actor makes a new client instead: that way secrets are read and names
+    /// resolved again, requests in flight fail at once, and reconnect, reload and leaving a server all go one way.
     fn before_attempt(&self) -> Duration {
         if self.established.load(Ordering::Relaxed) {
             self.observer.lost();
@@ -141,7 +144,7 @@ async fn with_credential(options: ConnectOptions, credential: &Credential) -> Re
     })
 }
 
-/// Whether a credential's file can be used.
+/// Fails with `FileUnreadable` if the credential is in a file that cannot be used.
 pub async fn check_credential(credential: &Credential) -> Result<()> {
     with_credential(ConnectOptions::new(), credential).await.map(drop)
 }
@@ -161,7 +164,7 @@ async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> 
     Ok(match &tls.verify {
         Verify::Platform => options,
         Verify::Ca(ca) => {
-            // async-nats reads these files itself; looking first gives an error that names the option.
+            // async-nats reads these files itself; reading them here first gives an error that names the option.
             certificates("tls_ca_path", ca).await?;
             let options = options.require_tls(true).add_root_certificates(ca.into());
             match &tls.client {
@@ -177,7 +180,8 @@ async fn with_tls(options: ConnectOptions, tls: &Tls) -> Result<ConnectOptions> 
     })
 }
 
-/// For `tls_insecure`, and to look at a certificate without judging it.
+/// A TLS configuration that accepts any certificate: for `tls_insecure`, and for the doctor to read a certificate
+/// without judging it.
 pub async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: rustls::Error| Error::new(Kind::TlsFailed, NO_TLS_SETUP).detail(format!("{error}."));
@@ -194,7 +198,7 @@ pub async fn insecure(tls: &Tls) -> Result<rustls::ClientConfig> {
     config.with_client_auth_cert(chain, key).map_err(failed)
 }
 
-/// The certificates in a PEM file; at least one.
+/// The certificates in a PEM file. Fails with `FileUnreadable`, also if the file holds none.
 pub async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_slice_iter(&read(option, path).await?)
         .collect::<std::result::Result<Vec<_>, _>>()
@@ -205,12 +209,13 @@ pub async fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer
     Ok(found)
 }
 
+/// The private key in a PEM file. Fails with `FileUnreadable`, also if the file holds none.
 pub async fn private_key(option: &str, path: &str) -> Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_slice(&read(option, path).await?)
         .map_err(|_| file_error(option, path, "It holds no private key.".into()))
 }
 
-/// For `tls_insecure`: any certificate will do. Signatures are still checked, so the peer holds the key.
+/// Accepts any certificate, for `tls_insecure`. Signatures are still verified, so the peer has the certificate's key.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
@@ -259,14 +264,14 @@ impl ServerCertVerifier for AcceptAnyCertificate {
     }
 }
 
-/// A secret file, without the white space around its contents.
+/// Reads a secret file, without the white space around its contents.
 async fn read_text(option: &str, path: &str) -> Result<String> {
     let bytes = read(option, path).await?;
     let text =
         String::from_utf8(bytes).map_err(|_| file_error(option, path, "It is not valid UTF-8.".into()))?;
     match text.trim() {
         "" => Err(file_error(option, path, "It is empty.".into())),
-        // Another file than that of a secret, whose contents must not be sent away as one.
+        // A file with more than one line is not a secret's file, and its contents must not be sent to a server.
         several if several.chars().any(char::is_control) => {
             Err(file_error(option, path, "It is not one line of text.".into()))
         }
@@ -274,11 +279,11 @@ async fn read_text(option: &str, path: &str) -> Result<String> {
     }
 }
 
-/// Reads a file in a thread of its own, because a file system may hang.
+/// Reads a file in a blocking thread, because a file system may hang.
 async fn read(option: &str, path: &str) -> Result<Vec<u8>> {
     let owned = path.to_string();
     let outcome = tokio::task::spawn_blocking(move || {
-        // A pipe or a device would block the open or never end.
+        // The open of a pipe or a device could block, and reading it could never end.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
@@ -306,6 +311,7 @@ fn file_error(option: &str, path: &str, why: String) -> Error {
     Error::new(Kind::FileUnreadable, message).cause(&why)
 }
 
+/// The error for a host that could not be connected to.
 pub fn unreachable(host: &Host, why: String) -> Error {
     Error::new(
         Kind::Unreachable,
@@ -314,7 +320,7 @@ pub fn unreachable(host: &Host, why: String) -> Error {
     .cause(&why)
 }
 
-/// async-nats's error as one of ours, its whole chain of causes in the detail.
+/// Turns async-nats's error into ours, with its whole chain of causes in the detail.
 fn explain(host: &Host, error: &ConnectError) -> Error {
     let mut causes = vec![error.to_string()];
     let mut is_tls = error.kind() == ConnectErrorKind::Tls;

@@ -1,10 +1,10 @@
-//! Messages on their way to a NATS client, requests, and the end of a client. In the actor thread.
+//! Hands messages and requests to a NATS client, and lets a client deliver what it holds before it ends. In the actor
+//! thread.
 
 use std::time::Duration;
 
-use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, HeaderMap, PublishErrorKind};
+use async_nats::{HeaderMap, PublishErrorKind};
 use bytes::Bytes;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
@@ -12,19 +12,20 @@ use tokio::time::timeout;
 use super::requester::{RequestFailure, Requester};
 use crate::error::{Error, Kind, Result};
 
-/// Longest time for a client to deliver what it holds when another replaces it.
+/// Longest time for a replaced client to deliver what it holds.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Hands messages to the client in order; answers with those that it did not take because it is lost.
-pub async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<OutboundMessage> {
+/// Hands messages to the client in order. Returns those that the client did not take because its connection is lost;
+/// empty if there are none.
+pub async fn send_all(client: &Requester, batch: Vec<OutboundMessage>) -> Vec<OutboundMessage> {
     let mut messages = batch.into_iter();
     while let Some(message) = messages.next() {
-        match client.publish_message(message.clone()).await {
+        match client.publish(message.clone()).await {
             Ok(()) => {}
             Err(error) if error.kind() == PublishErrorKind::Send => {
                 return std::iter::once(message).chain(messages).collect();
             }
-            // Sessions check before they send; the limit may have changed in between.
+            // Sessions check messages before they send them, but the server's limit may have changed since.
             Err(error) => log::warn!(
                 "message to subject \"{}\" was not published: {error}",
                 message.subject
@@ -34,22 +35,38 @@ pub async fn send_all(client: &Client, batch: Vec<OutboundMessage>) -> Vec<Outbo
     Vec::new()
 }
 
-/// Returns when the NATS server has taken in all that was handed to a client, so that what follows on another
-/// connection does not overtake it. async-nats drops what it has not written when the last clone of a client goes.
-pub async fn retire(client: &Requester, senders: &RwLock<()>) {
-    let _none_left = senders.write().await;
-    let _ = client.client().flush().await;
-    // All has left for the socket; now the server has to read it.
-    let _ = timeout(FLUSH_LIMIT, client.round_trip()).await;
+/// Whether a client that ends has delivered all that was handed to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retirement {
+    /// The NATS server has taken everything in.
+    Delivered,
+    /// The NATS server has not confirmed that in time: messages may come late, or not at all.
+    Unconfirmed,
 }
 
-/// NATS's permissions are the user's, not the role's.
+/// Returns when the NATS server has taken in all that was handed to a client, so that nothing sent on another
+/// connection overtakes it, or after `limit`. async-nats drops what it has not written when the last clone of a client
+/// is dropped.
+pub async fn retire(client: &Requester, senders: &RwLock<()>, limit: Duration) -> Retirement {
+    let delivered = async {
+        let _none_left = senders.write().await;
+        // The flush writes everything to the socket; the round trip shows that the server has read it.
+        client.client().flush().await.is_ok() && client.round_trip().await.is_ok()
+    };
+    match timeout(limit, delivered).await {
+        Ok(true) => Retirement::Delivered,
+        Ok(false) | Err(_) => Retirement::Unconfirmed,
+    }
+}
+
+/// The error for a subject that the NATS user may not publish to. It has no hint: the kind's own hint is about the
+/// rights of PostgreSQL's roles.
 pub fn forbidden(subject: &str) -> Error {
     let message = format!("the NATS server does not let this user publish to subject \"{subject}\"");
     Error::new(Kind::PermissionDenied, message).hint("")
 }
 
-/// Sends a request and waits for its reply.
+/// Sends a request and waits for its reply, for `limit` at most.
 pub async fn request(
     client: &Requester,
     subject: &str,

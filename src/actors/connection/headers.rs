@@ -1,10 +1,11 @@
-//! Headers between the control channel's form and the client's. Pure.
+//! Converts headers from the control channel's form to async-nats's. Pure.
 
 use async_nats::HeaderMap;
 
 use crate::nats::headers::Headers;
 
-/// Headers as the client takes them; the session's end has checked names and values already.
+/// Headers as async-nats takes them; `None` if there are none. A header that async-nats refuses is left out; the
+/// backend has checked names and values already.
 pub fn header_map(headers: &Headers) -> Option<HeaderMap> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {

@@ -6,18 +6,19 @@ use actix::prelude::*;
 use async_nats::message::OutboundMessage;
 
 use crate::error::Result;
-use crate::row::Row;
 use crate::settings::Settings;
 
-/// Longest time to establish a connection, names resolved and TLS included.
+/// Longest time to establish a connection, including name resolution and TLS.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Publishes in order; answers with what could not be taken because the buffer is full.
+/// Publishes messages in order. The answer is the messages that were not taken, because the buffer is full or the
+/// connection has just broken; empty if all were taken.
 #[derive(Message)]
 #[rtype(result = "Vec<OutboundMessage>")]
 pub struct Publish(pub Vec<OutboundMessage>);
 
-/// Takes over new settings; with `force` on a new connection in any case.
+/// Takes over new settings, with a new client if they need one or `force` is set. Fails if the new client cannot
+/// connect within `limit`; the old client is kept then.
 #[derive(Message)]
 #[rtype(result = "Result<()>")]
 pub struct ReloadConnection {
@@ -31,27 +32,18 @@ pub struct ReloadConnection {
 #[rtype(result = "bool")]
 pub struct SettingsMatch(pub Settings);
 
-/// Takes over settings without a reload, if there never was a connection with the present ones.
+/// Takes over settings without a reload, if the connection has never been up.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ReplaceSettings(pub Settings);
 
-/// Somebody waits for the connection: try now instead of after the backoff.
+/// Somebody waits for the connection: an attempt is made at once, not after the pause, unless connections keep
+/// breaking.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ConnectNow;
 
-/// Writes out what is held, as far as `0` allows, and stops.
+/// Stops the actor. Its client first delivers what it has taken, for this time at most; held messages are given up.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct FinishConnection(pub Duration);
-
-/// Its row in `litmus_pgnats.connections`.
-#[derive(Message)]
-#[rtype(result = "Row")]
-pub struct DescribeConnection;
-
-/// Counts anew.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct ResetConnection;

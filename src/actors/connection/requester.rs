@@ -1,78 +1,80 @@
-//! Requests on a NATS client: one inbox subscription, and who waits for which reply. In the actor thread.
+//! Requests on a NATS client: one inbox subscription, and the requests that wait for their replies. In the actor
+//! thread.
 //!
-//! async-nats has the same for itself, but remembers a request that nobody waits for any longer until the connection
-//! ends, about 0.7 KB each; here it is forgotten when its future is dropped.
+//! async-nats has requests of its own, but keeps a request that nobody waits for any longer until the connection ends,
+//! about 0.7 KB each. Here a request is forgotten when its future is dropped.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_nats::client::traits::Publisher;
+use async_nats::message::OutboundMessage;
 use async_nats::{Client, HeaderMap, Message, PublishError, PublishErrorKind, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::actors::base::tasks;
+use crate::actors::metrics::traffic::{ClientTraffic, wire_size};
 
 /// Why a request has no reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestFailure {
     NoResponders,
     TimedOut,
-    /// With what the client says of it.
+    /// The message is too large; with async-nats's explanation.
     TooLarge(String),
     InvalidSubject,
-    /// The user may not publish there.
+    /// The user may not publish to the subject.
     Forbidden,
     /// The connection broke.
     ClientLost,
 }
 
-/// A client that can ask. Cheap to clone; the subscription ends with the last clone.
+/// A client that can send requests. Cheap to clone; the inbox subscription ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Requester {
     client: Client,
+    traffic: ClientTraffic,
     inbox: Arc<Inbox>,
 }
 
 #[derive(Debug)]
 struct Inbox {
-    /// The replies' subject is this and a number.
+    /// A reply's subject is this prefix and the request's number.
     prefix: String,
     next: AtomicU64,
     waiting: Arc<Waiting>,
-    /// Dropped with the inbox; ends the task that reads the subscription, which keeps the client alive.
+    /// Dropped with the inbox, which ends the task that reads the subscription and keeps the client alive.
     _open: oneshot::Sender<()>,
 }
 
 type ReplyOutcome = Result<Message, RequestFailure>;
 
-/// Somebody who waits for a reply.
+/// A request that waits for its reply.
 #[derive(Debug)]
 struct Waiter {
     answer: oneshot::Sender<ReplyOutcome>,
-    /// Of what was begun: NATS says on the connection alone that it forbids a subject.
+    /// The subject whose refusal fails the request: NATS reports a forbidden publish on the connection alone, by its
+    /// subject. `None` if a refusal is not noticed.
     subject: Option<String>,
 }
 
 type Replies = HashMap<u64, Waiter>;
 
-#[derive(Debug, Default)]
-struct Waiting(Mutex<Replies>);
+type Waiting = Mutex<Replies>;
 
-impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, Replies> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A request that was published.
+/// A published request, whose reply can be waited for.
 pub struct PendingReply {
     reply: oneshot::Receiver<ReplyOutcome>,
     request: Number,
 }
 
-/// Forgets a request when it is dropped.
+/// The number of a request, which is forgotten when this is dropped.
 struct Number {
     waiting: Arc<Waiting>,
     number: u64,
@@ -85,7 +87,7 @@ impl Drop for Number {
 }
 
 impl PendingReply {
-    /// Waits for the first reply.
+    /// Waits for the first reply, for `limit` at most.
     pub async fn reply(self, limit: Duration) -> Result<Message, RequestFailure> {
         let PendingReply { reply, request } = self;
         let outcome = timeout(limit, reply).await;
@@ -97,14 +99,14 @@ impl PendingReply {
         }
     }
 
-    /// The reply that is there already, if it is.
+    /// The reply, if it has arrived already; does not wait.
     pub fn arrived(mut self) -> Option<ReplyOutcome> {
         self.reply.try_recv().ok()
     }
 }
 
 impl Requester {
-    /// Subscribes the client's inbox.
+    /// Subscribes to the client's inbox.
     pub async fn start(client: Client) -> Result<Requester, RequestFailure> {
         let prefix = format!("{}.", client.new_inbox());
         let replies = client
@@ -113,7 +115,8 @@ impl Requester {
             .map_err(|_| RequestFailure::ClientLost)?;
         let waiting = Arc::new(Waiting::default());
         let (open, closed) = oneshot::channel();
-        tokio::spawn(deliver(replies, prefix.len(), waiting.clone(), closed));
+        let delivery = deliver(replies, prefix.len(), waiting.clone(), closed);
+        tasks::spawn_vital("replies of a NATS connection", delivery);
         let inbox = Inbox {
             prefix,
             next: AtomicU64::new(0),
@@ -121,69 +124,100 @@ impl Requester {
             _open: open,
         };
         Ok(Requester {
+            traffic: ClientTraffic::new(client.statistics()),
             client,
             inbox: Arc::new(inbox),
         })
     }
 
+    /// The client, for everything but publishes, which [`Requester::publish`] counts.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Returns when the NATS server has taken in all that this client has said before: what it sends to itself comes
-    /// back behind that. Unlike a request that nobody answers, it needs nothing but publish and subscribe of a server.
-    pub async fn round_trip(&self) -> Result<(), RequestFailure> {
-        let (begun, inbox) = self.expect(None);
-        let sent = self.client.publish(inbox, Bytes::new()).await;
-        sent.map_err(|error| unsent(&error))?;
-        begun
-            .reply
-            .await
-            .map(drop)
-            .map_err(|_| RequestFailure::ClientLost)
+    /// What the client has carried.
+    pub fn traffic(&self) -> &ClientTraffic {
+        &self.traffic
     }
 
-    /// Somebody will wait for what comes to this inbox.
-    fn expect(&self, subject: Option<String>) -> (PendingReply, String) {
+    /// Hands a message to the client, and counts its bytes.
+    pub async fn publish(&self, message: OutboundMessage) -> Result<(), PublishError> {
+        let size = wire_size(&message);
+        self.client.publish_message(message).await?;
+        self.traffic.sent(size);
+        Ok(())
+    }
+
+    /// Returns when the NATS server has read all that this client has sent before: a message that the client publishes
+    /// to its own inbox comes back behind that. Unlike a request to a subject without responders, this needs nothing of
+    /// a server but publish and subscribe. A server that forbids the publish has read all that came before it as well.
+    pub async fn round_trip(&self) -> Result<(), RequestFailure> {
+        let (pending, inbox) = self.expect(|inbox| Some(inbox.to_string()));
+        self.publish_request(inbox, None, None, Bytes::new()).await?;
+        match pending.reply.await {
+            Ok(Ok(_) | Err(RequestFailure::Forbidden)) => Ok(()),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(RequestFailure::ClientLost),
+        }
+    }
+
+    /// Adds a request that waits, and returns it with its inbox. `published_to` makes from the inbox the subject whose
+    /// refusal fails the request.
+    fn expect(&self, published_to: impl FnOnce(&str) -> Option<String>) -> (PendingReply, String) {
         let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
+        let inbox = format!("{}{number}", self.inbox.prefix);
+        let subject = published_to(&inbox);
         let (answer, reply) = oneshot::channel();
         let waiting = self.inbox.waiting.clone();
         waiting.lock().insert(number, Waiter { answer, subject });
         let request = Number { waiting, number };
-        let inbox = format!("{}{number}", self.inbox.prefix);
         (PendingReply { reply, request }, inbox)
     }
 
-    /// Whether replies to this client come there.
+    /// Whether a subject is one of this client's reply inboxes.
     pub fn is_inbox(&self, subject: &str) -> bool {
         subject.starts_with(&self.inbox.prefix)
     }
 
-    /// NATS has refused what was published to a subject: nobody waits for its reply any longer.
+    /// NATS has refused a publish to this subject: the requests that were published to it fail.
     pub fn forbidden(&self, subject: &str) {
         let mut waiting = self.inbox.waiting.lock();
         for (_, waiter) in waiting.extract_if(|_, waiter| waiter.subject.as_deref() == Some(subject)) {
+            // The caller may have given up just now.
             let _ = waiter.answer.send(Err(RequestFailure::Forbidden));
         }
     }
 
-    /// Publishes a request; the reply is waited for later. What is begun in an order is published in that order.
+    /// Publishes a request, whose reply is waited for later. Requests are published in the order of these calls.
     pub async fn begin(
         &self,
         subject: String,
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<PendingReply, RequestFailure> {
-        let (begun, inbox) = self.expect(Some(subject.clone()));
-        let sent = self
-            .client
-            .publish_with_reply_and_headers(subject, inbox, headers, payload)
-            .await;
-        sent.map_err(|error| unsent(&error))?;
-        Ok(begun)
+        let (pending, inbox) = self.expect(|_| Some(subject.clone()));
+        self.publish_request(subject, Some(inbox), Some(headers), payload)
+            .await?;
+        Ok(pending)
     }
 
-    /// Publishes a request and waits for the first reply.
+    async fn publish_request(
+        &self,
+        subject: String,
+        reply: Option<String>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<(), RequestFailure> {
+        let message = OutboundMessage {
+            subject: subject.into(),
+            reply: reply.map(Into::into),
+            payload,
+            headers,
+        };
+        self.publish(message).await.map_err(|error| unsent(&error))
+    }
+
+    /// Publishes a request and waits for the first reply, for `limit` in all.
     pub async fn request(
         &self,
         subject: String,
@@ -191,23 +225,13 @@ impl Requester {
         payload: Bytes,
         limit: Duration,
     ) -> Result<Message, RequestFailure> {
-        let (begun, inbox) = self.expect(None);
-        let ask = async {
-            match headers {
-                Some(headers) => {
-                    self.client
-                        .publish_with_reply_and_headers(subject, inbox, headers, payload)
-                        .await
-                }
-                None => self.client.publish_with_reply(subject, inbox, payload).await,
-            }
-            .map_err(|error| unsent(&error))
-        };
+        let (pending, inbox) = self.expect(|_| None);
+        let ask = self.publish_request(subject, Some(inbox), headers, payload);
         let began = Instant::now();
         timeout(limit, ask)
             .await
             .map_err(|_| RequestFailure::TimedOut)??;
-        begun.reply(limit.saturating_sub(began.elapsed())).await
+        pending.reply(limit.saturating_sub(began.elapsed())).await
     }
 }
 
@@ -219,7 +243,7 @@ fn unsent(error: &PublishError) -> RequestFailure {
     }
 }
 
-/// Brings replies to those who wait, until the connection or the requester ends.
+/// Passes replies to the requests that wait for them, until the connection or the requester ends.
 async fn deliver(
     mut replies: Subscriber,
     prefix: usize,
@@ -235,13 +259,13 @@ async fn deliver(
         let number = reply.subject.get(prefix..).and_then(|number| number.parse().ok());
         let waiter = number.and_then(|number: u64| waiting.lock().remove(&number));
         if let Some(waiter) = waiter {
-            // It may have been given up just now.
             let is_nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
             let answer = if is_nobody {
                 Err(RequestFailure::NoResponders)
             } else {
                 Ok(reply)
             };
+            // The caller may have given up just now.
             let _ = waiter.answer.send(answer);
         }
     }

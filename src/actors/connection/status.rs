@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use actix::Addr;
+use actix::Recipient;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::Connection;
 use super::interface::ConnectNow;
 use super::requester::Requester;
 use crate::channel::target::Link;
@@ -15,26 +14,29 @@ use crate::error::{Error, Kind, Result};
 /// What callers may know of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionStatus {
+    /// What sessions are told of the connection.
     pub link: Link,
-    /// Whether there ever was a connection with these settings.
+    /// Whether the connection has ever been up.
     pub was_up: bool,
-    /// Attempts that have failed.
+    /// Attempts to connect that have failed since the connection was last up.
     pub failures: u64,
+    /// Why the connection is not up, as far as is known; `None` while it is up.
     pub error: Option<Error>,
     /// Subjects that the NATS server does not let this user subscribe to.
     pub refused: HashSet<String>,
-    /// While the connection is up and nothing is held that has to go first.
+    /// The client, while the connection is up and no held message has to go first; otherwise `None`.
     pub client: Option<Requester>,
-    /// The default JetStream domain.
+    /// The default JetStream domain, if the settings name one.
     pub domain: Option<String>,
-    /// Counts the clients; whatever was derived from an older client is stale.
+    /// Generation of the client that was installed last; what was derived from an older client is stale.
     pub generation: u64,
 }
 
-/// Waits until the connection is up: until the deadline if it once was, otherwise for one attempt.
+/// Waits until the connection is up: until the deadline if it has been up before, otherwise for one attempt to connect.
+/// Fails with the connection's last error.
 pub async fn until_up(
     status: &mut watch::Receiver<ConnectionStatus>,
-    connection: &Addr<Connection>,
+    connection: &Recipient<ConnectNow>,
     deadline: Instant,
 ) -> Result<Link> {
     let before = {
@@ -56,10 +58,10 @@ pub async fn until_up(
         .unwrap_or_else(not_connected))
 }
 
-/// The client, once the connection is up and has taken what was held for it.
+/// Waits for the client, until the connection is up and has taken what was held for it. Fails as [`until_up`] does.
 pub async fn client(
     status: &mut watch::Receiver<ConnectionStatus>,
-    connection: &Addr<Connection>,
+    connection: &Recipient<ConnectNow>,
     deadline: Instant,
 ) -> Result<Requester> {
     loop {
@@ -71,7 +73,7 @@ pub async fn client(
     }
 }
 
-/// Waits for the next change of the status.
+/// Waits for the next change of the status. Fails at the deadline, or when the connection's actor has ended.
 pub async fn changed(status: &mut watch::Receiver<ConnectionStatus>, deadline: Instant) -> Result<()> {
     match timeout_at(deadline, status.changed()).await {
         Ok(Ok(())) => Ok(()),
@@ -79,7 +81,7 @@ pub async fn changed(status: &mut watch::Receiver<ConnectionStatus>, deadline: I
     }
 }
 
-/// For want of a better explanation.
+/// The error where no better explanation is known.
 pub fn not_connected() -> Error {
     Error::new(
         Kind::Unreachable,

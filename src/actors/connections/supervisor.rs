@@ -1,79 +1,142 @@
-//! Keeps one connection for all sessions that present the same database, server and user mapping. Runs in the
-//! actor thread.
+//! Keeps one connection for all users that present the same database, server and user mapping. Runs in the actor
+//! thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use tokio::sync::watch;
 
 use super::interface::{
-    CompareSettings, ConnectionHandle, ConnectionLeft, ConnectionRows, DatabaseDropped, FinishConnections,
-    MappingsInUse, OpenConnection, Panic, ReloadServer, ResetConnections, stopped,
+    CompareSettings, ConnectionActors, ConnectionHandle, DatabaseDropped, FinishConnections, MappingsInUse,
+    OpenConnection, ReloadServer, stopped,
 };
-use crate::actors::base::liveness::Vital;
+use super::lease::{ConnectionReleased, ConnectionUser, Lease};
+use super::usage::Usage;
+use crate::actors::base::tasks::Vital;
 use crate::actors::connection::Connection;
 use crate::actors::connection::interface::{
-    CONNECT_LIMIT, DescribeConnection, FinishConnection, ReloadConnection, ReplaceSettings, ResetConnection,
-    SettingsMatch,
+    CONNECT_LIMIT, FinishConnection, ReloadConnection, ReplaceSettings, SettingsMatch,
 };
+use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::jetstream::key_value::KeyValue;
 use crate::actors::jetstream::object_store::ObjectStore;
 use crate::actors::jetstream::publish::JetStream;
-use crate::channel::target::Key;
+use crate::actors::metrics::connection_stats::{ConnectionTable, SharedStats};
+use crate::channel::target::{Key, Target};
 use crate::error::{Error, Kind, Result};
-use crate::row::Row;
+use crate::settings::Settings;
 
-/// A connection that no session has used for so long is closed.
-const UNUSED_LIMIT: Duration = Duration::from_secs(300);
-
-/// Between two looks for such connections.
+/// Time between two searches for connections that nobody has used for long.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// By then the handlers of a database that was dropped, and its last sessions, have let go of their connections.
-const LET_GO: Duration = Duration::from_secs(5);
-
-/// Most connections at a time. Each user mapping may have one, and every role that may use a server may make one.
+/// Most connections at a time. Each user mapping may have one, and every role that may use a server may create a
+/// mapping.
 const MAX_CONNECTIONS: usize = 200;
 
-/// A connection, and since when nobody uses it.
-struct KeptConnection {
-    handle: ConnectionHandle,
-    unused_since: Option<Instant>,
+/// A connection, and who uses it.
+struct OpenedConnection {
+    /// Tells this connection from earlier and later ones with the same key.
+    number: u64,
+    actors: Arc<ConnectionActors>,
+    status: watch::Receiver<ConnectionStatus>,
+    usage: Usage,
+    stats: SharedStats,
 }
 
-impl KeptConnection {
-    fn is_unused(&self) -> bool {
-        Arc::strong_count(&self.handle.users) == 1
-    }
-}
-
-/// Whether nobody has used a connection for [`UNUSED_LIMIT`]. Asked now and then, so that also one is found whose last
-/// user went without a word.
-fn is_forgotten(unused_since: &mut Option<Instant>, is_unused: bool, now: Instant) -> bool {
-    if !is_unused {
-        *unused_since = None;
-        return false;
-    }
-    now.duration_since(*unused_since.get_or_insert(now)) >= UNUSED_LIMIT
-}
-
-/// The actor.
+/// The actor that opens, shares and closes all NATS connections.
 pub struct Supervisor {
-    /// First part of the connections' names in NATS's monitoring.
+    /// The cluster's label, a part of the connections' names in NATS's monitoring.
     cluster: String,
-    connections: HashMap<Key, KeptConnection>,
-    vital: Vital,
+    connections: HashMap<Key, OpenedConnection>,
+    table: ConnectionTable,
+    opened: u64,
+    _vital: Vital,
 }
 
 impl Supervisor {
-    pub fn new(cluster: String, vital: Vital) -> Self {
+    pub fn new(cluster: String, table: ConnectionTable) -> Self {
         Supervisor {
             cluster,
             connections: HashMap::new(),
-            vital,
+            table,
+            opened: 0,
+            _vital: Vital::new("supervisor"),
         }
+    }
+
+    /// Starts the actors of a connection.
+    fn open(&mut self, target: &Target, settings: Settings) -> OpenedConnection {
+        let name = format!(
+            "litmus_pgnats/{}/{}/{}",
+            self.cluster, target.database_name, target.server_name
+        );
+        let stats = self.table.add(target);
+        let (connection, status) = Connection::start(name, settings, stats.clone());
+        let actors = ConnectionActors {
+            connect_now: connection.clone().recipient(),
+            connection,
+            jetstream: JetStream::new(status.clone()).start(),
+            key_value: KeyValue::new(status.clone()).start(),
+            object_store: ObjectStore::new(status.clone()).start(),
+        };
+        self.opened += 1;
+        OpenedConnection {
+            number: self.opened,
+            actors: Arc::new(actors),
+            status,
+            usage: Usage::new(target.key.private_to != 0),
+            stats,
+        }
+    }
+
+    /// If there are too many connections, closes one that nobody uses. Fails with `TooManyConnections` if all are in
+    /// use.
+    fn make_room(&mut self) -> Result<()> {
+        if self.connections.len() < MAX_CONNECTIONS {
+            return Ok(());
+        }
+        let mut unused = self
+            .connections
+            .iter()
+            .filter(|(_, opened)| opened.usage.is_unused());
+        let Some(key) = unused.next().map(|(key, _)| *key) else {
+            return Err(
+                Error::new(Kind::TooManyConnections, "too many NATS connections").detail(format!(
+                    "The limit is {MAX_CONNECTIONS} for all sessions together."
+                )),
+            );
+        };
+        self.close(key);
+        Ok(())
+    }
+
+    /// Closes a connection, whose client first delivers what it has taken. Remaining handles find the connection down.
+    fn close(&mut self, key: Key) {
+        if let Some(opened) = self.connections.remove(&key) {
+            self.table.remove(key);
+            opened.actors.connection.do_send(FinishConnection(CONNECT_LIMIT));
+        }
+    }
+
+    fn close_all(&mut self, keys: Vec<Key>) {
+        keys.into_iter().for_each(|key| self.close(key));
+    }
+}
+
+impl OpenedConnection {
+    /// A handle for a user, with a new lease.
+    fn lease(
+        &mut self,
+        key: Key,
+        user: ConnectionUser,
+        supervisor: Recipient<ConnectionReleased>,
+    ) -> ConnectionHandle {
+        self.usage.begin(user);
+        self.stats.lock().set_sessions(self.usage.sessions());
+        let lease = Lease::new(supervisor, key, self.number, user);
+        ConnectionHandle::new(self.actors.clone(), self.status.clone(), lease)
     }
 }
 
@@ -83,14 +146,12 @@ impl Actor for Supervisor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(SWEEP, |actor, _| {
             let now = Instant::now();
-            let mut forgotten = Vec::new();
-            for (key, kept) in &mut actor.connections {
-                let is_unused = kept.is_unused();
-                if is_forgotten(&mut kept.unused_since, is_unused, now) {
-                    forgotten.push(*key);
-                }
-            }
-            forgotten.into_iter().for_each(|key| actor.close(key));
+            let forgotten = actor
+                .connections
+                .iter()
+                .filter(|(_, opened)| opened.usage.is_forgotten(now));
+            let forgotten = forgotten.map(|(key, _)| *key).collect();
+            actor.close_all(forgotten);
         });
     }
 }
@@ -98,57 +159,44 @@ impl Actor for Supervisor {
 impl Handler<OpenConnection> for Supervisor {
     type Result = Result<ConnectionHandle>;
 
-    fn handle(
-        &mut self,
-        OpenConnection { target, settings }: OpenConnection,
-        _: &mut Self::Context,
-    ) -> Self::Result {
-        if !self.connections.contains_key(&target.key) {
-            self.make_room()?;
-        }
-        if let Some(known) = self.connections.get(&target.key)
-            && !known.handle.status.borrow().was_up
-        {
-            // There is nothing to preserve: what was corrected since counts at once.
-            let correct = ReplaceSettings(settings.clone());
-            known.handle.connection.do_send(correct);
-        }
-        let kept = self.connections.entry(target.key).or_insert_with(|| {
-            let name = format!(
-                "litmus_pgnats/{}/{}/{}",
-                self.cluster, target.database_name, target.server_name
-            );
-            let (connection, status) = Connection::start(name, settings, self.vital.clone());
-            let handle = ConnectionHandle {
-                connection,
-                jetstream: JetStream::new(status.clone()).start(),
-                key_value: KeyValue::new(status.clone()).start(),
-                object_store: ObjectStore::new(status.clone()).start(),
-                status,
-                users: Arc::new(()),
-                sessions: Arc::default(),
-                server_name: target.server_name.into(),
-            };
-            KeptConnection {
-                handle,
-                unused_since: None,
+    fn handle(&mut self, open: OpenConnection, ctx: &mut Self::Context) -> Self::Result {
+        let OpenConnection {
+            target,
+            settings,
+            user,
+        } = open;
+        let supervisor = ctx.address().recipient();
+        if let Some(known) = self.connections.get_mut(&target.key) {
+            if !known.status.borrow().was_up {
+                // A connection that has never been up has nothing to preserve, so corrected settings take effect at
+                // once.
+                known.actors.connection.do_send(ReplaceSettings(settings));
             }
-        });
-        kept.unused_since = None;
-        Ok(kept.handle.clone())
+            return Ok(known.lease(target.key, user, supervisor));
+        }
+        self.make_room()?;
+        let mut opened = self.open(&target, settings);
+        let handle = opened.lease(target.key, user, supervisor);
+        self.connections.insert(target.key, opened);
+        Ok(handle)
     }
 }
 
-impl Handler<ConnectionLeft> for Supervisor {
+impl Handler<ConnectionReleased> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ConnectionLeft(key): ConnectionLeft, _: &mut Self::Context) {
-        if key.private_to != 0 {
-            self.close(key);
-        } else if let Some(kept) = self.connections.get_mut(&key)
-            && kept.is_unused()
-        {
-            kept.unused_since = Some(Instant::now());
+    fn handle(&mut self, released: ConnectionReleased, _: &mut Self::Context) {
+        // The users of a connection that was closed meanwhile are no longer counted.
+        let Some(opened) = self.connections.get_mut(&released.key) else {
+            return;
+        };
+        if opened.number != released.connection {
+            return;
+        }
+        let is_over = opened.usage.end(released.user, Instant::now());
+        opened.stats.lock().set_sessions(opened.usage.sessions());
+        if is_over {
+            self.close(released.key);
         }
     }
 }
@@ -156,55 +204,23 @@ impl Handler<ConnectionLeft> for Supervisor {
 impl Handler<DatabaseDropped> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, DatabaseDropped(database): DatabaseDropped, ctx: &mut Self::Context) {
-        ctx.run_later(LET_GO, move |actor, _| {
-            let mut keys: Vec<Key> = actor.connections.keys().copied().collect();
-            keys.retain(|key| key.database == database && actor.is_unused(*key));
-            keys.into_iter().for_each(|key| actor.close(key));
-        });
-    }
-}
-
-impl Supervisor {
-    fn is_unused(&self, key: Key) -> bool {
-        self.connections.get(&key).is_some_and(KeptConnection::is_unused)
-    }
-
-    /// Closes a connection that nobody uses if there are too many; fails if all are in use.
-    fn make_room(&mut self) -> Result<()> {
-        if self.connections.len() < MAX_CONNECTIONS {
-            return Ok(());
-        }
-        let unused = self.connections.keys().copied().find(|key| self.is_unused(*key));
-        let Some(unused) = unused else {
-            return Err(
-                Error::new(Kind::TooManyConnections, "too many NATS connections").detail(format!(
-                    "The limit is {MAX_CONNECTIONS} for all sessions together."
-                )),
-            );
-        };
-        self.close(unused);
-        Ok(())
-    }
-
-    fn close(&mut self, key: Key) {
-        if let Some(KeptConnection { handle, .. }) = self.connections.remove(&key) {
-            let finish = FinishConnection(CONNECT_LIMIT);
-            handle.connection.do_send(finish);
-        }
+    fn handle(&mut self, DatabaseDropped(database): DatabaseDropped, _: &mut Self::Context) {
+        let of_database = self
+            .connections
+            .iter_mut()
+            .filter(|(key, _)| key.database == database);
+        let unused = of_database.filter_map(|(key, opened)| opened.usage.close_when_unused().then_some(*key));
+        let unused = unused.collect();
+        self.close_all(unused);
     }
 }
 
 impl Handler<MappingsInUse> for Supervisor {
     type Result = Vec<u32>;
 
-    fn handle(
-        &mut self,
-        MappingsInUse { database, server }: MappingsInUse,
-        _: &mut Self::Context,
-    ) -> Self::Result {
+    fn handle(&mut self, of: MappingsInUse, _: &mut Self::Context) -> Self::Result {
         let keys = self.connections.keys();
-        keys.filter(|key| key.database == database && key.server == server && key.private_to == 0)
+        keys.filter(|key| key.database == of.database && key.server == of.server && key.private_to == 0)
             .map(|key| key.mapping)
             .collect()
     }
@@ -230,8 +246,8 @@ impl Handler<ReloadServer> for Supervisor {
                 private_to: 0,
             };
             match (self.connections.get(&key), settings) {
-                (Some(KeptConnection { handle, .. }), Some(settings)) => {
-                    reloads.push(handle.connection.send(ReloadConnection {
+                (Some(opened), Some(settings)) => {
+                    reloads.push(opened.actors.connection.send(ReloadConnection {
                         settings,
                         force,
                         limit,
@@ -258,49 +274,10 @@ impl Handler<CompareSettings> for Supervisor {
         CompareSettings(key, settings): CompareSettings,
         _: &mut Self::Context,
     ) -> Self::Result {
-        let kept = self.connections.get(&key);
-        let compared = kept.map(|kept| kept.handle.connection.send(SettingsMatch(settings)));
+        let opened = self.connections.get(&key);
+        let compared = opened.map(|opened| opened.actors.connection.send(SettingsMatch(settings)));
+        // A connection that ends meanwhile counts as none.
         Box::pin(async move { compared?.await.ok() })
-    }
-}
-
-impl Handler<ConnectionRows> for Supervisor {
-    type Result = ResponseFuture<Vec<Row>>;
-
-    fn handle(&mut self, _: ConnectionRows, _: &mut Self::Context) -> Self::Result {
-        let rows = self
-            .connections
-            .iter()
-            .map(|(key, KeptConnection { handle, .. })| {
-                let known = [
-                    Some(key.database.to_string()),
-                    Some(key.server.to_string()),
-                    Some(handle.server_name.to_string()),
-                    (key.mapping != 0).then(|| key.mapping.to_string()),
-                    (key.private_to != 0).then(|| key.private_to.to_string()),
-                    Some(handle.sessions.load(Ordering::Relaxed).to_string()),
-                ];
-                let rest = handle.connection.send(DescribeConnection);
-                async move {
-                    // One that ends meanwhile has no row.
-                    let rest = rest.await.ok()?;
-                    Some([known.to_vec(), rest].concat())
-                }
-            });
-        let rows = futures::future::join_all(rows);
-        Box::pin(async move { rows.await.into_iter().flatten().collect() })
-    }
-}
-
-impl Handler<ResetConnections> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, ResetConnections(database): ResetConnections, _: &mut Self::Context) {
-        for (key, kept) in &self.connections {
-            if key.database == database {
-                kept.handle.connection.do_send(ResetConnection);
-            }
-        }
     }
 }
 
@@ -308,10 +285,15 @@ impl Handler<FinishConnections> for Supervisor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, FinishConnections(limit): FinishConnections, _: &mut Self::Context) -> Self::Result {
-        let finished = self.connections.drain().map(|(_, kept)| async move {
-            let _ = kept.handle.connection.send(FinishConnection(limit)).await;
+        let connections = self
+            .connections
+            .drain()
+            .map(|(_, opened)| opened.actors.connection.clone());
+        let finished = connections.map(|connection| async move {
+            // A connection that has ended by itself has nothing left to deliver.
+            let _ = connection.send(FinishConnection(limit)).await;
         });
-        let finished = futures::future::join_all(finished);
+        let finished = futures::future::join_all(finished.collect::<Vec<_>>());
         Box::pin(async move {
             finished.await;
         })
@@ -319,30 +301,10 @@ impl Handler<FinishConnections> for Supervisor {
 }
 
 #[cfg(debug_assertions)]
-impl Handler<Panic> for Supervisor {
+impl Handler<super::interface::Panic> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+    fn handle(&mut self, _: super::interface::Panic, _: &mut Self::Context) {
         std::panic::resume_unwind(Box::new("asked to panic"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_is_forgotten_when_its_last_use_is_long_ago() {
-        let (began, mut unused_since) = (Instant::now(), None);
-        let mut look = |seconds: u64, is_unused: bool| {
-            let now = began + Duration::from_secs(seconds);
-            is_forgotten(&mut unused_since, is_unused, now)
-        };
-        assert!(!look(0, true));
-        assert!(!look(290, true));
-        assert!(!look(295, false), "it is used");
-        assert!(!look(310, true), "since now");
-        assert!(!look(609, true));
-        assert!(look(610, true));
     }
 }

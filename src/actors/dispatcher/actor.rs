@@ -1,4 +1,7 @@
-//! Brings messages to executors and their outcome back. The actor around the [`Pool`]; in the actor thread.
+//! Brings messages to executors, and their outcomes back. The actor around the [`Pool`]; `actor/databases.rs` has what
+//! concerns a database as a whole. In the actor thread.
+
+mod databases;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::interface::{ExecutorRows, Registries, Resized};
-use crate::actors::base::liveness::Vital;
+use crate::actors::base::tasks::Vital;
 use crate::actors::handlers::acks;
 use crate::actors::handlers::handler::MessageHandler;
 use crate::actors::handlers::interface::Ready;
@@ -21,28 +24,29 @@ use crate::channel::work::{FromWorker, Worked};
 use crate::channel::worker_id::WorkerId;
 use crate::server_role::ServerRole;
 
-/// Handlers wait so long for an executor before another one is started: most bursts are over by then.
+/// Handlers wait this long for an executor before another one is started: most bursts are over by then.
 const GROW_AFTER: Duration = Duration::from_millis(3);
-/// The clock is set for no later than this: work that begins meanwhile may be overdue sooner than anything now.
+/// The timer is set no later than this, because work that begins meanwhile may be overdue sooner than anything now.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// SQLSTATE of a reply that is larger than a message may be: `program_limit_exceeded`.
+/// SQLSTATE of the answer in place of a reply that is too large for the NATS server: `program_limit_exceeded`.
 const TOO_LARGE: &str = "54000";
 
-/// The actor.
+/// The actor that brings messages to executors.
 pub struct Dispatcher {
-    pub(super) pool: Pool,
-    pub(super) registries: Option<Registries>,
-    pub(super) role: watch::Sender<ServerRole>,
-    pub(super) fence: Option<String>,
-    /// The clock, and what it is set to.
-    pub(super) timer: Option<(SpawnHandle, Instant)>,
-    /// Databases whose pool is about to be looked at.
-    pub(super) growing: HashSet<u32>,
-    pub(super) _vital: Vital,
+    pool: Pool,
+    registries: Option<Registries>,
+    role: watch::Sender<ServerRole>,
+    /// Why the server is fenced; `None` if it is not.
+    fence: Option<String>,
+    /// The timer for the pool's next change, and when it fires.
+    timer: Option<(SpawnHandle, Instant)>,
+    /// Databases whose pool is about to grow, if handlers still wait then.
+    growing: HashSet<u32>,
+    _vital: Vital,
 }
 
 impl Dispatcher {
-    pub fn new(pool: Pool, role: watch::Sender<ServerRole>, vital: Vital) -> Self {
+    pub fn new(pool: Pool, role: watch::Sender<ServerRole>) -> Self {
         Dispatcher {
             pool,
             registries: None,
@@ -50,11 +54,11 @@ impl Dispatcher {
             fence: None,
             timer: None,
             growing: HashSet::new(),
-            _vital: vital,
+            _vital: Vital::new("dispatcher"),
         }
     }
 
-    /// Sets the clock for what the pool does when time has passed; none while all is at rest.
+    /// Sets the timer for the pool's next change, if there is one.
     pub(super) fn wind(&mut self, ctx: &mut Context<Self>) {
         let Some(time) = self.pool.next_change() else {
             return;
@@ -74,14 +78,14 @@ impl Dispatcher {
         self.timer = Some((timer, due));
     }
 
-    /// The same after what happens all the time, and makes nothing due much sooner.
+    /// Sets the timer if none is set; cheap enough for every message.
     fn wind_if_stopped(&mut self, ctx: &mut Context<Self>) {
         if self.timer.is_none() {
             self.wind(ctx);
         }
     }
 
-    /// Has requests that wait for too long answered, even if no executor has time.
+    /// Has a responder's requests that wait for too long answered, even if no executor has time.
     fn watch(&mut self, handler: Arc<MessageHandler>, ctx: &mut Context<Self>) {
         if !handler.is_responder() || std::mem::replace(&mut handler.lock().watched, true) {
             return;
@@ -93,11 +97,11 @@ impl Dispatcher {
             .oldest()
             .map_or(Duration::ZERO, |oldest| oldest.elapsed());
         ctx.run_later(timeout.saturating_sub(oldest), move |actor, ctx| {
-            let mut inner = handler.lock();
-            inner.watched = false;
-            let expired = inner.queue.expired(timeout);
-            let more = !inner.queue.is_empty();
-            drop(inner);
+            let mut changing = handler.lock();
+            changing.watched = false;
+            let expired = changing.queue.expired(timeout);
+            let more = !changing.queue.is_empty();
+            drop(changing);
             answer_busy(&handler, expired);
             if more {
                 actor.watch(handler, ctx);
@@ -111,14 +115,15 @@ impl Dispatcher {
         };
         let done = task.done(worked.messages as usize);
         let count = done.len();
-        // The rest of a transaction whose replies are too many for one frame is done too.
+        // A transaction whose replies are too many for one frame is reported in several; its other messages still count
+        // as committing.
         task.committing = task.committing.saturating_sub(worked.messages);
         let each = task.since.elapsed() / u32::try_from(count.max(1)).unwrap_or(1);
         task.since = Instant::now();
         let handler = task.handler.clone();
         {
-            let mut inner = handler.lock();
-            inner.mean = Some(inner.mean.map_or(each, |mean| (mean * 3 + each) / 4));
+            let mut changing = handler.lock();
+            changing.mean = Some(changing.mean.map_or(each, |mean| (mean * 3 + each) / 4));
         }
         {
             let mut counts = handler.counts();
@@ -131,8 +136,8 @@ impl Dispatcher {
             handler.failed(&failure.sqlstate, &failure.message);
         }
         let goes_on = worked.goes_on;
-        if let Some(floor) = worked.floor {
-            handler.ack_pending.set_floor(&task.stream_created, floor);
+        if let Some(ack_floor) = worked.ack_floor {
+            handler.ack_pending.set_ack_floor(&task.stream_created, ack_floor);
         }
         if handler.is_responder() {
             reply(&handler, done, worked, body);
@@ -141,7 +146,7 @@ impl Dispatcher {
             let until = Instant::now() + again.after;
             handler.lock().held_until = Some(until);
             ctx.run_later(again.after, move |actor, ctx| {
-                // Another message may be held by now.
+                // Another message may be held until later by now.
                 handler.lock().held_until.take_if(|held| *held <= until);
                 actor.ready(&handler, ctx);
             });
@@ -152,7 +157,7 @@ impl Dispatcher {
         }
     }
 
-    /// A handler has messages. `true` if they wait for an executor.
+    /// A handler has messages. `true` if they wait for an executor, or some of them are with an executor.
     fn ready(&mut self, handler: &Arc<MessageHandler>, ctx: &mut Context<Self>) -> bool {
         let waits = self.pool.ready(handler);
         if waits {
@@ -161,7 +166,7 @@ impl Dispatcher {
         waits
     }
 
-    /// Has the pool of a database grow, or change its roles, unless those who wait there are served soon.
+    /// Has the pool of a database grow, or change its roles, unless the handlers that wait there are served soon.
     pub(super) fn grow_soon(&mut self, database: Option<u32>, ctx: &mut Context<Self>) {
         if let Some(database) = database.filter(|database| self.growing.insert(*database)) {
             ctx.run_later(GROW_AFTER, move |actor, ctx| {
@@ -173,8 +178,8 @@ impl Dispatcher {
     }
 }
 
-/// Answers the requests that an executor has done.
-fn reply(handler: &MessageHandler, requests: Vec<Incoming>, worked: Worked, mut body: Bytes) {
+/// Answers the requests that an executor has executed.
+fn reply(handler: &Arc<MessageHandler>, requests: Vec<Incoming>, worked: Worked, mut body: Bytes) {
     let most = handler.max_payload();
     let mut failures = worked.failures.into_iter().peekable();
     let requests = requests.into_iter().zip(worked.replies).enumerate();

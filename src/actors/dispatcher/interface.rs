@@ -2,26 +2,24 @@
 
 use actix::prelude::*;
 
-use crate::row::Row;
-
 use crate::actors::connections::Supervisor;
-use crate::actors::ha::Notifier;
-use crate::actors::ha::PatroniWatcher;
+use crate::actors::ha::{Notifier, PatroniWatcher};
 use crate::actors::handlers::responder_registry::ResponderRegistry;
 use crate::actors::handlers::subscription_registry::SubscriptionRegistry;
 use crate::actors::outbox::Outbox;
+use crate::channel::statistics::ExecutorRow;
 
 /// The pool's sizes have changed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Resized;
 
-/// A row for each executor.
+/// Asks for a row for each executor.
 #[derive(Message)]
-#[rtype(result = "Vec<Row>")]
+#[rtype(result = "Vec<ExecutorRow>")]
 pub struct ExecutorRows;
 
-/// Where what a database defines goes.
+/// The actors that are told what databases define. Sent once, at the start.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Registries {
@@ -33,17 +31,18 @@ pub struct Registries {
     pub supervisor: Addr<Supervisor>,
 }
 
-/// A database's handlers may have changed; answered when that has taken effect.
+/// Refreshes a database, whose handlers may have changed. Answered when the refresh has taken effect, with `false` if
+/// that cannot be.
 #[derive(Message)]
-#[rtype(result = "()")]
+#[rtype(result = "bool")]
 pub struct Refresh(pub u32);
 
-/// A session of this database has called: it is looked at, if it never was.
+/// A session of this database uses a connection: the database is refreshed, if it never was.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SessionSeen(pub u32);
 
-/// Looks at these databases, one after another.
+/// Refreshes these databases, one after another.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Scan(pub Vec<u32>);

@@ -1,11 +1,9 @@
-//! Brings messages to executors and their outcome back. In the actor thread.
+//! Brings messages to executors. In the actor thread.
 //!
 //! - `interface.rs`: the messages that the actor takes;
-//! - `actor.rs`: the actor around the pool of executors;
-//! - `databases.rs`: has a database's definitions read, hands them on, and leaves a database that somebody wants alone.
+//! - `actor.rs`: the actor around the pool of executors, `actor/databases.rs`: what concerns a database as a whole.
 
 mod actor;
-mod databases;
 pub mod interface;
 
 pub use actor::Dispatcher;

@@ -1,4 +1,4 @@
-//! What a certificate says of itself. Pure.
+//! Reads a certificate's subject and validity. Pure.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,10 +7,11 @@ use x509_cert::Certificate as X509;
 use x509_cert::der::Decode;
 
 const DAY: i64 = 24 * 60 * 60;
-/// The end is near when so much time is left, or a third of the certificate's life if that is less.
+/// A certificate ends soon when less than this many seconds are left, or less than a third of its life if that is
+/// shorter.
 const NEAR: i64 = 30 * DAY;
 
-/// How much of its time is left.
+/// Whether a certificate is valid now, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
     NotYet,
@@ -19,23 +20,24 @@ pub enum Validity {
     Over,
 }
 
-/// The part of a certificate that people ask for.
+/// The part of a certificate that the doctor shows.
 pub struct Certificate {
     subject: String,
-    /// Its first and its last second, since 1970.
+    /// First second of the validity, since 1970.
     begins: i64,
+    /// Last second of the validity, since 1970.
     ends: i64,
-    /// The last day, as people write it.
+    /// Last day of the validity, as YYYY-MM-DD.
     last_day: String,
 }
 
-/// Reads a certificate from DER; `None` if it is none.
+/// Reads a certificate from DER; `None` if the bytes are none.
 pub fn read(der: &[u8]) -> Option<Certificate> {
     let certificate = X509::from_der(der).ok()?.tbs_certificate;
     let (begin, end) = (certificate.validity.not_before, certificate.validity.not_after);
     let subject = certificate.subject.to_string();
     Some(Certificate {
-        // It is somebody else's text, and goes into a line.
+        // The subject is somebody else's text, and has to fit into one line.
         subject: subject.chars().filter(|c| !c.is_control()).take(200).collect(),
         begins: seconds(begin.to_unix_duration()),
         ends: seconds(end.to_unix_duration()),
@@ -86,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// From 27 November 2026 to 25 February 2027.
+    /// A certificate that is valid from 27 November 2026 to 25 February 2027.
     const DER: &str = "MIIBhDCCASmgAwIBAgIUSJdJuyhHIqx5/pe4qPqp0UajoukwCgYIKoZIzj0EAwIwFzEVMBMGA1UEAwwMbmF0\
         cy5leGFtcGxlMB4XDTI2MTEyNzA5MDExNloXDTI3MDIyNTA5MDExNlowFzEVMBMGA1UEAwwMbmF0cy5leGFtcGxlMFkwEwYHKoZI\
         zj0CAQYIKoZIzj0DAQcDQgAEYLtWIatYYT9J6SZqlF60W2KSjGPr704BoZWpNrpoQIyzq+HIk7Rg+NC0cM8MKVSNUUFrs9ui6HL5\

@@ -1,46 +1,46 @@
-//! Examines a NATS connection that is not there yet, from the options on: files, names, TCP, TLS, authentication, limits,
-//! JetStream and Patroni. What `litmus_pgnats.doctor()` shows of a foreign server. In the actor thread, but for files.
+//! Examines what `litmus_pgnats.doctor()` shows of a foreign server, with a connection of its own: files, names, TCP,
+//! TLS, authentication, limits, JetStream and Patroni. In the actor thread; files are read in tokio's blocking threads.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use actix::Addr;
+use async_nats::jetstream::account::Account;
 use async_nats::{Client, Event};
 use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::certificate;
-use super::certificate::Validity;
-use super::tls_probe::{Probe, greet};
-use crate::actors::connection::connect;
-use crate::actors::connection::connect::Observer;
-use crate::actors::connection::connect::connect;
+use super::certificate::{self, Validity};
+use super::tls_probe::{Probe, Secured, greet};
+use crate::actors::connection::connect::{self, Observer, connect};
 use crate::actors::connection::requester::Requester;
 use crate::actors::ha::PatroniWatcher;
 use crate::actors::ha::interface::WhoAmI;
 use crate::actors::jetstream::api::Api;
 use crate::channel::frame::MAX_FRAME;
 use crate::channel::message::EXAMINE_STEPS;
-use crate::error::Kind;
-use crate::findings::{CheckStatus, Findings};
+use crate::error::{Kind, Result};
+use crate::findings::{CheckStatus, Finding, Findings};
 use crate::patroni;
-use crate::row::Row;
 use crate::settings::options::Host;
 use crate::settings::{Credential, Settings, Verify};
 
-/// What the connection is called in NATS's monitoring.
+/// The connection's name in NATS's monitoring.
 const NAME: &str = "litmus_pgnats/doctor";
-/// Advice on what cannot be reached.
+/// Advice on a host that cannot be reached.
 const CHECK_HOST: &str =
     "Check the options \"host\" and \"port\", the network and the NATS server, from this server's machine.";
 
-/// All that can be found out, and whether the connection that is running has these settings; each step within `limit`, and all within [`EXAMINE_STEPS`] times that.
+/// Examines settings and returns what was found. `running` says whether the connection that is in use has these
+/// settings; `None` if there is no such connection. Each step may take `limit`, and all together [`EXAMINE_STEPS`]
+/// times that.
 pub async fn examine(
     settings: Settings,
     running: impl Future<Output = Option<bool>>,
     watcher: Addr<PatroniWatcher>,
     limit: Duration,
-) -> Vec<Row> {
+) -> Vec<Finding> {
     let mut findings = Findings::default();
     if running.await == Some(false) {
         let found = "the running connection has other options than the foreign server has now";
@@ -51,7 +51,7 @@ pub async fn examine(
     if timeout(limit * EXAMINE_STEPS, all).await.is_err() {
         findings.wrong("connection", "", "the examination took too long", CHECK_HOST);
     }
-    findings.into_rows()
+    findings.into_vec()
 }
 
 async fn examine_all(
@@ -64,11 +64,11 @@ async fn examine_all(
     let hosts = settings.hosts.iter().map(|host| async move {
         let mut findings = Findings::default();
         let client = visit(settings, host, limit, &mut findings).await;
-        (findings.into_rows(), client)
+        (findings.into_vec(), client)
     });
     let mut connected = None;
-    for (rows, client) in join_all(hosts).await {
-        findings.extend(rows);
+    for (found, client) in join_all(hosts).await {
+        findings.extend(found);
         connected = connected.or(client);
     }
     if let Some(client) = connected {
@@ -82,7 +82,7 @@ async fn examine_all(
     }
 }
 
-/// What is found of one host, and a connection to it.
+/// Examines one host; returns a client that is connected to it, if the connection succeeds.
 async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut Findings) -> Option<Client> {
     let object = host.to_string();
     let tls = reach(settings, host, limit, findings).await?;
@@ -133,7 +133,7 @@ async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut
     }
 }
 
-/// Whether the files that options name can be used, and when certificates among them end.
+/// Checks whether the files that options name can be used, and when certificates among them end.
 async fn files(settings: &Settings, findings: &mut Findings) {
     let tls = &settings.tls;
     let mut certificates = Vec::new();
@@ -171,14 +171,15 @@ async fn files(settings: &Settings, findings: &mut Findings) {
 const READABLE: &str = "It has to be what the option wants, and readable for the operating system's user that runs \
                         PostgreSQL, on each node.";
 
-/// How TLS with a host goes.
+/// The outcome of TLS with a host.
 struct TlsState {
     status: CheckStatus,
     found: String,
     advice: &'static str,
 }
 
-/// Whether a host can be reached: its name, TCP, who answers there; and its TLS, if so.
+/// Checks whether a host can be reached: its name, TCP, and what answers there. Returns the state of its TLS; `None` if
+/// the host cannot be reached.
 async fn reach(
     settings: &Settings,
     host: &Host,
@@ -209,14 +210,19 @@ async fn reach(
     };
     let found = format!("nats-server {server} answers in {}", took(began));
     findings.ok("TCP", &object, found);
+    Some(tls_state(settings, &addresses, tls))
+}
+
+/// What is to be said of a connection's TLS; `tls` is `None` without.
+fn tls_state(settings: &Settings, addresses: &[SocketAddr], tls: Option<Result<Secured>>) -> TlsState {
     let is_secret = !matches!(settings.credential, Credential::None);
     let state = |status, found: &str, advice| TlsState {
         status,
         found: found.to_string(),
         advice,
     };
-    Some(match tls {
-        None if is_secret && !is_loopback(&addresses) => state(
+    match tls {
+        None if is_secret && !is_loopback(addresses) => state(
             CheckStatus::Warning,
             "not used: credentials and messages pass the network unencrypted",
             "Set up TLS in the NATS server, and the option \"tls_ca_path\".",
@@ -240,14 +246,14 @@ async fn reach(
             }
             state(status, &format!("{}, {found}", secured.version), advice)
         }
-    })
+    }
 }
 
-fn is_loopback(addresses: &[std::net::SocketAddr]) -> bool {
+fn is_loopback(addresses: &[SocketAddr]) -> bool {
     addresses.iter().all(|address| address.ip().is_loopback())
 }
 
-/// Whether a certificate is near its end, or past it.
+/// Status, text and advice for a certificate: whether it is near its end, or past it.
 fn judge(certificate: Option<&[u8]>) -> (CheckStatus, String, &'static str) {
     const RENEW: &str = "Renew the certificate; a file that is replaced is read at the next connect.";
     let Some(certificate) = certificate.and_then(certificate::read) else {
@@ -277,19 +283,17 @@ async fn jetstream(settings: &Settings, client: Requester, limit: Duration, find
     let object = domain
         .as_ref()
         .map_or(String::new(), |domain| format!("domain {domain}"));
-    match Api::to(client, domain, limit).request("INFO", &Value::Null).await {
-        Ok(info) => {
-            let number = |name: &str| info.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let asked = Api::to(client, domain, limit);
+    match asked.request::<Account>("INFO", &Value::Null).await {
+        Ok(account) => {
             let found = format!(
                 "enabled: {} streams, {} consumers, {} bytes in files",
-                number("streams"),
-                number("consumers"),
-                number("storage")
+                account.streams, account.consumers, account.storage
             );
             findings.ok("JetStream", &object, found);
         }
         Err(error) => {
-            // Who has named a domain wants it.
+            // A domain that is named is wanted, so a missing JetStream is an error there.
             let status = if object.is_empty() {
                 CheckStatus::Warning
             } else {
@@ -345,7 +349,7 @@ fn took(began: Instant) -> String {
     format!("{:.1} ms", began.elapsed().as_secs_f64() * 1000.0)
 }
 
-/// Nobody is told of what becomes of the connection: it ends with the examination.
+/// Takes reports of the connection and ignores them, because the connection ends with the examination.
 #[derive(Clone)]
 struct Nobody;
 

@@ -1,5 +1,5 @@
-//! How a NATS server greets: the line that it begins with, and its TLS handshake, made here without a credential to see
-//! the certificate, valid or not. In the actor thread.
+//! Probes a NATS server: reads the INFO line that it begins with, and makes a TLS handshake without sending a
+//! credential, to see the certificate, valid or not. In the actor thread.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,25 +18,27 @@ use crate::error::{Error, Kind, Result};
 use crate::settings::options::Host;
 use crate::settings::{Tls, Verify};
 
-/// Longest greeting that is read, in bytes.
+/// Longest INFO line that is read, in bytes.
 const MAX_INFO: u64 = 64 * 1024;
 
-/// What a server says before anybody has said anything.
+/// What a probe has found.
 pub struct Probe {
-    /// Name and version.
+    /// Version and name of the server, for people.
     pub server: String,
-    /// The handshake, if there is one to make.
+    /// The TLS handshake, or why it failed; `None` if neither the server nor the options want TLS.
     pub tls: Option<Result<Secured>>,
 }
 
-/// A TLS connection.
+/// A TLS connection that was established.
 pub struct Secured {
+    /// Version of TLS, as `TLSv1.3`.
     pub version: String,
-    /// The server's own, as DER.
+    /// The server's own certificate, as DER; `None` if it sent none.
     pub certificate: Option<Vec<u8>>,
 }
 
-/// Connects to the first address that answers.
+/// Probes the first address that answers; each step may take `limit`. Fails if no address answers, or what answers is
+/// no NATS server.
 pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Duration) -> Result<Probe> {
     let failed = |error: std::io::Error| unreachable(host, error.to_string());
     let late = |_| unreachable(host, "no answer in time".into());

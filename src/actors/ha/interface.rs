@@ -1,14 +1,13 @@
-//! The messages that the watcher of Patroni and the notifier take, and the one that is told of a fence. Pure.
+//! The messages that `PatroniWatcher` and `Notifier` take, and the message that tells of a fence. Pure.
 
 use std::collections::BTreeSet;
 
 use actix::prelude::*;
 
+use crate::channel::target::Source;
 use crate::patroni::Member;
 
-use crate::channel::target::Source;
-
-/// The addresses of Patroni that the servers of a database name.
+/// The addresses of Patroni that the foreign servers of a database name, in place of those before.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Follow {
@@ -16,17 +15,18 @@ pub struct Follow {
     pub urls: BTreeSet<String>,
 }
 
-/// Who this node is, in Patroni's words, or why it cannot be asked.
+/// Asks Patroni at this address who this node is; the error says why Patroni cannot be asked.
 #[derive(Message)]
 #[rtype(result = "Result<Member, String>")]
 pub struct WhoAmI(pub String);
 
-/// Patroni does not take this node for the primary, for this reason; or it does.
+/// Why this node is fenced: Patroni does not take it for the primary. `None` if it is not fenced.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Fence(pub Option<String>);
 
-/// The servers of a database that name a subject.
+/// The foreign servers of a database, in place of those before. Those that name a subject are told of the server's
+/// role.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Notify {

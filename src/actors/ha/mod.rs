@@ -1,6 +1,6 @@
 //! The server's role. In the actor thread.
 //!
-//! - `interface.rs`: the messages that the two actors take, and the one that is told of a fence;
+//! - `interface.rs`: the messages that the two actors take, and the message about a fence;
 //! - `patroni_watcher.rs`: follows Patroni, and fences a primary that has lost the leader lock;
 //! - `role_notifier.rs`: tells NATS of the server's role.
 

@@ -1,5 +1,5 @@
-//! Follows Patroni: tells who this node is in its cluster, and fences a primary that has lost the leader lock. One actor,
-//! in the actor thread. Patroni being away stops nothing.
+//! Follows Patroni: tells who this node is in its cluster, and fences a primary that has lost the leader lock. While
+//! Patroni is away, nothing changes. An actor; in the actor thread.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
@@ -11,26 +11,25 @@ use actix::prelude::*;
 use reqwest::redirect::Policy;
 
 use super::interface::{Fence, Follow, WhoAmI};
-use crate::actors::base::liveness::Vital;
 use crate::actors::base::server_role::{Fencing, Roles};
-use crate::actors::dispatcher::Dispatcher;
-use crate::patroni;
-use crate::patroni::Member;
+use crate::actors::base::tasks::Vital;
+use crate::patroni::{self, Member};
 
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_millis(1500);
-/// Between two looks; after failures up to ten times as long.
+/// Time between two requests to Patroni; after failures up to ten times as long.
 const INTERVAL: Duration = Duration::from_secs(2);
 const MOST_FAILURES: u32 = 10;
-/// What answers is something else.
+/// Error for an answer that is not Patroni's.
 const NOT_PATRONI: &str = "its answer is not that of Patroni";
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// What one look at Patroni has shown.
+/// What Patroni has answered.
 struct Seen {
     member: Member,
     holds_lock: bool,
+    /// Seconds that a leader lock lives; `None` if Patroni did not say.
     ttl: Option<u64>,
 }
 
@@ -38,15 +37,15 @@ struct Seen {
 struct Followed {
     timer: SpawnHandle,
     failures: u32,
-    /// As Patroni has told it last: when its configuration store is away, it cannot.
+    /// Seconds that a leader lock lives, as Patroni has said last: while its configuration store is away, it cannot.
     ttl: u64,
     /// What was last logged.
     last: Option<String>,
     fence: Option<String>,
 }
 
-/// HTTP clients, each made when an address first needs it: only `https` loads the system's certificates, of which a machine
-/// may have none.
+/// HTTP clients, each made when an address first needs it. Only the client for `https` loads the system's certificates,
+/// of which a machine may have none.
 #[derive(Default)]
 struct Clients {
     plain: OnceCell<reqwest::Client>,
@@ -72,41 +71,43 @@ impl Clients {
     }
 }
 
-/// The actor.
+/// The actor that follows Patroni.
 pub struct PatroniWatcher {
     clients: Clients,
     roles: Roles,
     fencing: Arc<Fencing>,
-    dispatcher: Addr<Dispatcher>,
-    /// By database.
+    /// The actor that is told of a fence.
+    fenced_actor: Recipient<Fence>,
+    /// The addresses that each database names.
     wanted: HashMap<u32, BTreeSet<String>>,
     followed: HashMap<String, Followed>,
-    /// Why the node is fenced.
+    /// Why the node is fenced; `None` if it is not.
     fenced: Option<String>,
     _vital: Vital,
 }
 
 impl PatroniWatcher {
-    pub fn new(roles: Roles, fencing: Arc<Fencing>, dispatcher: Addr<Dispatcher>, vital: Vital) -> Self {
-        // Another library of this process may have installed one: that will do.
+    pub fn new(roles: Roles, fencing: Arc<Fencing>, fenced_actor: Recipient<Fence>) -> Self {
+        // Fails if another library of this process has installed a provider, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         PatroniWatcher {
             clients: Clients::default(),
             roles,
             fencing,
-            dispatcher,
+            fenced_actor,
             wanted: HashMap::new(),
             followed: HashMap::new(),
             fenced: None,
-            _vital: vital,
+            _vital: Vital::new("watcher of Patroni"),
         }
     }
 
-    fn look_later(&self, url: String, after: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
+    fn ask_later(&self, url: String, after: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
         ctx.run_later(after, move |actor, ctx| {
-            let look = look(actor.clients.of(&url), url.clone());
+            let question = ask(actor.clients.of(&url), url.clone());
             ctx.spawn(
-                look.into_actor(actor)
+                question
+                    .into_actor(actor)
                     .map(move |seen, actor, ctx| actor.seen(url, seen, ctx)),
             );
         })
@@ -127,7 +128,7 @@ impl PatroniWatcher {
                 let lock = if *holds_lock { "holds" } else { "does not hold" };
                 format!("role {role}, {lock} the leader lock")
             }
-            // Which error it is changes from one attempt to the next.
+            // The error is left out, because it varies from one attempt to the next.
             Err(_) => "cannot be asked".into(),
         };
         if followed.last.as_ref() != Some(&what) {
@@ -144,13 +145,13 @@ impl PatroniWatcher {
                 followed.ttl = seen.ttl.unwrap_or(followed.ttl);
                 followed.fence = patroni::fence(&seen.member, seen.holds_lock, followed.ttl, now);
             }
-            // Silence fences nobody, and nobody's fence falls by it.
+            // Without an answer, no fence is raised or lifted.
             Err(_) => followed.failures = (followed.failures + 1).min(MOST_FAILURES),
         }
         let after = INTERVAL * followed.failures.max(1);
-        let timer = self.look_later(url.clone(), after, ctx);
+        let timer = self.ask_later(url.clone(), after, ctx);
         if let Some(followed) = self.followed.get_mut(&url) {
-            // Another may run if the address was dropped and taken up again meanwhile.
+            // Another timer may run if the address was dropped and followed again meanwhile.
             ctx.cancel_future(std::mem::replace(&mut followed.timer, timer));
         }
         self.judge();
@@ -168,12 +169,12 @@ impl PatroniWatcher {
             None => log::info!("resumed subscriptions and responders"),
         }
         self.fenced = fence.clone();
-        self.dispatcher.do_send(Fence(fence));
+        self.fenced_actor.do_send(Fence(fence));
     }
 }
 
-/// Asks whether this node holds the leader lock, and for how long one lives.
-async fn look(client: Result<reqwest::Client, String>, url: String) -> Result<Seen, String> {
+/// Asks whether this node holds the leader lock, and for how long a leader lock lives.
+async fn ask(client: Result<reqwest::Client, String>, url: String) -> Result<Seen, String> {
     let client = client?;
     let base = patroni::base_url(&url);
     let (mut holds_lock, mut answer) = get(&client, &format!("{base}/primary")).await?;
@@ -201,7 +202,7 @@ async fn who_am_i(client: Result<reqwest::Client, String>, url: String) -> Resul
     Ok(member)
 }
 
-/// The innermost cause: the address is in the log line already.
+/// The innermost cause of an error; the outer ones repeat the address, which is in the log line already.
 fn explain(error: reqwest::Error) -> String {
     let mut causes = vec![error.to_string()];
     let mut cause = std::error::Error::source(&error);
@@ -212,7 +213,7 @@ fn explain(error: reqwest::Error) -> String {
     causes.pop().unwrap_or_default()
 }
 
-/// Whether the answer is a success, and its body, which Patroni sends with failures as well.
+/// Whether the answer is a success, and the answer's body, which Patroni sends with failures as well.
 async fn get(client: &reqwest::Client, url: &str) -> Result<(bool, Vec<u8>), String> {
     let mut response = client.get(url).send().await.map_err(explain)?;
     let success = response.status().is_success();
@@ -245,7 +246,7 @@ impl Handler<Follow> for PatroniWatcher {
         });
         for url in wanted {
             if !self.followed.contains_key(&url) {
-                let timer = self.look_later(url.clone(), Duration::ZERO, ctx);
+                let timer = self.ask_later(url.clone(), Duration::ZERO, ctx);
                 let followed = Followed {
                     timer,
                     failures: 0,

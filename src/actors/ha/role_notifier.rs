@@ -1,13 +1,15 @@
-//! Tells NATS of the server's role: once for each start of the server and each change of its role, however many databases
-//! name the subject. One actor, in the actor thread.
+//! Tells NATS of the server's role: once for each start of the server and each change of its role, however many
+//! databases name the subject. An actor; in the actor thread.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
+use async_nats::message::OutboundMessage;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -16,26 +18,29 @@ use tokio::time::timeout;
 
 use super::PatroniWatcher;
 use super::interface::{Notify, WhoAmI};
-use crate::actors::base::liveness::Vital;
+use crate::actors::base::backoff::Backoff;
 use crate::actors::base::server_role::Roles;
+use crate::actors::base::tasks::Vital;
 use crate::actors::connections::Supervisor;
-use crate::actors::connections::interface::{ConnectionHandle, ConnectionLeft, OpenConnection};
+use crate::actors::connections::interface::{ConnectionHandle, OpenConnection};
+use crate::actors::connections::lease::ConnectionUser;
 use crate::channel::target::Source;
 use crate::patroni::Member;
 use crate::server_role::{ServerIdentity, ServerRole};
 use crate::settings::options::Host;
 
-/// Longest wait for NATS to take a notification, before it is tried again.
+/// Longest wait for NATS to take a notification, which is then tried again.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
 /// Longest wait for Patroni to tell who this node is.
 const WHO_LIMIT: Duration = Duration::from_secs(2);
-/// Between two attempts.
+/// Bounds of the pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// A subject of a NATS: who names it more than once means the same.
+/// The hosts of a NATS cluster, and a subject. Foreign servers that name the same ones share one notification.
 type NotifiedSubject = (Vec<Host>, String);
 
-/// A place that is told.
+/// A subject that is told of the server's role.
 struct ToldSubject {
     source: Source,
     task: SpawnHandle,
@@ -43,15 +48,15 @@ struct ToldSubject {
     last: ServerRole,
 }
 
-/// The actor.
+/// The actor that tells NATS of the server's role.
 pub struct Notifier {
     identity: Arc<ServerIdentity>,
     roles: Roles,
-    /// Remembers what has been told, should the runtime be started again without the server.
+    /// The notifications that NATS has taken, in case the runtime worker is started again without the server.
     memory: Arc<Told>,
     supervisor: Addr<Supervisor>,
     patroni: Addr<PatroniWatcher>,
-    /// By database.
+    /// The foreign servers of each database.
     wanted: BTreeMap<u32, Vec<Source>>,
     told: BTreeMap<NotifiedSubject, ToldSubject>,
     _vital: Vital,
@@ -64,7 +69,6 @@ impl Notifier {
         memory: PathBuf,
         supervisor: Addr<Supervisor>,
         patroni: Addr<PatroniWatcher>,
-        vital: Vital,
     ) -> Self {
         Notifier {
             identity: Arc::new(identity),
@@ -74,7 +78,7 @@ impl Notifier {
             patroni,
             wanted: BTreeMap::new(),
             told: BTreeMap::new(),
-            _vital: vital,
+            _vital: Vital::new("notifier of the server's role"),
         }
     }
 
@@ -95,6 +99,7 @@ impl Notifier {
             patroni: self.patroni.clone(),
         };
         let (roles, to_tell) = mpsc::unbounded_channel();
+        // Cannot fail: the receiver still exists.
         let _ = roles.send((role, SystemTime::now()));
         ToldSubject {
             source,
@@ -128,13 +133,15 @@ impl Handler<Notify> for Notifier {
             }
             stays
         });
-        // Not before a database was looked at after a promotion: its options may have changed with the former primary.
+        // A new role is told only for the database that was refreshed just now: the options of the others may be those
+        // from before the promotion.
         let role = *self.roles.borrow();
         let here: Vec<Source> = self.wanted.get(&database).cloned().unwrap_or_default();
         for (place, source) in wanted {
             match self.told.get_mut(&place) {
                 Some(told) if told.last != role && here.contains(&source) => {
                     told.last = role;
+                    // Fails only if the task has ended, with which this entry or the whole actor ends.
                     let _ = told.roles.send((role, SystemTime::now()));
                 }
                 Some(_) => {}
@@ -147,7 +154,7 @@ impl Handler<Notify> for Notifier {
     }
 }
 
-/// Tells one subject.
+/// Tells one subject of the server's role.
 struct Teller {
     place: String,
     subject: String,
@@ -165,26 +172,25 @@ impl Teller {
             if self.memory.has(&mark) {
                 continue;
             }
+            let mut backoff = Backoff::new(PAUSE, PAUSE_LIMIT);
             while !self.tell(role, time).await {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(backoff.failed()).await;
             }
             self.memory.keep(&mark, self.identity.start);
         }
     }
 
-    /// One attempt; `true` if NATS has taken the notification.
+    /// One attempt to notify; `true` if NATS has taken the notification.
     async fn tell(&self, role: ServerRole, time: SystemTime) -> bool {
         let open = OpenConnection {
             target: self.source.target.clone(),
             settings: self.source.settings.clone(),
+            user: ConnectionUser::Worker,
         };
-        let Ok(Ok(handle)) = self.supervisor.send(open).await else {
-            return false;
-        };
-        let told = self.tell_by(&handle, role, time).await;
-        drop(handle);
-        self.supervisor.do_send(ConnectionLeft(self.source.target.key));
-        told
+        match self.supervisor.send(open).await {
+            Ok(Ok(handle)) => self.tell_by(&handle, role, time).await,
+            _ => false,
+        }
     }
 
     async fn tell_by(&self, handle: &ConnectionHandle, role: ServerRole, time: SystemTime) -> bool {
@@ -193,17 +199,24 @@ impl Teller {
         let Some(client) = up.ok().and_then(|status| status.client.clone()) else {
             return false;
         };
-        let Ok(payload) = self.payload(role, time).await else {
-            return false;
+        let payload = match self.payload(role, time).await {
+            Ok(payload) => payload,
+            Err(why) => {
+                log::warn!("could not describe the server's role: {why}");
+                return false;
+            }
         };
-        let sent = client
-            .client()
-            .publish(self.subject.clone(), payload.into())
-            .await;
+        let message = OutboundMessage {
+            subject: self.subject.clone().into(),
+            reply: None,
+            payload: payload.into(),
+            headers: None,
+        };
+        let sent = client.publish(message).await;
         sent.is_ok() && matches!(timeout(CONFIRM_LIMIT, client.round_trip()).await, Ok(Ok(())))
     }
 
-    async fn payload(&self, role: ServerRole, time: SystemTime) -> Result<Vec<u8>, serde_json::Error> {
+    async fn payload(&self, role: ServerRole, time: SystemTime) -> Result<Vec<u8>, String> {
         let member = match &self.source.settings.patroni_url {
             Some(url) => {
                 let asked = timeout(WHO_LIMIT, self.patroni.send(WhoAmI(url.clone()))).await;
@@ -218,7 +231,8 @@ impl Teller {
             conn_url,
             ..
         } = member.unwrap_or_default();
-        serde_json::to_vec(&RoleMessage {
+        let time = OffsetDateTime::from(time).format(&Rfc3339);
+        let message = RoleMessage {
             status: if role.is_primary { "Master" } else { "Replica" },
             listen_addresses: &self.identity.listen_addresses,
             port: self.identity.port,
@@ -228,12 +242,13 @@ impl Teller {
             scope,
             api_url,
             conn_url,
-            time: OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default(),
-        })
+            time: time.map_err(|error| error.to_string())?,
+        };
+        serde_json::to_vec(&message).map_err(|error| error.to_string())
     }
 }
 
-/// What is published, in this order.
+/// The notification: JSON with the fields in this order.
 #[derive(Serialize)]
 struct RoleMessage<'a> {
     status: &'static str,
@@ -241,28 +256,37 @@ struct RoleMessage<'a> {
     port: u16,
     name: Option<String>,
     timeline: u32,
-    /// Text, because readers of JSON may cut a number of 64 bits.
+    /// Text, because readers of JSON may not keep all digits of a 64-bit number.
     system_identifier: String,
     scope: Option<String>,
     api_url: Option<String>,
     conn_url: Option<String>,
-    /// Of the change, in UTC.
+    /// When the notifier heard of the role, in UTC.
     time: String,
 }
 
-/// What was told, in a file that does not outlive the server's run by much: a line for each.
+/// The notifications that NATS has taken: a file with a line for each, of the server's present start only.
 struct Told(PathBuf);
 
 impl Told {
     fn read(&self) -> String {
-        fs::read_to_string(&self.0).unwrap_or_default()
+        match fs::read_to_string(&self.0) {
+            Ok(text) => text,
+            Err(error) => {
+                // Before the first notification there is no file.
+                if error.kind() != ErrorKind::NotFound {
+                    log::warn!("could not read what was told of the server's role: {error}");
+                }
+                String::new()
+            }
+        }
     }
 
     fn has(&self, mark: &str) -> bool {
         self.read().lines().any(|line| line == mark)
     }
 
-    /// Adds a mark, and forgets those of earlier starts of the server.
+    /// Adds a notification's mark, and removes the marks of earlier starts of the server.
     fn keep(&self, mark: &str, start: i64) {
         let start = format!("{start} ");
         let read = self.read();

@@ -1,68 +1,79 @@
-//! What a durable subscription has got of its stream and not acknowledged yet: in its queue, or with an executor. In the
-//! actor thread.
+//! The ack pending messages of a durable subscription, which JetStream has delivered and which are not acknowledged
+//! yet: those in its queue, and those with an executor. A plain struct; in the actor thread.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// By sequence in the stream.
-type PendingMessages = BTreeMap<u64, PendingMessage>;
-
+/// A message that is not acknowledged yet.
 struct PendingMessage {
-    /// There is nothing between this sequence and its own.
+    /// The consumer has no message whose sequence in the stream is between this one and the message's own.
     after: u64,
-    /// Where it is acknowledged.
+    /// Subject on which the message is acknowledged.
     reply: String,
-    /// When it came, or JetStream was last told that it is worked on.
+    /// When the message came, or when JetStream was last told that the message is in progress.
     told: Instant,
-    /// When the stream took it: microseconds since 1970.
+    /// When the stream took the message, in microseconds since 1970.
     time_us: i64,
 }
 
-/// The messages, and the stream that they are of.
+/// A message that JetStream was asked to deliver again later.
+struct PostponedMessage {
+    after: u64,
+    time_us: i64,
+}
+
+/// The messages by their sequence in the stream, and what is known of the stream.
 #[derive(Default)]
-pub struct AckPending {
-    messages: Mutex<PendingMessages>,
-    /// Those that will be delivered again, with what `after` was and when the stream took them.
-    postponed: Mutex<BTreeMap<u64, (u64, i64)>>,
-    stream: Mutex<StreamState>,
-    /// There are fewer than before.
-    pub fewer: Notify,
+struct AckPendingMessages {
+    messages: BTreeMap<u64, PendingMessage>,
+    postponed: BTreeMap<u64, PostponedMessage>,
+    stream: KnownStream,
 }
 
 /// What is known of the stream.
-#[derive(Clone, Default)]
-pub struct StreamState {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownStream {
+    /// When the stream was created, in JetStream's own text; empty until the consumer was found.
     pub created: String,
+    /// All messages up to this sequence were done with when the consumer was found.
     pub base: u64,
-    /// All up to this sequence is done with, as executors have said last.
-    pub floor: Option<u64>,
+    /// All messages up to this sequence are done with, as an executor has reported last; `None` if none has.
+    pub ack_floor: Option<u64>,
+}
+
+/// The ack pending messages of one durable subscription.
+#[derive(Default)]
+pub struct AckPending {
+    pending: Mutex<AckPendingMessages>,
+    /// Notified when there are fewer messages than before.
+    pub fewer: Notify,
 }
 
 impl AckPending {
-    fn lock(&self) -> MutexGuard<'_, PendingMessages> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// Messages that are in the queue or with an executor.
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.pending.lock().messages.len()
     }
 
-    /// Messages that are not done with, those that will come again included.
+    /// Messages that are not done with, including those that will be delivered again.
     pub fn undone(&self) -> usize {
-        self.count() + self.postponed().len()
+        let pending = self.pending.lock();
+        pending.messages.len() + pending.postponed.len()
     }
 
-    /// When the stream took the first of them, in microseconds since 1970.
+    /// When the stream took the oldest message that is not done with, in microseconds since 1970; `None` without one.
     pub fn oldest_us(&self) -> Option<i64> {
-        let here = self.lock().values().next().map(|message| message.time_us);
-        let to_come = self.postponed().values().next().map(|(_, time_us)| *time_us);
+        let pending = self.pending.lock();
+        let here = pending.messages.values().next().map(|message| message.time_us);
+        let to_come = pending.postponed.values().next().map(|message| message.time_us);
         here.into_iter().chain(to_come).min()
     }
 
-    /// A message was delivered. `false` if it is here already: it will be acknowledged as the new delivery.
+    /// Adds a message that was delivered. `false` if an earlier delivery is here already, which is then acknowledged on
+    /// the new delivery's subject.
     pub fn add(&self, sequence: u64, after: u64, reply: &str, time_us: i64) -> bool {
         let message = PendingMessage {
             after,
@@ -70,64 +81,71 @@ impl AckPending {
             told: Instant::now(),
             time_us,
         };
-        self.lock().insert(sequence, message).is_none()
+        self.pending.lock().messages.insert(sequence, message).is_none()
     }
 
-    /// It is done with: where that is to be said.
+    /// Removes a message that is done with. Returns the subject to acknowledge it on; `None` if the message is not
+    /// here.
     pub fn remove(&self, sequence: u64) -> Option<String> {
-        let removed = self.lock().remove(&sequence).map(|message| message.reply);
+        let removed = self.pending.lock().messages.remove(&sequence);
         self.fewer.notify_one();
-        removed
+        removed.map(|message| message.reply)
     }
 
-    /// It will be delivered again: where that is to be said.
+    /// Notes that a message is to be delivered again. Returns the subject to ask for that on; `None` if the message is
+    /// not here.
     pub fn postpone(&self, sequence: u64) -> Option<String> {
-        let removed = self.lock().remove(&sequence)?;
-        self.postponed()
-            .insert(sequence, (removed.after, removed.time_us));
+        let mut pending = self.pending.lock();
+        let removed = pending.messages.remove(&sequence)?;
+        let postponed = PostponedMessage {
+            after: removed.after,
+            time_us: removed.time_us,
+        };
+        pending.postponed.insert(sequence, postponed);
+        drop(pending);
         self.fewer.notify_one();
         Some(removed.reply)
     }
 
     /// Whether there are messages that will be delivered again.
     pub fn has_postponed(&self) -> bool {
-        !self.postponed().is_empty()
+        !self.pending.lock().postponed.is_empty()
     }
 
-    /// Up to this sequence the consumer has nothing more to deliver: what was to come again is gone from the stream, or
-    /// somebody else has acknowledged it.
+    /// Forgets messages up to the consumer's ack floor that were to be delivered again: they are gone from the stream,
+    /// or somebody else has acknowledged them.
     pub fn forget_up_to(&self, ack_floor: u64) {
-        self.postponed().retain(|sequence, _| *sequence > ack_floor);
+        self.pending
+            .lock()
+            .postponed
+            .retain(|sequence, _| *sequence > ack_floor);
     }
 
-    /// A message comes again: what `after` was the first time.
+    /// A message was delivered; returns the `after` of its earlier delivery, or `None` if there was none.
     pub fn again(&self, sequence: u64) -> Option<u64> {
-        let known = self.lock().get(&sequence).map(|message| message.after);
-        known.or_else(|| self.postponed().remove(&sequence).map(|(after, _)| after))
+        let mut pending = self.pending.lock();
+        let known = pending.messages.get(&sequence).map(|message| message.after);
+        known.or_else(|| pending.postponed.remove(&sequence).map(|message| message.after))
     }
 
-    fn postponed(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, i64)>> {
-        self.postponed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// They are of a stream that is gone.
+    /// Forgets all messages, because their stream is gone.
     pub fn clear(&self) {
-        self.lock().clear();
-        self.postponed().clear();
+        let mut pending = self.pending.lock();
+        pending.messages.clear();
+        pending.postponed.clear();
     }
 
-    /// All of them, which are then no longer here.
+    /// Takes all messages that are in the queue or with an executor; returns the subjects to acknowledge them on.
     pub fn take_all(&self) -> Vec<String> {
-        std::mem::take(&mut *self.lock())
-            .into_values()
-            .map(|message| message.reply)
-            .collect()
+        let messages = std::mem::take(&mut self.pending.lock().messages);
+        messages.into_values().map(|message| message.reply).collect()
     }
 
-    /// Those that JetStream has not heard of for so long, and now does.
+    /// The subjects on which to tell JetStream that messages are in progress: those that it has not heard of for
+    /// `time`. The messages count as reported now.
     pub fn overdue(&self, time: Duration) -> Vec<String> {
-        let mut messages = self.lock();
-        let overdue = messages.values_mut().filter(|m| m.told.elapsed() >= time);
+        let mut pending = self.pending.lock();
+        let overdue = pending.messages.values_mut().filter(|m| m.told.elapsed() >= time);
         overdue
             .map(|message| {
                 message.told = Instant::now();
@@ -136,27 +154,82 @@ impl AckPending {
             .collect()
     }
 
-    /// The stream that they are of: another one of the same name counts anew.
-    pub fn stream(&self) -> StreamState {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What is known of the stream.
+    pub fn stream(&self) -> KnownStream {
+        self.pending.lock().stream.clone()
     }
 
-    /// The consumer of this stream was found.
+    /// The consumer was found. The ack floor is forgotten if another stream has taken the name.
     pub fn set_stream(&self, created: &str, base: u64) {
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let floor = stream.floor.filter(|_| stream.created == created);
-        *stream = StreamState {
+        let mut pending = self.pending.lock();
+        let is_same = pending.stream.created == created;
+        let ack_floor = pending.stream.ack_floor.filter(|_| is_same);
+        pending.stream = KnownStream {
             created: created.to_string(),
             base,
-            floor,
+            ack_floor,
         };
     }
 
-    /// An executor has committed messages of the stream that was created then.
-    pub fn set_floor(&self, created: &str, floor: u64) {
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+    /// An executor has committed messages; ignored unless they are of the present stream, which was created then.
+    pub fn set_ack_floor(&self, created: &str, ack_floor: u64) {
+        let stream = &mut self.pending.lock().stream;
         if stream.created == created {
-            stream.floor = Some(floor);
+            stream.ack_floor = Some(ack_floor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_comes_again_keeps_what_lies_before_it() {
+        let pending = AckPending::default();
+        assert!(pending.add(15, 10, "ack.15", 5));
+        assert!(!pending.add(15, 14, "ack.15.again", 5), "it is here already");
+        assert_eq!(pending.postpone(15).as_deref(), Some("ack.15.again"));
+        assert_eq!(
+            (pending.count(), pending.undone(), pending.oldest_us()),
+            (0, 1, Some(5))
+        );
+        assert_eq!(pending.again(15), Some(14));
+        assert!(!pending.has_postponed());
+        assert_eq!(pending.postpone(15), None, "nobody has it");
+    }
+
+    #[test]
+    fn what_the_consumer_no_longer_has_is_not_waited_for() {
+        let pending = AckPending::default();
+        for sequence in [3, 4] {
+            pending.add(sequence, 0, "ack", 0);
+            pending.postpone(sequence);
+        }
+        pending.forget_up_to(3);
+        assert_eq!(pending.undone(), 1);
+    }
+
+    #[test]
+    fn jetstream_hears_of_each_message_once_in_a_while() {
+        let pending = AckPending::default();
+        pending.add(1, 0, "ack.1", 0);
+        assert_eq!(pending.overdue(Duration::ZERO), ["ack.1"]);
+        assert!(pending.overdue(Duration::from_secs(60)).is_empty());
+        assert_eq!(pending.take_all(), ["ack.1"]);
+        assert_eq!(pending.count(), 0);
+    }
+
+    #[test]
+    fn another_stream_of_the_name_counts_anew() {
+        let pending = AckPending::default();
+        pending.set_stream("monday", 3);
+        pending.set_ack_floor("sunday", 90);
+        assert_eq!(pending.stream().ack_floor, None);
+        pending.set_ack_floor("monday", 7);
+        pending.set_stream("monday", 5);
+        assert_eq!(pending.stream().ack_floor, Some(7));
+        pending.set_stream("tuesday", 0);
+        assert_eq!(pending.stream().ack_floor, None);
     }
 }

@@ -1,6 +1,7 @@
-//! Keeps one handler subscribed: again after every reconnect and reload, until it is taken away. A task of the actor
-//! thread.
+//! Keeps one handler subscribed to a subject of core NATS: subscribes again after every reconnect and reload, until the
+//! handler is removed. A task of the actor thread.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +9,8 @@ use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::handler::{HandlerState, MessageHandler};
 use super::interface::Sink;
@@ -16,73 +18,103 @@ use super::queue::{Incoming, Pushed};
 use crate::actors::connection::requester::Requester;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::connections::interface::ConnectionHandle;
+use crate::error::{Error, Kind};
 
-/// Longest time for the NATS server to confirm a subscription.
+/// After this time without the NATS server's confirmation of a subscription, the handler shows that as its problem.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
 
-/// Runs until `stop` is true.
+/// Keeps the handler subscribed until `stop` is cancelled.
 pub async fn run(
     handler: Arc<MessageHandler>,
     connection: ConnectionHandle,
     sink: impl Sink,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut status = connection.status.clone();
-    loop {
-        let Some((client, generation)) = client(&mut status, &mut stop).await else {
-            return;
-        };
-        let Ok(mut messages) = subscribe(&handler, &client).await else {
-            // The client is lost; the status will say so.
-            let _ = status.changed().await;
-            continue;
-        };
-        let mut replaced = status.clone();
-        {
-            let mut gone =
-                std::pin::pin!(replaced.wait_for(|s| s.client.is_none() || s.generation != generation));
-            let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
-            loop {
-                tokio::select! {
-                    message = messages.next() => match message {
-                        Some(message) => take(&handler, message, &sink),
-                        None => break,
-                    },
-                    _ = &mut gone => break,
-                    _ = &mut stopped => break,
-                }
+    while let Some((client, generation)) = next_client(&mut status, &stop).await {
+        match subscribe(&handler, &client).await {
+            Ok(messages) => {
+                let mut replaced = status.clone();
+                let gone = async { drop(replaced.wait_for(|now| !has(now, generation)).await) };
+                serve(&handler, &client, messages, &sink, gone, &stop).await;
             }
+            // The client has lost its connection, or is about to end.
+            Err(error) => log::warn!("could not subscribe: {error}"),
         }
-        let _ = messages.unsubscribe().await;
-        while let Some(Some(message)) = messages.next().now_or_never() {
-            take(&handler, message, &sink);
-        }
-        if *stop.borrow() {
+        if stop.is_cancelled() {
             return;
         }
         handler.set_state(HandlerState::Waiting);
-        if !*stop.borrow()
-            && status.borrow().client.as_ref().is_some()
-            && status.borrow().generation == generation
-        {
-            // The subscription has ended by itself: wait for the client to be replaced.
-            let _ = status.changed().await;
+        // A subscription that has ended by itself waits for another client.
+        tokio::select! {
+            outcome = status.wait_for(|now| !has(now, generation)) => if outcome.is_err() { return },
+            () = stop.cancelled() => return,
         }
     }
 }
 
-/// Subscribes, and waits until the server must know of it.
-async fn subscribe(handler: &Arc<MessageHandler>, client: &Requester) -> Result<Subscriber, ()> {
+async fn subscribe(
+    handler: &MessageHandler,
+    client: &Requester,
+) -> Result<Subscriber, async_nats::SubscribeError> {
     let definition = handler.definition();
     let subject = definition.subject.clone();
-    let subscribed = match &definition.queue_group {
+    match &definition.queue_group {
         Some(group) => client.client().queue_subscribe(subject, group.clone()).await,
         None => client.client().subscribe(subject).await,
-    };
-    let messages = subscribed.map_err(|error| log::warn!("could not subscribe: {error}"))?;
-    let _ = timeout(CONFIRM_LIMIT, client.round_trip()).await;
-    handler.set_state(HandlerState::Live);
-    Ok(messages)
+    }
+}
+
+/// Takes messages until the client is gone or the handler is removed. The handler becomes live when the NATS server has
+/// answered a round trip, and not before: by then the server has read the subscription.
+async fn serve(
+    handler: &Arc<MessageHandler>,
+    client: &Requester,
+    mut messages: Subscriber,
+    sink: &impl Sink,
+    gone: impl Future<Output = ()>,
+    stop: &CancellationToken,
+) {
+    let (mut gone, mut stopped) = (pin!(gone), pin!(stop.cancelled()));
+    let (mut confirmed, mut late) = (pin!(client.round_trip()), pin!(sleep(CONFIRM_LIMIT)));
+    let (mut is_decided, mut is_late) = (false, false);
+    loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(message) => take(handler, message, sink),
+                None => break,
+            },
+            outcome = &mut confirmed, if !is_decided => {
+                is_decided = true;
+                if outcome.is_ok() {
+                    handler.set_problem(None);
+                    handler.set_state(HandlerState::Live);
+                }
+            }
+            () = &mut late, if !is_decided && !is_late => {
+                is_late = true;
+                report_unconfirmed(handler);
+            }
+            () = &mut gone => break,
+            () = &mut stopped => break,
+        }
+    }
+    // An error means that the client is lost, and its subscriptions with it.
+    let _ = messages.unsubscribe().await;
+    while let Some(Some(message)) = messages.next().now_or_never() {
+        take(handler, message, sink);
+    }
+}
+
+fn report_unconfirmed(handler: &MessageHandler) {
+    let definition = handler.definition();
+    let what = definition.kind.describe(&definition.subject);
+    log::warn!(
+        "the NATS server has not confirmed the {what} for {}",
+        definition.function
+    );
+    let problem = "the NATS server has not confirmed the subscription";
+    handler.set_problem(Some(Error::new(Kind::Timeout, problem)));
 }
 
 fn take(handler: &Arc<MessageHandler>, message: async_nats::Message, sink: &impl Sink) {
@@ -93,7 +125,7 @@ fn take(handler: &Arc<MessageHandler>, message: async_nats::Message, sink: &impl
     }
 }
 
-/// A message of the client as it waits for an executor.
+/// Turns a message of async-nats into one that can wait for an executor.
 pub fn incoming(message: async_nats::Message) -> Incoming {
     let headers = message.headers.iter().flat_map(|headers| headers.iter());
     let headers = headers.flat_map(|(name, values)| {
@@ -106,29 +138,32 @@ pub fn incoming(message: async_nats::Message) -> Incoming {
         subject: message.subject.to_string(),
         reply: message.reply.map(|reply| reply.to_string()),
         headers: headers.collect(),
-        // Copied, because it is a slice of all that was read from the socket with it.
+        // The payload is copied, because it is a slice of all that was read from the socket with it.
         payload: Bytes::copy_from_slice(&message.payload),
         arrived: Instant::now(),
-        time_us: since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0)),
-        place: None,
+        // A clock before 1970 has not been set, and counts as 1970.
+        time_us: since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX)),
+        position: None,
         deaths: 0,
     }
 }
 
-/// Waits until the connection is up: its client, and which one it is. `None` if the handler is taken away.
-pub async fn client(
+/// Whether the connection is up with the client of this generation.
+pub fn has(status: &ConnectionStatus, generation: u64) -> bool {
+    status.client.is_some() && status.generation == generation
+}
+
+/// Waits until the connection is up; returns its client and the client's generation. `None` if the handler is removed
+/// or the connection has ended.
+pub async fn next_client(
     status: &mut watch::Receiver<ConnectionStatus>,
-    stop: &mut watch::Receiver<bool>,
+    stop: &CancellationToken,
 ) -> Option<(Requester, u64)> {
-    loop {
-        tokio::select! {
-            up = status.wait_for(|status| status.client.is_some()) => {
-                let up = up.ok()?;
-                if let Some(client) = up.client.clone() {
-                    return Some((client, up.generation));
-                }
-            }
-            _ = stop.wait_for(|stop| *stop) => return None,
+    tokio::select! {
+        up = status.wait_for(|status| status.client.is_some()) => {
+            let up = up.ok()?;
+            up.client.clone().map(|client| (client, up.generation))
         }
+        () = stop.cancelled() => None,
     }
 }

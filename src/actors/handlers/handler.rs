@@ -1,47 +1,49 @@
-//! A handler as the actors hold it: its definition, the messages that wait for it, and what is counted. Shared by the
-//! registry that subscribes for it and the dispatcher that has it executed. In the actor thread.
+//! A handler as the actors hold it: its definition, the messages that wait for it, and its counts. Shared by the
+//! registry that subscribes for it and the dispatcher that has its messages executed. In the actor thread.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::ack_pending::AckPending;
 use super::queue::{Incoming, Pushed, Queue};
 use crate::actors::base::queue_limits::Limits;
-use crate::actors::base::text::{milliseconds, seconds};
+use crate::actors::base::tasks;
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::actors::metrics::exec_times::ExecTimes;
+use crate::channel::statistics::{HandlerRow, LastError};
 use crate::channel::work::{Definition, HandlerKind};
 use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind};
-use crate::flood::Flood;
-use crate::row::Row;
+use crate::flood::{self, Flood};
 
 /// Whether a handler gets messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandlerState {
-    /// Its subscription waits for the connection to NATS.
+    /// The subscription waits for the connection to NATS, or is not confirmed yet.
     Waiting,
     Live,
-    /// Something has to be put right first.
+    /// The definition has to be corrected first.
     Disabled,
-    /// It was taken away.
+    /// The handler was removed.
     Over,
 }
 
-/// What is counted, since the handler was found or the last reset.
+/// The counts of a handler, since it was first read or last reset.
 #[derive(Clone, Debug)]
 pub struct HandlerCounts {
     pub since: SystemTime,
-    /// Messages that were executed, failures among them.
+    /// Messages that were executed, failed ones included.
     pub messages: u64,
     pub errors: u64,
-    /// Messages that were not executed, for want of room, of time, or of an executor that lives.
+    /// Messages that were not executed, for lack of room, of time, or of an executor that survives them, and replies
+    /// that could not be sent.
     pub dropped: u64,
-    pub last_error: Option<(String, SystemTime)>,
-    /// What calls of the function took.
+    pub last_error: Option<LastError>,
+    /// Execution times of the function.
     pub times: ExecTimes,
 }
 
@@ -58,27 +60,28 @@ impl Default for HandlerCounts {
     }
 }
 
-/// What changes of a handler.
+/// The part of a handler that changes.
 pub struct Changing {
     pub definition: Arc<Definition>,
     pub queue: Queue,
-    /// It stands in the line for an executor.
+    /// Whether the handler stands in the line for an executor.
     pub lined_up: bool,
-    /// Executors that have messages of it, by worker, and the time of the first message that each has (as
-    /// [`Incoming::time_us`]): one executor at most for a subscription, which keeps their order.
+    /// Executors that have messages of the handler, and the time of the first message that each has (as
+    /// [`Incoming::time_us`]). A subscription has one executor at most, which keeps its order.
     pub at_work: HashMap<WorkerId, i64>,
-    /// Of a durable subscription: messages that JetStream had still to deliver, when it delivered the last one.
+    /// For a durable subscription: messages that JetStream has still to deliver for the first time, as it has said
+    /// last.
     pub undelivered: u64,
-    /// What a message takes, lately.
+    /// Running mean of the time that a message takes; `None` before the first one.
     pub mean: Option<Duration>,
-    /// Somebody will look after requests that have waited for too long.
+    /// Whether a timer is set that answers requests which have waited for too long.
     pub watched: bool,
-    /// Its messages wait until then: the first one has failed and is tried again.
+    /// Messages are held until this time, because the first of them has failed and is tried again then.
     pub held_until: Option<Instant>,
-    /// Why a durable subscription gets no messages.
-    pub trouble: Option<Error>,
+    /// Why the handler gets no messages, though its connection is up.
+    problem: Option<Error>,
     dropping: Flood,
-    /// Dropped messages that the log does not tell of yet.
+    /// Dropped messages that no line of the log has told of yet.
     untold: usize,
 }
 
@@ -91,31 +94,35 @@ impl Changing {
         }
     }
 
-    /// How long ago the oldest message that waits, is at work, or is in hand, arrived, or was taken by its stream.
+    /// Age of the oldest message that waits, is with an executor, or is ack pending: the time since it arrived or, for
+    /// a durable subscription, since the stream took it. Zero if there is none.
     fn lag(&self, ack_pending_us: Option<i64>) -> Duration {
         let oldest = self.at_work.values().copied().chain(self.queue.oldest_us());
         let oldest = oldest.chain(ack_pending_us).min();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A clock before 1970 has not been set, and counts as 1970.
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
         let since = |us: i64| Duration::from_micros(u64::try_from(us).unwrap_or(0));
         oldest.map_or(Duration::ZERO, |oldest| now.saturating_sub(since(oldest)))
     }
 }
 
-/// A handler.
+/// A subscription, durable subscription or responder.
 pub struct MessageHandler {
     pub database: u32,
-    /// Whom its function runs as.
+    /// Object id of the role that the function runs as.
     pub role: u32,
-    /// The connection that its messages come from; none if it is disabled.
+    /// The connection that the handler's messages come from; `None` if the handler is disabled.
     pub connection: Option<ConnectionHandle>,
     pub state: watch::Sender<HandlerState>,
-    /// What a durable subscription has not acknowledged yet.
+    /// The messages that a durable subscription has not acknowledged yet.
     pub ack_pending: AckPending,
-    /// When it was taken away.
+    /// When the handler was removed.
     over: OnceLock<Instant>,
-    /// Shared with the handler that takes its place, since what it has begun ends later.
+    /// Shared with the handler that takes the place of this one, because work that this one has begun ends later.
     pub counts: Arc<Mutex<HandlerCounts>>,
-    inner: Mutex<Changing>,
+    changing: Mutex<Changing>,
 }
 
 impl MessageHandler {
@@ -139,7 +146,7 @@ impl MessageHandler {
             ack_pending: AckPending::default(),
             over: OnceLock::new(),
             counts,
-            inner: Mutex::new(Changing {
+            changing: Mutex::new(Changing {
                 definition: Arc::new(definition),
                 queue: Queue::new(limits),
                 lined_up: false,
@@ -148,19 +155,19 @@ impl MessageHandler {
                 mean: None,
                 watched: false,
                 held_until: None,
-                trouble: None,
+                problem: None,
                 dropping: Flood::default(),
                 untold: 0,
             }),
         })
     }
 
-    /// Held for a moment, never across an await.
+    /// Locks the part that changes: for a moment, never across an await.
     pub fn lock(&self) -> MutexGuard<'_, Changing> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changing.lock()
     }
 
-    /// Goes to a state, unless the handler is over.
+    /// Changes the state, unless the handler is over.
     pub fn set_state(&self, state: HandlerState) {
         self.state.send_if_modified(|now| {
             let changes = *now != state && *now != HandlerState::Over;
@@ -171,14 +178,19 @@ impl MessageHandler {
         });
     }
 
-    /// Takes it away: nobody has its messages any more.
+    /// Says why the handler gets no messages, though its connection is up; `None` if it gets them.
+    pub fn set_problem(&self, problem: Option<Error>) {
+        self.lock().problem = problem;
+    }
+
+    /// Removes the handler: its queue is cleared, and takes no more messages.
     pub fn end(&self) {
         self.set_state(HandlerState::Over);
-        let _ = self.over.set(Instant::now());
+        self.over.get_or_init(Instant::now);
         self.lock().queue.clear();
     }
 
-    /// For how long it has been taken away, if it was.
+    /// Time since the handler was removed; `None` if it was not.
     pub fn over_for(&self) -> Option<Duration> {
         self.over.get().map(Instant::elapsed)
     }
@@ -187,7 +199,8 @@ impl MessageHandler {
         self.lock().definition.kind == HandlerKind::Responder
     }
 
-    /// How long a request may take, and wait; the responder's own option.
+    /// How long a request may wait, and then take: the foreign server's option `responder_timeout_ms`. Zero if the
+    /// handler is disabled.
     pub fn responder_timeout(&self) -> Duration {
         let definition = self.definition();
         let settings = definition.source.as_ref().map(|source| &source.settings);
@@ -198,7 +211,7 @@ impl MessageHandler {
         self.lock().definition.clone()
     }
 
-    /// Has a message wait, unless the handler is over.
+    /// Puts a message into the queue. A handler that is over drops it.
     pub fn push(&self, message: Incoming) -> Pushed {
         if *self.state.borrow() == HandlerState::Over {
             return Pushed::Behind;
@@ -206,7 +219,7 @@ impl MessageHandler {
         self.lock().queue.push(message)
     }
 
-    /// Largest message that the NATS server takes, in bytes.
+    /// Largest message that the NATS server takes, in bytes; `u64::MAX` while the connection is down.
     pub fn max_payload(&self) -> u64 {
         let link = self
             .connection
@@ -217,96 +230,99 @@ impl MessageHandler {
     }
 
     pub fn counts(&self) -> MutexGuard<'_, HandlerCounts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 
-    /// Counts a message that was executed and failed.
+    /// Counts the failure of a message that was executed.
     pub fn failed(&self, sqlstate: &str, message: &str) {
         let mut counts = self.counts();
         counts.errors += 1;
-        counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now()));
+        counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now().into()));
     }
 
-    /// Its row in the views.
-    pub fn row(&self) -> Row {
-        let state = *self.state.borrow();
-        let inner = self.lock();
-        let definition = &inner.definition;
-        // A durable subscription has a stream in the subject's place, and subscribes to an inbox.
-        let is_refused = definition.consumer.is_none()
-            && self
-                .connection
-                .as_ref()
-                .is_some_and(|connection| connection.status.borrow().refused.contains(&definition.subject));
-        let state = match (state, &definition.source) {
-            (_, Err(error)) if error.kind == Kind::Fenced => "fenced",
-            // What is over is shown until the handler in its place is there.
-            (HandlerState::Waiting | HandlerState::Over, _) => "waiting",
-            (HandlerState::Live, _) if is_refused => "disabled",
-            (HandlerState::Live, _) => "live",
-            (HandlerState::Disabled, _) => "disabled",
-        };
-        let problem = match (&definition.source, &self.connection) {
-            (Ok(_), Some(_)) if is_refused => {
-                Some("the NATS server does not let this user subscribe to the subject".to_string())
-            }
-            (Err(error), _) => Some(error.to_string()),
-            (Ok(_), Some(connection)) => {
-                let error = connection.status.borrow().error.clone();
-                error
-                    .or_else(|| inner.trouble.clone())
-                    .map(|error| error.to_string())
-            }
-            (Ok(_), None) => None,
-        };
+    /// The handler's row in the views.
+    pub fn row(&self) -> HandlerRow {
+        let changing = self.lock();
+        let definition = &changing.definition;
+        let (state, problem) = self.shown_state(&changing);
+        // It is not known what a handler without a subscription misses.
+        let is_subscribed = state != "disabled" && state != "fenced";
+        let pending = (definition.consumer.is_some() && is_subscribed).then(|| {
+            changing
+                .undelivered
+                .saturating_add(self.ack_pending.undone() as u64)
+        });
+        let lag = is_subscribed.then(|| changing.lag(self.ack_pending.oldest_us()));
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
         let counts = self.counts();
         let times = &counts.times;
-        let last = counts.last_error.as_ref();
-        // What a handler without a subscription misses is not known.
-        let is_subscribed = state != "disabled" && state != "fenced";
-        let pending = (definition.consumer.is_some() && is_subscribed)
-            .then(|| inner.undelivered.saturating_add(self.ack_pending.undone() as u64))
-            // As bigint has it, whatever NATS says.
-            .map(|pending| pending.min(i64::MAX as u64));
-        let lag = is_subscribed.then(|| inner.lag(self.ack_pending.oldest_us()));
-        vec![
-            Some(definition.kind.name().to_string()),
-            Some(definition.server.clone()),
-            Some(definition.subject.clone()),
-            Some(definition.function.clone()),
-            Some(state.to_string()),
+        HandlerRow {
+            kind: definition.kind.name().to_string(),
+            server: definition.server.clone(),
+            subject: definition.subject.clone(),
+            function: definition.function.clone(),
+            state: state.to_string(),
             problem,
-            Some(counts.messages.to_string()),
-            Some(times.calls.to_string()),
-            Some(counts.errors.to_string()),
-            last.map(|(what, _)| what.clone()),
-            last.map(|(_, when)| seconds(*when)),
-            Some(counts.dropped.to_string()),
-            Some(inner.queue.len().to_string()),
-            Some(inner.queue.bytes().to_string()),
-            pending.map(|pending| pending.to_string()),
-            lag.map(|lag| lag.as_secs_f64().to_string()),
-            Some(milliseconds(times.total)),
-            Some(milliseconds(times.max)),
-            Some(times.histogram()),
-            Some(seconds(counts.since)),
-        ]
+            messages: counts.messages,
+            calls: times.calls,
+            errors: counts.errors,
+            last_error: counts.last_error.clone(),
+            dropped: counts.dropped,
+            queued: changing.queue.len() as u64,
+            queued_bytes: changing.queue.bytes() as u64,
+            pending,
+            lag_seconds: lag.map(|lag| lag.as_secs_f64()),
+            total_exec_ms: milliseconds(times.total),
+            max_exec_ms: milliseconds(times.max),
+            exec_time_histogram: times.histogram(),
+            reset: counts.since.into(),
+        }
     }
 
-    /// Counts messages that are not executed, and says so in the log now and then.
+    /// The state as the views show it, and the problem, if there is one.
+    fn shown_state(&self, changing: &Changing) -> (&'static str, Option<String>) {
+        let definition = &changing.definition;
+        if let Err(error) = &definition.source {
+            let is_fenced = error.kind == Kind::Fenced;
+            let state = if is_fenced { "fenced" } else { "disabled" };
+            return (state, Some(error.to_string()));
+        }
+        let status = self
+            .connection
+            .as_ref()
+            .map(|connection| connection.status.borrow());
+        // The subject of a durable subscription is a stream's name, and what it subscribes to is an inbox.
+        let is_refused = definition.consumer.is_none()
+            && status
+                .as_ref()
+                .is_some_and(|status| status.refused.contains(&definition.subject));
+        let state = match *self.state.borrow() {
+            // A handler that is over is shown until the handler in its place has started.
+            HandlerState::Waiting | HandlerState::Over => "waiting",
+            HandlerState::Live if is_refused => "disabled",
+            HandlerState::Live => "live",
+            HandlerState::Disabled => "disabled",
+        };
+        if is_refused {
+            let problem = "the NATS server does not let this user subscribe to the subject";
+            return (state, Some(problem.to_string()));
+        }
+        let problem = status.and_then(|status| status.error.clone().or_else(|| changing.problem.clone()));
+        (state, problem.map(|error| error.to_string()))
+    }
+
+    /// Counts messages that are not executed, and logs that now and then.
     pub fn dropped(self: &Arc<Self>, count: usize, why: &'static str) {
-        let mut inner = self.lock();
+        let mut changing = self.lock();
         self.counts().dropped += count as u64;
-        inner.untold += count;
-        if inner.dropping.pass().is_some() {
-            inner.tell_drops(why);
-        } else if inner.untold == count
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            // Perhaps no other ones follow, which would tell of these.
+        changing.untold += count;
+        if changing.dropping.pass().is_some() {
+            changing.tell_drops(why);
+        } else if changing.untold == count {
+            // If no more messages are dropped, no later line would tell of these.
             let handler = self.clone();
-            runtime.spawn(async move {
-                tokio::time::sleep(crate::flood::INTERVAL).await;
+            tasks::spawn_if_possible("report of dropped messages", async move {
+                tokio::time::sleep(flood::INTERVAL).await;
                 handler.lock().tell_drops(why);
             });
         }

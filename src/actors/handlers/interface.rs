@@ -1,16 +1,15 @@
-//! The messages that the registries take, and whom they tell of messages. Pure.
+//! The messages that the registries take, and the trait by which subscribers report messages. Pure.
 
 use std::sync::Arc;
 
 use actix::prelude::*;
 
-use crate::row::Row;
-
 use super::handler::MessageHandler;
 use super::queue::Incoming;
+use crate::channel::statistics::HandlerRow;
 use crate::channel::work::Definition;
 
-/// What a database defines now; answered when it has taken effect.
+/// The handlers that a database defines now. Answered when they have taken effect, or after a few seconds.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Apply {
@@ -18,12 +17,12 @@ pub struct Apply {
     pub definitions: Vec<Definition>,
 }
 
-/// A row for each handler of a database: what the views show.
+/// Asks for the views' rows of a database's handlers.
 #[derive(Message)]
-#[rtype(result = "Vec<Row>")]
+#[rtype(result = "Vec<HandlerRow>")]
 pub struct HandlerRows(pub u32);
 
-/// Has the handlers of a database count anew.
+/// Resets the counts of a database's handlers.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ResetHandlers(pub u32);
@@ -33,7 +32,7 @@ pub struct ResetHandlers(pub u32);
 #[rtype(result = "()")]
 pub struct Ready(pub Arc<MessageHandler>);
 
-/// Tells who subscribed about its messages.
+/// Takes what a subscriber reports about its handler's messages.
 pub trait Sink: Clone + Unpin + 'static {
     /// The handler's queue is no longer empty.
     fn ready(&self, handler: &Arc<MessageHandler>);

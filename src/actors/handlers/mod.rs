@@ -1,11 +1,11 @@
-//! Subscriptions, durable subscriptions and responders: what each has been defined as, and its messages. In the actor thread.
+//! Subscriptions, durable subscriptions and responders: their definitions and their messages. In the actor thread.
 //!
-//! - `interface.rs`: the messages that the registries take, and whom they tell of messages;
-//! - `registry.rs`: the actor that keeps the handlers of a kind, of which `subscription_registry.rs` and
-//!   `responder_registry.rs` are two;
+//! - `interface.rs`: the messages that the registries take, and the trait by which subscribers report messages;
+//! - `registry.rs`: the actor that keeps the handlers of one kind; `subscription_registry.rs` and
+//!   `responder_registry.rs`: its two instances;
 //! - `handler.rs`: a handler, `queue.rs`: its messages that wait for an executor;
-//! - `core_subscriber.rs`, `stream_subscriber.rs`: keep a handler subscribed;
-//! - `ack_pending.rs`: what a durable subscription has not acknowledged, `acks.rs`: acknowledges;
+//! - `core_subscriber.rs`, `stream_subscriber.rs`: the tasks that keep a handler subscribed;
+//! - `ack_pending.rs`: what a durable subscription has not acknowledged, `acks.rs`: acknowledges messages;
 //! - `reply.rs`: answers requests.
 
 pub mod ack_pending;

@@ -1,5 +1,5 @@
-//! Messages that wait for an executor: in the order of their arrival, bounded in number and bytes, for each handler
-//! and for all together. In the actor thread.
+//! The messages of a handler that wait for an executor: in the order of their arrival, bounded in number and bytes, for
+//! each handler and for all together. A plain struct; in the actor thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::actors::base::queue_limits::Limits;
 use crate::channel::work::StreamPosition;
 use crate::nats::headers::Headers;
 
-/// What a waiting message takes beyond its subject, headers and payload; about what it does.
+/// Bytes that a waiting message takes beyond its subject, headers and payload, roughly.
 const OVERHEAD: usize = 200;
 
 /// A message for a handler.
@@ -22,11 +22,12 @@ pub struct Incoming {
     pub headers: Headers,
     pub payload: Bytes,
     pub arrived: Instant,
-    /// When the stream took it, or it arrived: microseconds since 1970.
+    /// When the message arrived or, for a durable subscription, when the stream took it: microseconds since 1970.
     pub time_us: i64,
-    /// Of a durable subscription's, whose `reply` is where it is acknowledged.
-    pub place: Option<StreamPosition>,
-    /// Executors that have died with it.
+    /// Stream position of a durable subscription's message, whose `reply` is the subject to acknowledge it on;
+    /// otherwise `None`.
+    pub position: Option<StreamPosition>,
+    /// Executors that have died while they had the message.
     pub deaths: u32,
 }
 
@@ -38,13 +39,14 @@ impl Incoming {
     }
 }
 
-/// What became of a message.
+/// What became of a message that was put into a queue.
 #[derive(Debug)]
 pub enum Pushed {
-    /// The queue was empty before.
+    /// The message waits, and the queue was empty before.
     First,
+    /// The message waits behind others.
     Behind,
-    /// There was no room.
+    /// There was no room for the message.
     Refused(Incoming),
 }
 
@@ -90,8 +92,8 @@ impl Queue {
         }
     }
 
-    /// Takes what goes to an executor together: at most so many messages, and bytes, but for a first one that is
-    /// larger. A message that an executor has died with goes alone.
+    /// Takes the messages that go to an executor together: at most so many messages and bytes, but a first message may
+    /// be larger. A message that an executor has died with goes alone.
     pub fn take(&mut self, messages: usize, bytes: usize) -> Vec<Incoming> {
         let (mut taken, mut size) = (Vec::new(), 0);
         while let Some(next) = self.waiting.front() {
@@ -107,7 +109,7 @@ impl Queue {
         taken
     }
 
-    /// Puts back at the front what was not executed.
+    /// Puts messages that were not executed back at the front.
     pub fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Incoming>) {
         for message in messages.rev() {
             self.grew(message.size());
@@ -127,12 +129,12 @@ impl Queue {
         expired
     }
 
-    /// The message that has waited longest: when the stream took it, or it arrived, in microseconds since 1970.
+    /// Time of the message that has waited longest, as [`Incoming::time_us`]; `None` if the queue is empty.
     pub fn oldest_us(&self) -> Option<i64> {
         self.waiting.front().map(|message| message.time_us)
     }
 
-    /// When the message at the front arrived.
+    /// When the message at the front arrived; `None` if the queue is empty.
     pub fn oldest(&self) -> Option<Instant> {
         self.waiting.front().map(|message| message.arrived)
     }
@@ -177,7 +179,7 @@ mod tests {
             payload: vec![0; size].into(),
             arrived: Instant::now(),
             time_us: 0,
-            place: None,
+            position: None,
             deaths: 0,
         }
     }

@@ -1,62 +1,65 @@
-//! The handlers of one kind, by database: follows what the databases define, and keeps each handler subscribed. The
-//! actor that `SubscriptionRegistry` and `ResponderRegistry` are two of. In the actor thread.
+//! The handlers of one kind, by database: follows what the databases define, and keeps each handler subscribed. An
+//! actor with two instances, `SubscriptionRegistry` and `ResponderRegistry`; in the actor thread.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures::future::join_all;
-use tokio::sync::watch;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::handler::{HandlerCounts, HandlerState, MessageHandler};
 use super::interface::{Apply, HandlerRows, ResetHandlers, Sink};
 use super::{core_subscriber, stream_subscriber};
-use crate::actors::base::liveness::Vital;
 use crate::actors::base::queue_limits::Limits;
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connections::Supervisor;
-use crate::actors::connections::interface::{ConnectionLeft, OpenConnection};
+use crate::actors::connections::interface::{ConnectionHandle, OpenConnection, stopped};
+use crate::actors::connections::lease::ConnectionUser;
+use crate::channel::statistics::HandlerRow;
 use crate::channel::work::{Definition, HandlerIdentity, HandlerKind};
-use crate::row::Row;
 
-/// Longest wait for new handlers to be subscribed; they go on trying afterwards.
+/// Longest wait for new handlers to become live; they go on trying afterwards.
 const LIVE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Longest wait for a subscription to end.
+/// Longest wait for the subscriptions of removed handlers to end.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
 struct RunningHandler {
     handler: Arc<MessageHandler>,
-    stop: watch::Sender<bool>,
-    subscriber: Option<JoinHandle<()>>,
+    stop: CancellationToken,
+    subscriber: Option<JoinHandle<Option<()>>>,
 }
 
-/// The handlers of one kind.
+/// The actor that keeps the handlers of one kind.
 pub struct Registry<I> {
     supervisor: Addr<Supervisor>,
     limits: Arc<Limits>,
     sink: I,
     live: HashMap<u32, Vec<RunningHandler>>,
-    /// Handlers that have ended, and stand for those that are about to take their places.
+    /// Handlers that have ended, which the views show until those that take their places have started.
     replaced: HashMap<u32, Vec<Arc<MessageHandler>>>,
     _vital: Vital,
 }
 
 impl<I: Sink> Registry<I> {
-    pub fn new(supervisor: Addr<Supervisor>, limits: Arc<Limits>, sink: I, vital: Vital) -> Self {
+    /// `name`: the actor's name, for the log.
+    pub fn new(name: &'static str, supervisor: Addr<Supervisor>, limits: Arc<Limits>, sink: I) -> Self {
         Registry {
             supervisor,
             limits,
             sink,
             live: HashMap::new(),
             replaced: HashMap::new(),
-            _vital: vital,
+            _vital: Vital::new(name),
         }
     }
 
-    /// The handlers of a database, as the views have them.
+    /// The handlers of a database that the views show.
     fn shown(&self, database: u32) -> impl Iterator<Item = &Arc<MessageHandler>> {
         let live = self.live.get(&database).into_iter().flatten();
         let replaced = self.replaced.get(&database).into_iter().flatten();
@@ -68,19 +71,15 @@ impl<I: Sink> Actor for Registry<I> {
     type Context = Context<Self>;
 }
 
-impl<I: Sink> actix::Handler<Apply> for Registry<I> {
-    type Result = ResponseActFuture<Self, ()>;
+/// What a new set of definitions changes.
+struct Changes {
+    new: Vec<Definition>,
+    gone: Vec<RunningHandler>,
+}
 
-    /// Ends what is no longer defined and keeps what is; the future starts what is new. The dispatcher sees to it that
-    /// there is one such future for a database at a time.
-    fn handle(
-        &mut self,
-        Apply {
-            database,
-            definitions,
-        }: Apply,
-        _: &mut Self::Context,
-    ) -> Self::Result {
+impl<I: Sink> Registry<I> {
+    /// Keeps the handlers of a database that are still defined; returns what is new and what is gone.
+    fn compare(&mut self, database: u32, definitions: Vec<Definition>) -> Changes {
         let mut before: HashMap<HandlerIdentity, Vec<RunningHandler>> = HashMap::new();
         for entry in self.live.remove(&database).unwrap_or_default() {
             let identity = entry.handler.definition().identity();
@@ -96,21 +95,49 @@ impl<I: Sink> actix::Handler<Apply> for Registry<I> {
                 None => new.push(definition),
             }
         }
-        // What was counted of a handler stays when its options, or rights, have changed.
-        let gone = before.values().flatten().map(|entry| &entry.handler);
-        let mut replaced: HashMap<_, _> = gone
-            .map(|handler| (name(&handler.definition()), handler.clone()))
+        self.live.insert(database, kept);
+        let gone = before.into_values().flatten().collect();
+        Changes { new, gone }
+    }
+
+    /// The new handlers have started, and take the place of those that they replace. The future ends when each is live
+    /// or disabled, or after `LIVE_LIMIT`; the views show which handlers still wait then.
+    fn started(&mut self, database: u32, entries: Vec<RunningHandler>) -> impl Future<Output = ()> + use<I> {
+        let states: Vec<_> = entries
+            .iter()
+            .map(|entry| entry.handler.state.subscribe())
             .collect();
+        self.live.entry(database).or_default().extend(entries);
+        self.replaced.remove(&database);
+        let settled = states.into_iter().map(|mut state| async move {
+            // An error means that the handler is gone, and is waited for no longer.
+            let _ = state.wait_for(|state| *state != HandlerState::Waiting).await;
+        });
+        let settled = timeout(LIVE_LIMIT, join_all(settled));
+        async move { drop(settled.await) }
+    }
+}
+
+impl<I: Sink> actix::Handler<Apply> for Registry<I> {
+    type Result = ResponseActFuture<Self, ()>;
+
+    /// Ends handlers that are no longer defined and keeps the others; the future starts new ones. The dispatcher sees
+    /// to it that a database has one such future at a time.
+    fn handle(&mut self, apply: Apply, _: &mut Self::Context) -> Self::Result {
+        let Apply {
+            database,
+            definitions,
+        } = apply;
+        let Changes { new, gone } = self.compare(database, definitions);
+        // A handler keeps its counts when its options, or rights, have changed.
         let names: HashSet<_> = new.iter().map(name).collect();
-        replaced.retain(|known_as, _| names.contains(known_as));
+        let gone_by_name = gone
+            .iter()
+            .map(|entry| (name(&entry.handler.definition()), entry.handler.clone()));
+        let mut replaced: HashMap<_, _> = gone_by_name.filter(|(name, _)| names.contains(name)).collect();
         self.replaced
             .insert(database, replaced.values().cloned().collect());
-        let ended: Vec<_> = before
-            .into_values()
-            .flatten()
-            .filter_map(RunningHandler::end)
-            .collect();
-        self.live.insert(database, kept);
+        let ended: Vec<_> = gone.into_iter().filter_map(RunningHandler::end).collect();
         let (supervisor, limits, sink) = (self.supervisor.clone(), self.limits.clone(), self.sink.clone());
         let starts = new.into_iter().map(move |definition| {
             let former = replaced.remove(&name(&definition));
@@ -125,28 +152,22 @@ impl<I: Sink> actix::Handler<Apply> for Registry<I> {
             )
         });
         let started = async move {
-            // What is over takes no more messages when what is new begins.
-            let _ = timeout(END_LIMIT, join_all(ended)).await;
+            // Removed handlers take no more messages when new ones begin.
+            if timeout(END_LIMIT, join_all(ended)).await.is_err() {
+                log::warn!("subscriptions that were taken away have not ended in time");
+            }
             join_all(starts).await
         };
-        Box::pin(started.into_actor(self).then(move |entries, actor, _| {
-            let states: Vec<_> = entries
-                .iter()
-                .map(|entry| entry.handler.state.subscribe())
-                .collect();
-            actor.live.entry(database).or_default().extend(entries);
-            actor.replaced.remove(&database);
-            let settled = states.into_iter().map(|mut state| async move {
-                let _ = state.wait_for(|state| *state != HandlerState::Waiting).await;
-            });
-            let settled = timeout(LIVE_LIMIT, join_all(settled));
-            async move { drop(settled.await) }.into_actor(actor)
-        }))
+        Box::pin(
+            started
+                .into_actor(self)
+                .then(move |entries, actor, _| actor.started(database, entries).into_actor(actor)),
+        )
     }
 }
 
 impl<I: Sink> actix::Handler<HandlerRows> for Registry<I> {
-    type Result = Vec<Row>;
+    type Result = Vec<HandlerRow>;
 
     fn handle(&mut self, HandlerRows(database): HandlerRows, _: &mut Self::Context) -> Self::Result {
         self.shown(database).map(|handler| handler.row()).collect()
@@ -164,15 +185,15 @@ impl<I: Sink> actix::Handler<ResetHandlers> for Registry<I> {
 }
 
 impl RunningHandler {
-    /// Ends a handler; what is given ends when its subscription has.
-    fn end(self) -> Option<JoinHandle<()>> {
+    /// Ends a handler. The returned task ends when the subscription has; `None` if the handler has none.
+    fn end(self) -> Option<JoinHandle<Option<()>>> {
         self.handler.end();
-        self.stop.send_replace(true);
+        self.stop.cancel();
         self.subscriber
     }
 }
 
-/// What people know a handler by.
+/// What people know a handler by: kind, server, subject and function.
 fn name(definition: &Definition) -> (HandlerKind, String, String, String) {
     let Definition {
         kind,
@@ -197,32 +218,39 @@ async fn start(
         let open = OpenConnection {
             target: source.target.clone(),
             settings: source.settings.clone(),
+            user: ConnectionUser::Worker,
         };
-        match supervisor.send(open).await {
-            Ok(Ok(handle)) => connection = Some((source.target.key, handle)),
-            Ok(Err(error)) => definition.source = Err(error),
-            Err(_) => {}
+        match supervisor.send(open).await.unwrap_or_else(|_| Err(stopped())) {
+            Ok(handle) => connection = Some(handle),
+            Err(error) => definition.source = Err(error),
         }
     }
-    let stop = watch::Sender::new(false);
-    let handle = connection.as_ref().map(|(_, handle)| handle.clone());
-    let handler = MessageHandler::new(database, definition, handle, limits, counts);
-    let subscriber = connection.map(|(key, handle)| {
-        let (handler, stopped) = (handler.clone(), stop.subscribe());
-        actix::spawn(async move {
-            // Its turns end when nothing is left to take, not after tokio's 128 messages: in the turns of the client's own
-            // task, so much more may come that all would wait there, where nothing bounds it.
-            if handler.definition().consumer.is_some() {
-                tokio::task::unconstrained(stream_subscriber::run(handler, handle, sink, stopped)).await;
-            } else {
-                tokio::task::unconstrained(core_subscriber::run(handler, handle, sink, stopped)).await;
-            }
-            supervisor.do_send(ConnectionLeft(key));
-        })
-    });
+    let stop = CancellationToken::new();
+    let handler = MessageHandler::new(database, definition, connection.clone(), limits, counts);
+    let subscriber = connection.map(|connection| subscribe(handler.clone(), connection, sink, stop.clone()));
     RunningHandler {
         handler,
         stop,
         subscriber,
+    }
+}
+
+/// Starts a handler's subscriber. Each of its turns ends when nothing is left to take, and not after tokio's 128
+/// operations: while the client's own task has its turn, so much more may come that all would wait there, where nothing
+/// bounds it.
+fn subscribe(
+    handler: Arc<MessageHandler>,
+    connection: ConnectionHandle,
+    sink: impl Sink,
+    stop: CancellationToken,
+) -> JoinHandle<Option<()>> {
+    let definition = handler.definition();
+    let name = definition.kind.describe(&definition.subject);
+    if definition.consumer.is_some() {
+        let subscriber = stream_subscriber::run(handler, connection, sink, stop);
+        tasks::spawn_vital(name, tokio::task::unconstrained(subscriber))
+    } else {
+        let subscriber = core_subscriber::run(handler, connection, sink, stop);
+        tasks::spawn_vital(name, tokio::task::unconstrained(subscriber))
     }
 }

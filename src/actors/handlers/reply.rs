@@ -1,4 +1,4 @@
-//! Answers requests of responders. In the actor thread.
+//! Answers the requests of responders. In the actor thread.
 
 use std::sync::Arc;
 
@@ -8,10 +8,11 @@ use bytes::Bytes;
 
 use super::handler::MessageHandler;
 use super::queue::Incoming;
+use crate::actors::base::tasks;
 use crate::actors::connection::interface::Publish;
 use crate::nats::headers::{SERVICE_ERROR, SERVICE_ERROR_CODE};
 
-/// SQLSTATE of an answer to a request that there was no time for: `too_many_connections`.
+/// SQLSTATE of the answer to a request that no executor had time for: `too_many_connections`.
 const BUSY: &str = "53300";
 
 /// What a request is answered with.
@@ -21,9 +22,13 @@ pub enum ResponderReply {
     Error(String, String),
 }
 
-/// Answers requests, those that want an answer. A server without headers cannot tell an error from a payload: there
-/// the requester waits.
-pub fn answer(handler: &MessageHandler, answers: impl Iterator<Item = (Option<String>, ResponderReply)>) {
+/// Answers the requests that have a reply subject. A server without headers cannot tell an error from a payload, so no
+/// error is sent there, and the requester times out. Replies that the connection has no room for, while NATS is away,
+/// count as dropped.
+pub fn answer(
+    handler: &Arc<MessageHandler>,
+    answers: impl Iterator<Item = (Option<String>, ResponderReply)>,
+) {
     let Some(connection) = &handler.connection else {
         return;
     };
@@ -45,22 +50,31 @@ pub fn answer(handler: &MessageHandler, answers: impl Iterator<Item = (Option<St
             })
         })
         .collect();
-    if !messages.is_empty() {
-        connection.connection.do_send(Publish(messages));
+    if messages.is_empty() {
+        return;
     }
+    let count = messages.len();
+    let publishing = connection.connection.send(Publish(messages));
+    let handler = handler.clone();
+    tasks::spawn("replies of a responder", async move {
+        let refused = publishing.await.map_or(count, |refused| refused.len());
+        if refused > 0 {
+            handler.dropped(refused, "there was no room for replies while NATS is away");
+        }
+    });
 }
 
-/// As services of NATS report errors (ADR-32).
+/// The headers by which NATS services report errors (ADR-32).
 fn error_headers(code: &str, message: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    // A header is one line.
+    // The value of a header is one line.
     let message = message.replace(['\r', '\n'], " ");
     headers.insert(SERVICE_ERROR, message.parse::<async_nats::HeaderValue>().ok()?);
     headers.insert(SERVICE_ERROR_CODE, code.parse::<async_nats::HeaderValue>().ok()?);
     Some(headers)
 }
 
-/// Tells requesters at once that nobody has time for them.
+/// Tells requesters at once that no executor has time for them, and counts their requests as dropped.
 pub fn answer_busy(handler: &Arc<MessageHandler>, requests: Vec<Incoming>) {
     if requests.is_empty() {
         return;

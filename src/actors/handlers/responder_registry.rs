@@ -1,22 +1,21 @@
-//! The actor that keeps the responders of every database, and how they answer. In the actor thread.
+//! The registry of all databases' responders, and what becomes of their requests. In the actor thread.
 
 use std::sync::Arc;
 
-use actix::Addr;
+use actix::Recipient;
 
 use super::handler::MessageHandler;
 use super::interface::{Ready, Sink};
 use super::queue::Incoming;
 use super::registry::Registry;
 use super::reply::answer_busy;
-use crate::actors::dispatcher::Dispatcher;
 
-/// The actor.
+/// The actor that keeps all databases' responders.
 pub type ResponderRegistry = Registry<Requests>;
 
-/// What becomes of a responder's requests.
+/// Tells the dispatcher of a responder's requests, and answers those that the queue has no room for.
 #[derive(Clone)]
-pub struct Requests(pub Addr<Dispatcher>);
+pub struct Requests(pub Recipient<Ready>);
 
 impl Sink for Requests {
     fn ready(&self, handler: &Arc<MessageHandler>) {

@@ -1,287 +1,324 @@
-//! Keeps one durable subscription supplied: pulls from its consumer as much as its executors have room for, finds or
-//! makes the consumer again whenever it is lost, until the subscription is taken away. A task of the actor thread.
+//! Keeps one durable subscription supplied: pulls from its consumer as much as its executors have room for, and finds
+//! or creates the consumer again whenever that is lost, until the subscription is removed. A task of the actor thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Subscriber;
 use futures::StreamExt;
-use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::acks;
-use super::core_subscriber::{client, incoming};
+use super::core_subscriber::{has, incoming, next_client};
 use super::handler::{HandlerState, MessageHandler};
 use super::interface::Sink;
 use super::queue::Pushed;
-use crate::actors::base::backoff::backoff;
+use crate::actors::base::backoff::Backoff;
+use crate::actors::base::tasks;
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::actors::jetstream::api::Api;
-use crate::actors::jetstream::consumer;
-use crate::actors::jetstream::consumer::{Found, HEARTBEAT, PendingPull};
-use crate::channel::work::{Consumer, StreamPosition};
+use crate::actors::jetstream::consumer::{self, Found, HEARTBEAT, PendingPull};
+use crate::channel::work::{Consumer, StreamPosition, StreamProgress};
 use crate::error::{Error, Kind};
 use crate::flood::Flood;
-use crate::nats::ack;
-use crate::nats::ack::Delivery;
+use crate::nats::ack::{self, Delivery};
 
-/// For each answer of JetStream's API.
+/// Longest wait for each answer of JetStream's API.
 const API_LIMIT: Duration = Duration::from_secs(5);
-/// A pull that is silent for so long is lost: JetStream would have said that it is there.
+/// A pull without a message or heartbeat for this long is lost: two and a half heartbeats.
 const SILENCE: Duration = Duration::from_millis(HEARTBEAT * 2500);
-/// Before the consumer is looked for again; doubled each time, up to the limit.
+/// Bounds of the pause before the consumer is found again.
 const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_LIMIT: Duration = Duration::from_secs(10);
-/// Between two questions how many messages a stream still has, while no more of them are asked for.
+/// After this time JetStream delivers a message again for which the queue had no room.
+const POSTPONED: Duration = PAUSE;
+/// Time between two queries of how many messages a stream still has, while none are pulled or some will be delivered
+/// again.
 const PENDING_INTERVAL: Duration = Duration::from_secs(2);
 /// Fewest messages to pull ahead.
 const LEAST_AHEAD: usize = 16;
-/// JetStream is told no more often than this that messages are worked on.
+/// JetStream is told of messages in progress no more often than this.
 const LEAST_PROGRESS: Duration = Duration::from_millis(300);
 
 /// Why pulling has ended.
 enum PullEnd {
-    /// The connection has ended, or the subscription.
+    /// The connection or the subscription has ended.
     Over,
-    /// Something is wrong with the consumer, which was there.
+    /// The consumer was there, and can be used no longer.
     Lost,
-    /// It could not be found or made.
+    /// The consumer could not be found or made.
     Failed(Error),
 }
 
-/// Runs until `stop` is true.
+/// Supplies the handler until `stop` is cancelled.
 pub async fn run(
     handler: Arc<MessageHandler>,
     connection: ConnectionHandle,
     sink: impl Sink,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut status = connection.status.clone();
-    let mut supply = Supply::new(&handler);
-    let mut failures = 0;
-    while let Some((_, generation)) = client(&mut status, &mut stop).await {
+    let mut supply = Supply::new(handler.clone());
+    let mut backoff = Backoff::new(PAUSE, PAUSE_LIMIT);
+    while let Some((_, generation)) = next_client(&mut status, &stop).await {
         let mut replaced = status.clone();
-        let mut stopped = stop.clone();
         let end = tokio::select! {
-            end = supply.consume(&handler, &connection, &sink) => end,
-            _ = replaced.wait_for(|s| s.client.is_none() || s.generation != generation) => PullEnd::Over,
-            _ = stopped.wait_for(|stop| *stop) => break,
+            end = supply.consume(&connection, &sink) => end,
+            _ = replaced.wait_for(|now| !has(now, generation)) => PullEnd::Over,
+            () = stop.cancelled() => break,
         };
         handler.set_state(HandlerState::Waiting);
         match end {
-            PullEnd::Over | PullEnd::Lost => failures = 0,
-            PullEnd::Failed(error) => {
-                failures += 1;
-                supply.complain(&handler, &error);
-                handler.lock().trouble = Some(error);
-            }
+            PullEnd::Over | PullEnd::Lost => backoff.succeeded(),
+            PullEnd::Failed(error) => supply.report(error),
         }
-        // A client that has just ended fails at once, and its connection, which runs in this thread too, has yet to hear
-        // of it: without a pause it never would.
+        // A client that has just ended fails at once, and its connection's actor, which runs in this thread too, has
+        // yet to hear of that. Without a pause here the actor would never get its turn.
         tokio::select! {
-            () = sleep(backoff(PAUSE, PAUSE_LIMIT, failures)) => {}
-            _ = replaced.wait_for(|s| s.client.is_none() || s.generation != generation) => {}
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = sleep(backoff.failed()) => {}
+            _ = replaced.wait_for(|now| !has(now, generation)) => {}
+            () = stop.cancelled() => break,
         }
     }
     acks::give_back(&handler);
 }
 
-/// What is remembered from one consumer to the next.
+/// What outlasts a single consumer.
 struct Supply {
-    is_first: bool,
-    /// Most messages that are in hand or asked for.
+    handler: Arc<MessageHandler>,
+    /// Most messages that are ack pending or pulled.
     ahead: usize,
+    /// The consumer has not been found before.
+    is_first: bool,
     complaints: Flood,
 }
 
 impl Supply {
-    fn new(handler: &MessageHandler) -> Supply {
+    fn new(handler: Arc<MessageHandler>) -> Supply {
         let definition = handler.definition();
-        let batch = definition
-            .consumer
-            .as_ref()
-            .map_or(1, |consumer| consumer.batch_size);
+        let consumer = definition.consumer.as_ref();
+        let batch = consumer.map_or(1, |consumer| consumer.batch_size as usize);
         Supply {
+            handler,
+            ahead: (batch * 2).max(LEAST_AHEAD),
             is_first: true,
-            ahead: (batch as usize * 2).max(LEAST_AHEAD),
             complaints: Flood::default(),
         }
     }
 
-    /// Pulls until that ends.
-    async fn consume(
-        &mut self,
-        handler: &Arc<MessageHandler>,
-        connection: &ConnectionHandle,
-        sink: &impl Sink,
-    ) -> PullEnd {
-        let definition = handler.definition();
+    /// Finds the consumer and pulls from it, until pulling ends.
+    async fn consume(&mut self, connection: &ConnectionHandle, sink: &impl Sink) -> PullEnd {
+        let definition = self.handler.definition();
         let (stream, Some(consumer)) = (&definition.subject, &definition.consumer) else {
             return PullEnd::Over;
         };
         let Some(api) = Api::of(&connection.status, consumer.domain.clone(), API_LIMIT) else {
             return PullEnd::Over;
         };
-        // What the look has read may be long ago.
-        let mut progress = definition.progress.clone();
-        let known = handler.ack_pending.stream();
-        if known.floor.is_some() {
-            progress.floor = known.floor;
-            progress.stream_created = Some(known.created.clone());
-        }
+        let progress = self.progress(&definition.progress);
         let found = match consumer::find(&api, stream, consumer, &progress, self.is_first).await {
             Ok(found) => found,
             Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
             Err(error) => return PullEnd::Failed(error),
         };
         self.is_first = false;
+        self.attach(&found);
+        let inbox = api.client.client().new_inbox();
+        let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
+            return PullEnd::Over;
+        };
+        self.handler.set_problem(None);
+        self.handler.lock().undelivered = found.pending;
+        self.handler.set_state(HandlerState::Live);
+        let pulling = Pulling {
+            supply: self,
+            api,
+            stream,
+            consumer,
+            inbox,
+            deliveries: Deliveries::from(&found),
+            heard: Instant::now(),
+        };
+        pulling.run(messages, sink).await
+    }
+
+    /// How far the subscription is: as an executor has reported last, or else as the refresh read it from the database.
+    fn progress(&self, read: &StreamProgress) -> StreamProgress {
+        let known = self.handler.ack_pending.stream();
+        if known.ack_floor.is_none() {
+            return read.clone();
+        }
+        StreamProgress {
+            ack_floor: known.ack_floor,
+            stream_created: Some(known.created),
+        }
+    }
+
+    /// The consumer was found. If another stream has taken the name, messages of the former stream are forgotten.
+    fn attach(&self, found: &Found) {
+        let handler = &self.handler;
+        let known = handler.ack_pending.stream();
         if !known.created.is_empty() && known.created != found.stream_created {
-            let mut inner = handler.lock();
-            inner.queue.clear();
-            // It was for a message of the stream that is gone.
-            inner.held_until = None;
-            drop(inner);
+            let mut changing = handler.lock();
+            changing.queue.clear();
+            changing.held_until = None;
+            drop(changing);
             handler.ack_pending.clear();
         }
         handler.ack_pending.set_stream(&found.stream_created, found.base);
-        let inbox = api.client.client().new_inbox();
-        let Ok(mut messages) = api.client.client().subscribe(inbox.clone()).await else {
-            return PullEnd::Over;
-        };
-        {
-            let mut inner = handler.lock();
-            inner.trouble = None;
-            inner.undelivered = found.pending;
-        }
-        handler.set_state(HandlerState::Live);
-        let mut count = Count::from(&found);
-        let progress = (Duration::from_millis(consumer.ack_wait_ms) / 3).max(LEAST_PROGRESS);
-        let mut clock = interval_at(Instant::now() + progress, progress);
-        let mut behind = interval_at(Instant::now() + PENDING_INTERVAL, PENDING_INTERVAL);
-        let mut heard = Instant::now();
-        loop {
-            let room = self
-                .ahead
-                .saturating_sub(handler.ack_pending.count() + count.asked.0);
-            if room > 0 && room >= self.ahead / 4 {
-                if consumer::pull(&api, stream, &consumer.durable, &inbox, room)
-                    .await
-                    .is_err()
-                {
-                    return PullEnd::Over;
-                }
-                if count.asked.0 == 0 {
-                    heard = Instant::now();
-                }
-                count.asked.0 += room;
-            }
-            tokio::select! {
-                message = messages.next() => {
-                    let Some(message) = message else { return PullEnd::Over };
-                    heard = Instant::now();
-                    let taken = match message.status {
-                        None => self.take(handler, consumer, message, &mut count, sink),
-                        Some(status) => count.asked.told(status, &message),
-                    };
-                    if !taken {
-                        return PullEnd::Lost;
-                    }
-                }
-                () = handler.ack_pending.fewer.notified() => {}
-                _ = clock.tick() => acks::tell_progress(handler, progress),
-                _ = behind.tick(), if count.asked.0 == 0 || handler.ack_pending.has_postponed() => {
-                    ask_pending(handler, api.clone(), stream, consumer);
-                }
-                () = sleep_until(heard + SILENCE), if count.asked.0 > 0 => return PullEnd::Lost,
-            }
-        }
     }
 
-    /// `false` if the consumer has to begin anew.
-    fn take(
-        &mut self,
-        handler: &Arc<MessageHandler>,
-        consumer: &Consumer,
-        message: async_nats::Message,
-        count: &mut Count,
-        sink: &impl Sink,
-    ) -> bool {
-        let mut message = incoming(message);
-        let delivery = message.reply.as_deref().and_then(ack::parse);
-        let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
-            return true;
-        };
-        let mut place = count.place(delivery);
-        if let Some(after) = handler.ack_pending.again(place.sequence) {
-            place.after = after;
-        }
-        message.place = Some(place);
-        handler.lock().undelivered = delivery.pending;
-        message.time_us = delivery.time_ns / 1000;
-        if !handler
-            .ack_pending
-            .add(place.sequence, place.after, &reply, message.time_us)
-        {
-            return true;
-        }
-        match handler.push(message) {
-            Pushed::First => sink.ready(handler),
-            Pushed::Behind => {}
-            // Large messages: fewer of them at a time.
-            Pushed::Refused(_) => {
-                self.ahead = (self.ahead / 2).max(1);
-                acks::postpone(handler, place.sequence, PAUSE);
-                return !consumer.stop_on_failure;
-            }
-        }
-        true
-    }
-
-    fn complain(&mut self, handler: &MessageHandler, error: &Error) {
+    fn report(&mut self, error: Error) {
         if let Some(suppressed) = self.complaints.pass() {
-            let definition = handler.definition();
+            let definition = self.handler.definition();
             log::warn!(
                 "durable subscription of stream \"{}\" for {} waits: {error}{suppressed}",
                 definition.subject,
                 definition.function
             );
         }
+        self.handler.set_problem(Some(error));
     }
 }
 
-/// What is delivered tells how many messages are still to come, but not those that come meanwhile, nor that what waits to
-/// be tried again is no longer in the stream.
-fn ask_pending(handler: &Arc<MessageHandler>, api: Api, stream: &str, consumer: &Consumer) {
-    let (handler, stream, durable) = (handler.clone(), stream.to_string(), consumer.durable.clone());
-    actix::spawn(async move {
-        if let Ok(info) = consumer::info(&api, &stream, &durable).await {
-            handler.lock().undelivered = info.pending;
-            handler.ack_pending.forget_up_to(info.ack_floor);
+/// Pulls from a consumer that was found.
+struct Pulling<'a> {
+    supply: &'a mut Supply,
+    api: Api,
+    stream: &'a str,
+    consumer: &'a Consumer,
+    inbox: String,
+    deliveries: Deliveries,
+    /// When the consumer was last heard of.
+    heard: Instant,
+}
+
+impl Pulling<'_> {
+    async fn run(mut self, mut messages: Subscriber, sink: &impl Sink) -> PullEnd {
+        let handler = self.supply.handler.clone();
+        let progress = (Duration::from_millis(self.consumer.ack_wait_ms) / 3).max(LEAST_PROGRESS);
+        let mut progress_clock = interval_at(Instant::now() + progress, progress);
+        let mut pending_clock = interval_at(Instant::now() + PENDING_INTERVAL, PENDING_INTERVAL);
+        loop {
+            if !self.pull().await {
+                return PullEnd::Over;
+            }
+            let asked = self.deliveries.asked.0;
+            tokio::select! {
+                message = messages.next() => {
+                    let Some(message) = message else { return PullEnd::Over };
+                    if !self.received(message, sink) {
+                        return PullEnd::Lost;
+                    }
+                }
+                () = handler.ack_pending.fewer.notified() => {}
+                _ = progress_clock.tick() => acks::tell_progress(&handler, progress),
+                _ = pending_clock.tick(), if asked == 0 || handler.ack_pending.has_postponed() => {
+                    self.ask_pending();
+                }
+                () = sleep_until(self.heard + SILENCE), if asked > 0 => return PullEnd::Lost,
+            }
         }
-    });
+    }
+
+    /// Pulls as many messages as there is room for. `false` if the connection has ended.
+    async fn pull(&mut self) -> bool {
+        let ahead = self.supply.ahead;
+        let taken = self.supply.handler.ack_pending.count() + self.deliveries.asked.0;
+        let room = ahead.saturating_sub(taken);
+        if room == 0 || room < ahead / 4 {
+            return true;
+        }
+        let pulled = consumer::pull(&self.api, self.stream, &self.consumer.durable, &self.inbox, room);
+        if pulled.await.is_err() {
+            return false;
+        }
+        if self.deliveries.asked.0 == 0 {
+            self.heard = Instant::now();
+        }
+        self.deliveries.asked.0 += room;
+        true
+    }
+
+    /// Takes a message, or a status of the consumer. `false` if the consumer has to be found anew.
+    fn received(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
+        self.heard = Instant::now();
+        match message.status {
+            None => self.take(message, sink),
+            Some(status) => self.deliveries.asked.told(status, &message),
+        }
+    }
+
+    /// Queues a message. `false` if the consumer has to be found anew.
+    fn take(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
+        let handler = &self.supply.handler;
+        let mut message = incoming(message);
+        let delivery = message.reply.as_deref().and_then(ack::parse);
+        let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
+            return true;
+        };
+        let mut position = self.deliveries.position(delivery);
+        if let Some(after) = handler.ack_pending.again(position.sequence) {
+            position.after = after;
+        }
+        message.position = Some(position);
+        message.time_us = delivery.time_ns / 1000;
+        handler.lock().undelivered = delivery.pending;
+        let (sequence, after) = (position.sequence, position.after);
+        if !handler.ack_pending.add(sequence, after, &reply, message.time_us) {
+            return true;
+        }
+        match handler.push(message) {
+            Pushed::First => sink.ready(handler),
+            Pushed::Behind => {}
+            // The messages are large, so fewer of them are pulled at a time.
+            Pushed::Refused(_) => {
+                acks::postpone(handler, sequence, POSTPONED);
+                self.supply.ahead = (self.supply.ahead / 2).max(1);
+                return !self.consumer.stop_on_failure;
+            }
+        }
+        true
+    }
+
+    /// Asks JetStream for the number of messages that are still to come, and for the ack floor. Deliveries tell that
+    /// number too, but not what has been published since, nor that a message which was to be delivered again is gone
+    /// from the stream.
+    fn ask_pending(&self) {
+        let (api, handler) = (self.api.clone(), self.supply.handler.clone());
+        let (stream, durable) = (self.stream.to_string(), self.consumer.durable.clone());
+        tasks::spawn("question how much a stream has", async move {
+            // An error is ignored, because the next query follows soon.
+            if let Ok(info) = consumer::info(&api, &stream, &durable).await {
+                handler.lock().undelivered = info.num_pending;
+                handler.ack_pending.forget_up_to(info.ack_floor.stream_sequence);
+            }
+        });
+    }
 }
 
 /// Follows the consumer's deliveries.
-struct Count {
+struct Deliveries {
     asked: PendingPull,
     /// Number of the last delivery.
     consumer_sequence: u64,
-    /// Of the last message that was delivered for the first time.
+    /// Sequence in the stream of the last message that was delivered for the first time.
     stream_sequence: u64,
 }
 
-impl Count {
-    fn from(found: &Found) -> Count {
-        Count {
+impl Deliveries {
+    fn from(found: &Found) -> Deliveries {
+        Deliveries {
             asked: PendingPull::default(),
             consumer_sequence: found.consumer_sequence,
             stream_sequence: found.stream_sequence,
         }
     }
 
-    /// Where a message stands. Between it and the one before there is nothing for this consumer, unless a delivery is
-    /// missing: then what is missing will come again, and is not to be taken for done.
-    fn place(&mut self, delivery: Delivery) -> StreamPosition {
+    /// The stream position of a delivered message. The stream has no message for this consumer between this one and the
+    /// one before, unless a delivery is missing: the missing message will come again, and must not be taken for done.
+    fn position(&mut self, delivery: Delivery) -> StreamPosition {
         self.asked.came();
         let follows = delivery.consumer_sequence == self.consumer_sequence + 1;
         self.consumer_sequence = self.consumer_sequence.max(delivery.consumer_sequence);
@@ -317,20 +354,20 @@ mod tests {
 
     #[test]
     fn what_lies_between_two_deliveries_is_known_unless_one_is_missing() {
-        let mut count = Count {
+        let mut following = Deliveries {
             asked: PendingPull(9),
             consumer_sequence: 4,
             stream_sequence: 10,
         };
-        // Eleven to fourteen are of other subjects.
-        assert_eq!(count.place(delivery(15, 5, 1)).after, 10);
-        // Again, and then the next.
-        assert_eq!(count.place(delivery(8, 6, 2)).after, 7);
-        assert_eq!(count.place(delivery(20, 7, 1)).after, 15);
-        // The delivery before is missing.
-        assert_eq!(count.place(delivery(30, 9, 1)).after, 29);
-        assert_eq!(count.place(delivery(33, 10, 1)).after, 30);
-        assert_eq!(count.place(delivery(25, 11, 2)).after, 24);
-        assert_eq!(count.asked.0, 3);
+        // Messages 11 to 14 have other subjects.
+        assert_eq!(following.position(delivery(15, 5, 1)).after, 10);
+        // Message 8 is delivered again, and then the next one.
+        assert_eq!(following.position(delivery(8, 6, 2)).after, 7);
+        assert_eq!(following.position(delivery(20, 7, 1)).after, 15);
+        // Delivery 8 is missing.
+        assert_eq!(following.position(delivery(30, 9, 1)).after, 29);
+        assert_eq!(following.position(delivery(33, 10, 1)).after, 30);
+        assert_eq!(following.position(delivery(25, 11, 2)).after, 24);
+        assert_eq!(following.asked.0, 3);
     }
 }

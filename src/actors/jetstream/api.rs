@@ -1,49 +1,44 @@
-//! JetStream: acknowledged publishes, and the requests to its API that buckets and stores are made of. One actor for
-//! each connection, in the actor thread.
+//! JetStream for the time of one call: acknowledged publishes, and the API requests that buckets and stores are made
+//! of. In the actor thread.
 //!
-//! Nothing of a stream is cached, so nothing is stale after a reload, a restart of NATS, or when somebody deletes
-//! and re-creates a bucket; each call takes the client that the connection has at the moment.
+//! Nothing about a stream is cached, so nothing is stale after a reload, a restart of NATS, or when somebody deletes
+//! and re-creates a bucket. Each call takes the client that the connection has at that moment.
 
 use std::time::Duration;
 
 use async_nats::connection::State;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::message::OutboundMessage;
 use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::answers::{ApiError, StreamInfo, parse};
+use super::refusals::{refused, unavailable};
 use crate::actors::connection::requester::{RequestFailure, Requester};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
 
-/// JetStream's error codes that are told apart.
-pub mod code {
-    pub const CONSUMER_NOT_FOUND: u64 = 10014;
-    pub const TOO_LARGE: u64 = 10054;
-    pub const NOT_ENABLED: [u64; 3] = [10035, 10039, 10076];
-    pub const STREAM_NOT_FOUND: u64 = 10059;
-    pub const NO_MESSAGE_FOUND: u64 = 10037;
-    pub const OTHER_STREAM: u64 = 10060;
-    /// A refused Nats-Expected-Stream, -Last-Sequence, -Last-Msg-Id or -Last-Subject-Sequence.
-    pub const EXPECTATIONS: [u64; 5] = [OTHER_STREAM, 10070, 10071, 10164, 10193];
-    /// Storage of the server, the account or the stream; its messages, bytes or messages of a subject.
-    pub const FULL: [u64; 6] = [10002, 10023, 10028, 10047, 10077, 10113];
-}
-
-/// The JetStream that a call means: a client and the prefix of the API's subjects.
+/// JetStream as a call uses it: a client, a domain, and the prefix of the API's subjects.
 #[derive(Clone)]
 pub struct Api {
     pub client: Requester,
+    /// The JetStream domain; `None` for the JetStream of the server that the client is connected to.
     pub domain: Option<String>,
+    /// Prefix of the API's subjects, without a dot at its end.
     pub prefix: String,
-    /// For each answer.
+    /// Longest wait for each answer.
     pub timeout: Duration,
 }
 
 impl Api {
-    /// `None` while the connection is not up. `domain` overrides the server's default.
+    /// JetStream on a connection; `None` while the connection is not up. `domain` overrides the foreign server's
+    /// default.
     pub fn of(
         status: &watch::Receiver<ConnectionStatus>,
         domain: Option<String>,
@@ -55,7 +50,7 @@ impl Api {
         Some(Api::to(client, domain, timeout))
     }
 
-    /// By this client, in this domain.
+    /// JetStream through this client, in this domain.
     pub fn to(client: Requester, domain: Option<String>, timeout: Duration) -> Api {
         let prefix = domain
             .as_ref()
@@ -68,7 +63,7 @@ impl Api {
         }
     }
 
-    /// The subject under which JetStream of the domain takes what is published to a bucket's own subject.
+    /// The subject to publish to for a bucket's own subject: in a domain, with the domain's API prefix.
     pub fn own_subject(&self, subject: &str) -> String {
         if self.domain.is_some() {
             format!("{}.{subject}", self.prefix)
@@ -77,7 +72,7 @@ impl Api {
         }
     }
 
-    /// Why a call of async-nats's own has failed: this, unless the connection broke, of which it has no word.
+    /// The error of a failed call of async-nats: `error`, unless the connection broke, which async-nats does not tell.
     pub fn unless_lost(&self, error: Error) -> Error {
         match self.client.client().connection_state() {
             State::Disconnected => lost(),
@@ -85,35 +80,51 @@ impl Api {
         }
     }
 
-    /// A server without headers has no JetStream, and cannot say that nobody listens: it is not asked.
+    /// Fails if the server does not support headers. Such a server has no JetStream and cannot report that there are no
+    /// responders, so a request would time out.
     pub fn check_server(&self) -> Result<()> {
         if self.client.client().server_info().headers {
             Ok(())
         } else {
-            Err(self.unavailable("The server does not support headers, which JetStream needs."))
+            Err(unavailable(
+                self.domain.as_deref(),
+                "The server does not support headers, which JetStream needs.",
+            ))
         }
     }
 
-    /// A request to the API; null is an empty body, which some requests insist on.
-    pub async fn request(&self, name: &str, body: &Value) -> Result<Value> {
-        let answer = self.ask(name, body).await?;
-        match answer.get("error") {
-            Some(error) => Err(self.refused(error)),
-            None => Ok(answer),
+    /// Sends a request to the API and parses the answer. A null `body` is sent as an empty one, which some requests
+    /// insist on.
+    pub async fn request<T: DeserializeOwned>(&self, name: &str, body: &Value) -> Result<T> {
+        self.ask(name, body)
+            .await?
+            .map_err(|error| refused(self.domain.as_deref(), &error))
+    }
+
+    /// Like [`Api::request`], where nothing of the answer matters.
+    pub async fn order(&self, name: &str, body: &Value) -> Result<()> {
+        self.request::<IgnoredAny>(name, body).await.map(drop)
+    }
+
+    /// Like [`Api::request`]; `None` if JetStream answers with this error code.
+    pub async fn request_unless<T: DeserializeOwned>(
+        &self,
+        code: ErrorCode,
+        name: &str,
+        body: &Value,
+    ) -> Result<Option<T>> {
+        match self.ask(name, body).await? {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if error.err_code == code => Ok(None),
+            Err(error) => Err(refused(self.domain.as_deref(), &error)),
         }
     }
 
-    /// The same; `None` if JetStream answers with this error code.
-    pub async fn request_unless(&self, code: u64, name: &str, body: &Value) -> Result<Option<Value>> {
-        let answer = self.ask(name, body).await?;
-        match answer.get("error") {
-            Some(error) if error.get("err_code").and_then(Value::as_u64) == Some(code) => Ok(None),
-            Some(error) => Err(self.refused(error)),
-            None => Ok(Some(answer)),
-        }
-    }
-
-    async fn ask(&self, name: &str, body: &Value) -> Result<Value> {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        body: &Value,
+    ) -> Result<std::result::Result<T, ApiError>> {
         self.check_server()?;
         let body = if body.is_null() {
             Bytes::new()
@@ -121,30 +132,32 @@ impl Api {
             body.to_string().into()
         };
         let subject = format!("{}.{name}", self.prefix);
-        let answer = match self.client.request(subject, None, body, self.timeout).await {
-            Ok(answer) => answer,
-            Err(RequestFailure::NoResponders) => {
-                return Err(self.unavailable("No JetStream answers its API."));
-            }
+        match self.client.request(subject, None, body, self.timeout).await {
+            Ok(answer) => parse(&answer.payload),
+            Err(RequestFailure::NoResponders) => Err(unavailable(
+                self.domain.as_deref(),
+                "No JetStream answers its API.",
+            )),
             Err(RequestFailure::TimedOut) => {
-                return Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"));
+                Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"))
             }
-            Err(_) => return Err(lost()),
-        };
-        serde_json::from_slice(&answer.payload)
-            .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))
+            Err(_) => Err(lost()),
+        }
+    }
+
+    /// Information on a stream; `None` if the stream does not exist.
+    pub async fn stream_info(&self, stream: &str) -> Result<Option<StreamInfo>> {
+        let name = format!("STREAM.INFO.{stream}");
+        self.request_unless(ErrorCode::STREAM_NOT_FOUND, &name, &Value::Null)
+            .await
     }
 
     /// Whether a stream exists.
     pub async fn has_stream(&self, stream: &str) -> Result<bool> {
-        match self.request(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind == Kind::BucketNotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(self.stream_info(stream).await?.is_some())
     }
 
-    /// Publishes and waits for the acknowledgement: the sequence in the stream.
+    /// Publishes a message and waits for the acknowledgement; returns the message's sequence in the stream.
     pub async fn publish(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<u64> {
         self.check_server()?;
         match self
@@ -152,7 +165,7 @@ impl Api {
             .request(subject.clone(), headers, payload, self.timeout)
             .await
         {
-            Ok(answer) => self.acknowledged(&answer.payload).map(|(sequence, _)| sequence),
+            Ok(answer) => self.acknowledged(&answer.payload).map(|ack| ack.sequence),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(&subject).await),
             Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
             Err(RequestFailure::TooLarge(why)) => Err(Error::new(
@@ -164,7 +177,8 @@ impl Api {
         }
     }
 
-    /// Publishes to a subject that no domain has for itself.
+    /// Like [`Api::publish`], for a subject that is the same in every domain: a stream of this domain has to
+    /// acknowledge it.
     pub async fn publish_plain(
         &self,
         subject: String,
@@ -177,8 +191,8 @@ impl Api {
         }
     }
 
-    /// As [`Api::publish`], but the stream must be in the domain. Streams of several domains may take the message,
-    /// each with an acknowledgement of its own.
+    /// Like [`Api::publish`], but waits for a stream of the domain: streams of several domains may take the message,
+    /// and each acknowledges it.
     async fn publish_to_domain(
         &self,
         domain: &str,
@@ -195,15 +209,16 @@ impl Api {
             .subscribe(inbox.clone())
             .await
             .map_err(|_| lost())?;
-        let headers = headers.unwrap_or_default();
-        self.client
-            .client()
-            .publish_with_reply_and_headers(subject.clone(), inbox, headers, payload)
-            .await
-            .map_err(|error| {
-                let refused = Error::new(Kind::JetStreamRefused, "could not publish");
-                self.unless_lost(refused.detail(format!("{error}.")))
-            })?;
+        let message = OutboundMessage {
+            subject: subject.clone().into(),
+            reply: Some(inbox),
+            payload,
+            headers,
+        };
+        self.client.publish(message).await.map_err(|error| {
+            let refused = Error::new(Kind::JetStreamRefused, "could not publish");
+            self.unless_lost(refused.detail(format!("{error}.")))
+        })?;
         let mut elsewhere = None;
         loop {
             let answer = match timeout_at(deadline, answers.next()).await {
@@ -214,81 +229,38 @@ impl Api {
             if answer.status == Some(StatusCode::NO_RESPONDERS) {
                 return Err(self.no_stream(&subject).await);
             }
-            match self.acknowledged(&answer.payload)? {
-                (sequence, Some(theirs)) if theirs == domain => return Ok(sequence),
-                (_, theirs) => {
-                    let theirs = theirs.unwrap_or_else(|| "none".into());
-                    let detail = format!("A stream of domain \"{theirs}\" has taken the message.");
-                    let message =
-                        format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
-                    elsewhere = Some(Error::new(Kind::NoStream, message).detail(detail));
-                }
+            let ack = self.acknowledged(&answer.payload)?;
+            if ack.domain == domain {
+                return Ok(ack.sequence);
             }
+            let theirs = if ack.domain.is_empty() {
+                "none"
+            } else {
+                &ack.domain
+            };
+            let detail = format!("A stream of domain \"{theirs}\" has taken the message.");
+            let message = format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
+            elsewhere = Some(Error::new(Kind::NoStream, message).detail(detail));
         }
     }
 
-    /// Sequence and domain of an acknowledgement.
-    pub fn acknowledged(&self, answer: &[u8]) -> Result<(u64, Option<String>)> {
-        let not_an_ack = || {
-            Error::new(
+    /// Parses an acknowledgement. Fails with the reason why JetStream refused the message.
+    pub fn acknowledged(&self, answer: &[u8]) -> Result<PublishAck> {
+        match parse(answer) {
+            Ok(Ok(ack)) => Ok(ack),
+            Ok(Err(error)) => Err(refused(self.domain.as_deref(), &error)),
+            Err(_) => Err(Error::new(
                 Kind::JetStreamRefused,
                 "what answered on the subject is not JetStream",
-            )
-        };
-        let ack: Value = serde_json::from_slice(answer).map_err(|_| not_an_ack())?;
-        if let Some(error) = ack.get("error") {
-            return Err(self.refused(error));
+            )),
         }
-        let sequence = ack.get("seq").and_then(Value::as_u64).ok_or_else(not_an_ack)?;
-        Ok((
-            sequence,
-            ack.get("domain").and_then(Value::as_str).map(String::from),
-        ))
     }
 
-    /// Nobody took a message: is there no stream for it, or no JetStream at all?
+    /// The error for a message that nobody took: no stream takes its subject, or there is no JetStream at all.
     pub async fn no_stream(&self, subject: &str) -> Error {
-        match self.request("INFO", &Value::Null).await {
-            Ok(_) => Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\"")),
+        match self.order("INFO", &Value::Null).await {
+            Ok(()) => Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\"")),
             Err(error) => error,
-        }
-    }
-
-    fn unavailable(&self, why: &str) -> Error {
-        let message = match &self.domain {
-            Some(domain) => format!("JetStream domain \"{domain}\" is not reachable"),
-            None => "the NATS server or account has no JetStream".into(),
-        };
-        Error::new(Kind::JetStreamUnavailable, message).detail(why)
-    }
-
-    /// An error that JetStream itself reports.
-    fn refused(&self, error: &Value) -> Error {
-        let number = error.get("err_code").and_then(Value::as_u64).unwrap_or(0);
-        let description = error
-            .get("description")
-            .and_then(Value::as_str)
-            .unwrap_or("no description");
-        let description = crate::findings::line(description);
-        let (kind, message) = match number {
-            _ if code::NOT_ENABLED.contains(&number) => {
-                return self.unavailable(&format!("JetStream error {number}: {description}."));
-            }
-            code::STREAM_NOT_FOUND => (Kind::BucketNotFound, "bucket or stream does not exist"),
-            code::TOO_LARGE => (Kind::PayloadTooLarge, "message is larger than the stream allows"),
-            code::NO_MESSAGE_FOUND => (Kind::ObjectNotFound, "no message found"),
-            _ if code::EXPECTATIONS.contains(&number) => {
-                (Kind::ExpectationFailed, "the stream is not in the expected state")
-            }
-            _ if code::FULL.contains(&number) => (Kind::StreamFull, "the stream or its storage is full"),
-            _ => (Kind::JetStreamRefused, "JetStream refused the request"),
-        };
-        let error = Error::new(kind, message).detail(format!("JetStream error {number}: {description}."));
-        match number {
-            code::OTHER_STREAM => {
-                error.hint("The header Nats-Expected-Stream has to name the stream that takes the subject.")
-            }
-            _ => error,
         }
     }
 }

@@ -1,15 +1,22 @@
 //! JetStream on a connection. In the actor thread.
 //!
 //! - `interface.rs`: the messages that the actors take;
-//! - `publish.rs`, `key_value.rs`, `object_store.rs`: the actors, with `bucket.rs`, `store.rs` and `object_read.rs`;
-//! - `api.rs`: requests to JetStream's API, and acknowledged publishes; `error_codes.rs`: its errors in our terms;
-//! - `consumer.rs`: durable consumers of subscriptions, `stream_read.rs`: what a stream holds, read once.
+//! - `publish.rs`: the actor for acknowledged publishes;
+//! - `key_value.rs`: the actor for buckets, `bucket.rs`: one bucket for the time of a call;
+//! - `object_store.rs`: the actor for object stores, `object_store/put.rs` and `read.rs`: an object's way in and out;
+//! - `api.rs`: requests to JetStream's API, `answers.rs` and `refusals.rs`: its answers and errors;
+//! - `async_nats_api.rs`: async-nats's own calls of JetStream;
+//! - `consumer.rs`: the consumer of a durable subscription, `consumer/plan.rs`: what that consumer needs;
+//! - `stream_read.rs`: reads once what a stream holds under a subject.
 
+mod answers;
 pub mod api;
+mod async_nats_api;
+mod bucket;
 pub mod consumer;
 pub mod interface;
 pub mod key_value;
-mod object_read;
 pub mod object_store;
 pub mod publish;
-pub mod stream_read;
+mod refusals;
+mod stream_read;

@@ -1,25 +1,22 @@
-//! Object stores (ADR-20). One actor for each connection, in the actor thread. Objects stream through in both
-//! directions: a few chunks are in memory at a time, whatever the object's size. `object_read.rs` has the way out.
-
-use std::collections::HashMap;
+//! The actor of object stores (ADR-20), one for each connection. Objects stream through in both directions: a few
+//! chunks are in memory at a time, whatever the object's size. `object_store/put.rs` has the way in,
+//! `object_store/read.rs` the way out. In the actor thread.
 
 use actix::prelude::*;
 use async_nats::HeaderMap;
-use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectLink, ObjectOptions};
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectLink};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use bytes::Bytes;
-use futures::future::LocalBoxFuture;
-use futures::stream::{FuturesOrdered, StreamExt};
-use futures::{FutureExt, TryFutureExt, TryStreamExt};
-use ring::digest::SHA256_OUTPUT_LEN;
+use futures::TryStreamExt;
+use futures::stream::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
 
+use super::answers::{StoredMessage, StreamInfo};
 use super::api::Api;
-use super::interface::{InStore, Parts};
-use super::key_value::{causes, context, timestamp};
+use super::async_nats_api::{causes, timestamp};
+use super::interface::{InStore, Parts, unless_cancelled};
 use crate::actors::base::result_limit::collect;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::metrics::transfers::TransferProgress;
@@ -28,11 +25,13 @@ use crate::error::{Error, Kind, Result};
 use crate::nats::names::check_store;
 use crate::row::Row;
 
-/// Size of a chunk, the clients' default; less where the server takes less.
-const CHUNK: usize = 128 * 1024;
+mod put;
+mod read;
+
 /// Chunks under way at a time, in either direction: 2 MiB.
 pub(super) const WINDOW: usize = 16;
-/// The actor.
+
+/// The actor of a connection's object stores.
 pub struct ObjectStore {
     status: watch::Receiver<ConnectionStatus>,
 }
@@ -50,18 +49,16 @@ impl Actor for ObjectStore {
 impl Handler<InStore> for ObjectStore {
     type Result = ResponseFuture<std::result::Result<Result<(Reply, Bytes)>, Parts>>;
 
-    fn handle(
-        &mut self,
-        InStore {
+    fn handle(&mut self, asked: InStore, _: &mut Self::Context) -> Self::Result {
+        let InStore {
             domain,
             timeout,
             store,
             call,
             parts,
             progress,
-        }: InStore,
-        _: &mut Self::Context,
-    ) -> Self::Result {
+            cancel,
+        } = asked;
         let Some(api) = Api::of(&self.status, domain, timeout) else {
             return Box::pin(std::future::ready(Err(parts)));
         };
@@ -71,7 +68,12 @@ impl Handler<InStore> for ObjectStore {
                 name: store,
                 progress,
             };
-            let reply = store.answer(call, parts).await;
+            let reply = match call {
+                // A put or delete that is cut short would leave chunks behind that belong to no object, so neither is
+                // cancelled: a put ends at the next part when the session gives it up, and a delete is two requests.
+                StoreCall::Put { .. } | StoreCall::Delete { .. } => store.answer(call, parts).await,
+                _ => unless_cancelled(&cancel, store.answer(call, parts)).await,
+            };
             Ok(reply.map(|reply| (reply, Bytes::new())))
         })
     }
@@ -99,7 +101,7 @@ impl Store {
         format!("OBJ_{}", self.name)
     }
 
-    fn not_created(&self, error: &(dyn std::error::Error + 'static)) -> Error {
+    pub(super) fn not_created(&self, error: &(dyn std::error::Error + 'static)) -> Error {
         let failed = Error::new(
             Kind::JetStreamRefused,
             format!("could not create object store \"{}\"", self.name),
@@ -107,7 +109,7 @@ impl Store {
         self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
     }
 
-    fn missing(&self, name: &str) -> Error {
+    pub(super) fn missing(&self, name: &str) -> Error {
         Error::new(
             Kind::ObjectNotFound,
             format!(
@@ -117,55 +119,56 @@ impl Store {
         )
     }
 
-    async fn info(&self, name: &str) -> Result<ObjectInfo> {
+    pub(super) async fn info(&self, name: &str) -> Result<ObjectInfo> {
         match self.read_info(&self.subject(name)).await? {
             Some(info) if !info.deleted => Ok(info),
             _ => Err(self.missing(name)),
         }
     }
 
-    fn subject(&self, name: &str) -> String {
+    pub(super) fn subject(&self, name: &str) -> String {
         format!("$O.{}.M.{}", self.name, URL_SAFE.encode(name))
     }
 
-    /// The latest metadata under a subject, a deleted object's too; `None` where there never was one.
+    /// The latest metadata under a subject, a deleted object's too; `None` if there never was any.
     async fn read_info(&self, subject: &str) -> Result<Option<ObjectInfo>> {
         let name = format!("STREAM.MSG.GET.{}", self.stream());
-        let answer = match self.api.request(&name, &json!({ "last_by_subj": subject })).await {
-            Ok(answer) => answer,
+        let body = json!({ "last_by_subj": subject });
+        let stored = match self.api.request::<StoredMessage>(&name, &body).await {
+            Ok(stored) => stored,
             Err(error) if error.kind == Kind::ObjectNotFound => return Ok(None),
             Err(error) => return Err(self.named(error)),
         };
-        let data = answer.get("message").and_then(|message| message.get("data"));
-        let data = STANDARD.decode(data.and_then(Value::as_str).unwrap_or_default());
-        let mut info: Value = data
-            .ok()
-            .and_then(|data| serde_json::from_slice(&data).ok())
-            .unwrap_or_default();
+        let unintelligible = |why: String| {
+            let message = format!("unintelligible metadata in object store \"{}\"", self.name);
+            Error::new(Kind::JetStreamRefused, message).detail(format!("Subject {subject}: {why}."))
+        };
+        let data = STANDARD.decode(&stored.message.payload);
+        let data = data.map_err(|error| unintelligible(error.to_string()))?;
+        let info = serde_json::from_slice::<Value>(&data);
+        let mut info = info.map_err(|error| unintelligible(error.to_string()))?;
         if let Some(fields) = info.as_object_mut() {
-            // nats-py deletes an object with an empty time.
+            // nats-py writes an empty time when it deletes an object.
             fields.retain(|name, value| !(value.is_null() || name == "mtime" && value == ""));
         }
-        serde_json::from_value(info).map(Some).map_err(|error| {
-            let message = format!("unintelligible metadata in object store \"{}\"", self.name);
-            Error::new(Kind::JetStreamRefused, message).detail(format!("Subject {subject}: {error}."))
-        })
+        let info = serde_json::from_value(info).map_err(|error| unintelligible(error.to_string()))?;
+        Ok(Some(info))
     }
 
-    /// Says which store an error is about.
-    fn named(&self, error: Error) -> Error {
+    /// Turns an error about the store's missing stream into one about the store.
+    pub(super) fn named(&self, error: Error) -> Error {
         match error.kind {
-            Kind::BucketNotFound => Error::new(
-                error.kind,
-                format!("object store \"{}\" does not exist", self.name),
-            ),
+            Kind::NoStream => {
+                let message = format!("object store \"{}\" does not exist", self.name);
+                Error::new(Kind::BucketNotFound, message)
+            }
             _ => error,
         }
     }
 
-    /// Refuses to write to a store of another domain where the connection's own has a store of that name: the subjects
-    /// of objects are no domain's, so both would take what is published.
-    async fn check_domain(&self) -> Result<()> {
+    /// Fails if the store to write to is in another domain, and the connection's own domain has a store of that name:
+    /// the subjects of objects are the same in every domain, so both stores would take what is published.
+    pub(super) async fn check_domain(&self) -> Result<()> {
         let Some(domain) = &self.api.domain else {
             return Ok(());
         };
@@ -174,15 +177,12 @@ impl Store {
             prefix: "$JS.API".into(),
             ..self.api.clone()
         };
-        // Without a JetStream or a store of its own there is nothing to mistake.
-        let Ok(found) = own
-            .request(&format!("STREAM.INFO.{}", self.stream()), &json!(null))
-            .await
-        else {
+        // Without such a store in the connection's own domain, nothing can be mixed up.
+        let Ok(Some(found)) = own.stream_info(&self.stream()).await else {
             return Ok(());
         };
-        match found.get("domain").and_then(|found| found.as_str()) {
-            Some(other) if other != domain => {
+        match found.domain {
+            Some(other) if other != *domain => {
                 let message = format!("object store \"{}\" exists in two JetStream domains", self.name);
                 let detail =
                     format!("Domain \"{other}\" would store what is meant for \"{domain}\" as well.");
@@ -194,8 +194,8 @@ impl Store {
 
     async fn list(&self) -> Result<Vec<Row>> {
         let subjects = match self.subjects().await {
-            // As for a bucket: where there is no store there is nothing to list, and none is made.
-            Err(error) if error.kind == Kind::BucketNotFound => return Ok(Vec::new()),
+            // As with a bucket, a store that does not exist has nothing to list, and is not created.
+            Err(error) if error.kind == Kind::NoStream => return Ok(Vec::new()),
             subjects => subjects?,
         };
         let infos = futures::stream::iter(&subjects)
@@ -217,69 +217,21 @@ impl Store {
         let mut all = Vec::new();
         loop {
             let page = json!({ "subjects_filter": filter, "offset": all.len() });
-            let page = self.api.request(&name, &page).await?;
-            let found = page.get("state").and_then(|state| state.get("subjects"));
-            let found = found.and_then(Value::as_object).into_iter().flatten();
+            let page: StreamInfo = self.api.request(&name, &page).await?;
+            let Some(total) = page.total else {
+                let message = "JetStream does not say how many objects there are";
+                return Err(Error::new(Kind::JetStreamRefused, message));
+            };
             let before = all.len();
-            all.extend(found.map(|(subject, _)| subject.clone()));
-            let total = page.get("total").and_then(Value::as_u64).unwrap_or(0);
+            all.extend(page.state.subjects.into_keys());
             if all.len() == before || all.len() as u64 >= total {
                 return Ok(all);
             }
         }
     }
 
-    /// Chunks are published with a window of acknowledgements; the object becomes visible with its metadata, last.
-    async fn put(&self, name: &str, size: u64, mut parts: mpsc::Receiver<Bytes>) -> Result<()> {
-        self.check_domain().await?;
-        if !self.api.has_stream(&self.stream()).await? {
-            let config = object_store::Config {
-                bucket: self.name.clone(),
-                ..Default::default()
-            };
-            let created = context(&self.api).create_object_store(config).await;
-            created.map_err(|error| self.not_created(&error))?;
-        }
-        let before = match self.info(name).await {
-            Ok(info) => Some(info.nuid),
-            Err(error) if error.kind == Kind::ObjectNotFound => None,
-            Err(error) => return Err(error),
-        };
-        let nuid = nuid::next().to_string();
-        let mut upload = Upload {
-            api: self.api.clone(),
-            stream: self.stream(),
-            chunks: self.chunks(&nuid),
-            visible: false,
-        };
-        let (chunks, digest) = self.put_chunks(&upload.chunks, size, &mut parts).await?;
-        let info = ObjectInfo {
-            name: name.to_string(),
-            description: None,
-            metadata: HashMap::new(),
-            headers: None,
-            options: Some(ObjectOptions {
-                link: None,
-                max_chunk_size: Some(self.chunk_size()),
-            }),
-            bucket: self.name.clone(),
-            nuid,
-            size: usize::try_from(size).unwrap_or(usize::MAX),
-            chunks,
-            modified: Some(async_nats::datetime::now()),
-            digest: Some(format!("SHA-256={}", URL_SAFE.encode(digest))),
-            deleted: false,
-        };
-        self.put_info(&info).await?;
-        upload.visible = true;
-        if let Some(old) = before {
-            purge(&self.api, &self.stream(), &self.chunks(&old)).await;
-        }
-        Ok(())
-    }
-
-    /// Puts an object's metadata in place of its last.
-    async fn put_info(&self, info: &ObjectInfo) -> Result<()> {
+    /// Publishes an object's metadata in place of its former metadata.
+    pub(super) async fn put_info(&self, info: &ObjectInfo) -> Result<()> {
         let subject = self.subject(&info.name);
         let info = serde_json::to_vec(info).map_err(|error| {
             Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
@@ -310,67 +262,6 @@ impl Store {
         format!("$O.{}.C.{nuid}", self.name)
     }
 
-    fn chunk_size(&self) -> usize {
-        CHUNK.min(self.api.client.client().max_payload())
-    }
-
-    /// How many chunks, and the digest of all.
-    async fn put_chunks(
-        &self,
-        subject: &str,
-        size: u64,
-        parts: &mut mpsc::Receiver<Bytes>,
-    ) -> Result<(usize, Bytes)> {
-        let mut waiting = FuturesOrdered::new();
-        let mut outcome = self.send_chunks(subject, size, parts, &mut waiting).await;
-        // Also where the upload is given up: what is on its way could come after the removal of the others.
-        while let Some(acknowledged) = waiting.next().await {
-            if let Err(error) = acknowledged {
-                outcome = outcome.and(Err(error));
-            }
-        }
-        outcome
-    }
-
-    async fn send_chunks<'a>(
-        &'a self,
-        subject: &str,
-        size: u64,
-        parts: &mut mpsc::Receiver<Bytes>,
-        waiting: &mut FuturesOrdered<LocalBoxFuture<'a, Result<u64>>>,
-    ) -> Result<(usize, Bytes)> {
-        self.progress.set_total(size);
-        let (mut chunks, mut taken) = (0, 0);
-        while taken < size {
-            let mut part = self.part(parts).await?;
-            taken += part.len() as u64;
-            while !part.is_empty() {
-                let chunk = part.split_to(part.len().min(self.chunk_size()));
-                chunks += 1;
-                if waiting.len() >= WINDOW {
-                    waiting.next().await.transpose()?;
-                }
-                let length = chunk.len();
-                let published = self.api.publish_plain(subject.to_string(), None, chunk);
-                let counted = published.inspect_ok(move |_| self.progress.add(length));
-                waiting.push_back(counted.boxed_local());
-            }
-        }
-        let digest = self.part(parts).await?;
-        if taken != size || digest.len() != SHA256_OUTPUT_LEN {
-            return Err(Error::new(Kind::Protocol, "the upload is not what was announced"));
-        }
-        Ok((chunks, digest))
-    }
-
-    /// The next part of an upload.
-    async fn part(&self, parts: &mut mpsc::Receiver<Bytes>) -> Result<Bytes> {
-        let part = timeout(self.api.timeout, parts.recv()).await;
-        part.ok()
-            .flatten()
-            .ok_or_else(|| Error::new(Kind::Interrupted, "the upload was given up"))
-    }
-
     async fn get(&self, name: &str, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
         let info = self.info(name).await?;
         let Some(link) = link_of(&info) else {
@@ -387,7 +278,7 @@ impl Store {
             progress: self.progress.clone(),
         };
         let info = store.info(target).await?;
-        // Clients make no such links; following them could go round in circles.
+        // NATS's clients make no links to links, and following them could go round in circles.
         if link_of(&info).is_some() {
             let message = format!("object \"{name}\" is a link to another link");
             return Err(Error::new(Kind::Unsupported, message));
@@ -400,37 +291,15 @@ fn link_of(info: &ObjectInfo) -> Option<&ObjectLink> {
     info.options.as_ref()?.link.as_ref()
 }
 
-/// Chunks without an object yet; removed if they do not become one.
-struct Upload {
-    api: Api,
-    stream: String,
-    chunks: String,
-    visible: bool,
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if self.visible {
-            return;
-        }
-        // Not at the runtime's end, when there is nothing left to run it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (api, stream, chunks) = (self.api.clone(), self.stream.clone(), self.chunks.clone());
-            runtime.spawn(async move { purge(&api, &stream, &chunks).await });
-        }
-    }
-}
-
-async fn purge(api: &Api, stream: &str, subject: &str) {
-    if let Err(error) = api
-        .request(&format!("STREAM.PURGE.{stream}"), &json!({ "filter": subject }))
-        .await
-    {
+/// Removes chunks that belong to no object; a failure is logged.
+pub(super) async fn purge(api: &Api, stream: &str, subject: &str) {
+    let name = format!("STREAM.PURGE.{stream}");
+    if let Err(error) = api.order(&name, &json!({ "filter": subject })).await {
         log::warn!("could not remove unused chunks from stream {stream}: {error}");
     }
 }
 
-/// The columns of `nats_get_file_info`.
+/// A row with the columns of `nats_get_file_info`.
 fn row(info: &ObjectInfo) -> Row {
     let headers = info.headers.as_ref().map(|headers| {
         let values = headers.iter().map(|(name, values)| {
@@ -444,6 +313,7 @@ fn row(info: &ObjectInfo) -> Row {
         info.description.clone(),
         Some(json!(info.metadata).to_string()),
         headers,
+        // The options are numbers and names, so their JSON cannot fail.
         info.options
             .as_ref()
             .and_then(|options| serde_json::to_string(options).ok()),

@@ -1,17 +1,17 @@
-//! Acknowledged publishes. One actor for each connection, in the actor thread.
+//! The actor of acknowledged publishes, one for each connection. In the actor thread.
 
 use actix::prelude::*;
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::api::Api;
-use super::interface::PublishToStream;
+use super::interface::{PublishToStream, unless_cancelled};
 use crate::actors::connection::headers::header_map;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::channel::message::Reply;
 use crate::error::Result;
 
-/// The actor.
+/// The actor of a connection's acknowledged publishes.
 pub struct JetStream {
     status: watch::Receiver<ConnectionStatus>,
 }
@@ -36,12 +36,14 @@ impl Handler<PublishToStream> for JetStream {
             subject,
             headers,
             payload,
+            cancel,
         } = call;
         let Some(api) = Api::of(&self.status, domain, timeout) else {
             return Box::pin(std::future::ready(None));
         };
         Box::pin(async move {
-            let sequence = api.publish_plain(subject, header_map(&headers), payload).await;
+            let published = api.publish_plain(subject, header_map(&headers), payload);
+            let sequence = unless_cancelled(&cancel, published).await;
             Some(sequence.map(|sequence| (Reply::Number(sequence), Bytes::new())))
         })
     }

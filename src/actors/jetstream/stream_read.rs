@@ -1,34 +1,39 @@
-//! What a stream holds under a subject, read once to where it ends now. In the actor thread.
+//! Reads once what a stream holds under a subject, up to where the stream ends now. In the actor thread.
 //!
-//! It is pulled, a window at a time: a consumer that pushes has up to 32 MiB under way. The consumer is removed as soon as
-//! the read is over or given up: NATS limits how many a stream has, and would remember one for seconds.
+//! Messages are pulled, a window at a time: a push consumer would have up to 32 MiB under way. The consumer is removed
+//! as soon as the read is over or given up, because NATS limits how many consumers a stream has, and would keep this
+//! one for seconds.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, ReplayPolicy};
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
-use serde_json::{Value, json};
-use tokio::runtime::Handle;
+use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::api::{Api, code, lost};
-use super::consumer;
-use super::consumer::PendingPull;
+use super::api::{Api, lost};
+use super::consumer::{self, PendingPull};
+use crate::actors::base::tasks;
 use crate::error::{Error, Kind, Result};
 use crate::nats::ack;
 use crate::nats::ack::Delivery;
 
-/// NATS forgets a consumer that has asked for nothing for so long; for what ends without a word, as the runtime may.
+/// NATS removes a consumer that is inactive for this long. That is for reads which end without removing it, as when the
+/// runtime worker dies.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
-/// After so much silence JetStream is asked whether there is more: what it has counted may have been deleted meanwhile.
+/// After this long without a message, JetStream is asked how many are left: messages that it counted may be deleted by
+/// now.
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// What to read.
 pub struct Part {
     pub subject: String,
-    /// Of each subject the last message alone; one that comes meanwhile may be read after it. The part is all of the stream.
+    /// Only the last message of each subject is read; a newer one that comes meanwhile may follow. `subject` has to
+    /// match all of the stream's subjects then.
     pub is_latest: bool,
     /// Without the payloads.
     pub headers_only: bool,
@@ -43,27 +48,27 @@ pub struct StreamRead {
     messages: Subscriber,
     window: usize,
     asked: PendingPull,
-    /// Sequence of the stream's last message in the beginning; only where messages may be replaced.
+    /// Sequence of the stream's last message when the read began; `u64::MAX` unless [`Part::is_latest`], where messages
+    /// may be replaced.
     end: u64,
-    /// Messages that there were for this consumer then. They come first, but some may have been deleted or replaced.
+    /// Number of messages for this consumer when the read began. These come first, but some may have been deleted or
+    /// replaced.
     initial: u64,
     received: u64,
-    /// Of what was read, where each subject counts once: hashes.
+    /// Hashes of the subjects that were read, where each subject counts once; otherwise `None`.
     subjects: Option<HashSet<u64>>,
     hasher: RandomState,
-    /// Messages that are still to come, as far as is known. The server takes one that was replaced for one less, whether
-    /// it had counted it or not, so that it may say 0 too early.
+    /// Messages that are still to come, as far as is known. The server subtracts 1 for a replaced message even if it
+    /// had not counted that message, so it may say 0 too early.
     pending: u64,
 }
 
 impl StreamRead {
-    /// `None` if there is no such stream.
+    /// Begins a read; `None` if the stream does not exist.
     pub async fn begin(api: &Api, stream: &str, part: Part) -> Result<Option<StreamRead>> {
-        let ask =
-            async |name: String, body: &Value| api.request_unless(code::STREAM_NOT_FOUND, &name, body).await;
-        // Of what is read by sequence alone, nothing comes twice and nothing is replaced: the consumer's count will do.
+        // Where all messages are read, none comes twice and none is replaced: the consumer's count will do.
         let info = if part.is_latest {
-            let Some(info) = ask(format!("STREAM.INFO.{stream}"), &Value::Null).await? else {
+            let Some(info) = api.stream_info(stream).await? else {
                 return Ok(None);
             };
             Some(info)
@@ -78,34 +83,22 @@ impl StreamRead {
             stream: stream.to_string(),
             name: nuid::next().to_string(),
         };
-        let config = json!({
-            "name": consumer.name,
-            "filter_subject": part.subject,
-            "deliver_policy": if part.is_latest { "last_per_subject" } else { "all" },
-            "headers_only": part.headers_only,
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "inactive_threshold": u64::try_from(FORGOTTEN_AFTER.as_nanos()).unwrap_or(0),
-            "num_replicas": 1,
-            "mem_storage": true,
-        });
-        let body = json!({"stream_name": stream, "config": config});
+        let body = json!({"stream_name": stream, "config": configuration(&consumer.name, &part)});
         let create = format!("CONSUMER.CREATE.{stream}.{}", consumer.name);
-        let Some(made) = ask(create, &body).await? else {
+        let made = api.request_unless::<Info>(ErrorCode::STREAM_NOT_FOUND, &create, &body);
+        let Some(made) = made.await? else {
             return Ok(None);
         };
-        let pending = made.get("num_pending").and_then(Value::as_u64).unwrap_or(0);
-        // The consumer may have missed a subject whose message was replaced just then.
-        let initial = pending.max(consumer::number(info.as_ref(), "state", "num_subjects"));
+        // The consumer may have missed a subject whose message was replaced while the consumer was created.
+        let subjects = info.as_ref().map_or(0, |info| info.state.num_subjects);
+        let initial = made.num_pending.max(subjects);
         Ok(Some(StreamRead {
             consumer,
             inbox,
             messages,
             window: part.window,
             asked: PendingPull::default(),
-            end: info
-                .as_ref()
-                .map_or(u64::MAX, |info| consumer::number(Some(info), "state", "last_seq")),
+            end: info.map_or(u64::MAX, |info| info.state.last_seq),
             initial,
             received: 0,
             subjects: part.is_latest.then(HashSet::new),
@@ -114,7 +107,7 @@ impl StreamRead {
         }))
     }
 
-    /// The next message and where it stands; `None` after the last.
+    /// The next message and its place in the stream; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<(Message, Delivery)>> {
         let deadline = Instant::now() + self.consumer.api.timeout;
         while self.pending > 0 {
@@ -130,7 +123,7 @@ impl StreamRead {
                     }
                 }
                 Ok(None) => return Err(lost()),
-                Err(_) => self.look(left).await?,
+                Err(_) => self.ask_pending(left).await?,
             }
         }
         Ok(None)
@@ -147,7 +140,7 @@ impl StreamRead {
         Ok(())
     }
 
-    /// Where a message stands; `None` if it is what JetStream says besides messages.
+    /// The place of a message in the stream; `None` for a status message of JetStream.
     fn take(&mut self, message: &Message) -> Result<Option<Delivery>> {
         if let Some(status) = message.status {
             if self.asked.told(status, message) {
@@ -160,11 +153,12 @@ impl StreamRead {
         };
         self.asked.came();
         self.received += 1;
-        // What was under way when the connection broke does not come again.
+        // A gap means that messages were lost with a connection that broke; they do not come again.
         if delivery.consumer_sequence != self.received {
             return Err(lost());
         }
-        // Those of the beginning are all there, whatever has come since; or some of them were replaced or deleted.
+        // The read is complete when all initial messages have come, whatever was published since. If some were replaced
+        // or deleted, the server's count decides.
         let got = match &mut self.subjects {
             Some(subjects) => {
                 subjects.insert(self.hasher.hash_one(&*message.subject));
@@ -181,23 +175,45 @@ impl StreamRead {
         Ok(Some(delivery))
     }
 
-    /// Has JetStream say how many messages are still to come.
-    async fn look(&mut self, time: Duration) -> Result<()> {
+    /// Asks JetStream how many messages are still to come.
+    async fn ask_pending(&mut self, time: Duration) -> Result<()> {
         let consumer = &self.consumer;
         let api = Api {
             timeout: time,
             ..consumer.api.clone()
         };
         let info = consumer::info(&api, &consumer.stream, &consumer.name).await?;
-        self.pending = info.pending + info.delivered.saturating_sub(self.received);
+        let delivered = info.delivered.consumer_sequence;
+        self.pending = info.num_pending + delivered.saturating_sub(self.received);
         Ok(())
     }
 }
 
-/// Why a read ends before its last message.
+/// An ephemeral consumer that acknowledges nothing.
+fn configuration(name: &str, part: &Part) -> Config {
+    Config {
+        name: Some(name.to_string()),
+        filter_subject: part.subject.clone(),
+        deliver_policy: if part.is_latest {
+            DeliverPolicy::LastPerSubject
+        } else {
+            DeliverPolicy::All
+        },
+        headers_only: part.headers_only,
+        ack_policy: AckPolicy::None,
+        replay_policy: ReplayPolicy::Instant,
+        inactive_threshold: FORGOTTEN_AFTER,
+        num_replicas: 1,
+        memory_storage: true,
+        ..Config::default()
+    }
+}
+
+/// The error for a read that ends before its last message.
 fn ended(status: StatusCode, why: Option<&str>) -> Error {
     let why = why.unwrap_or("no description");
-    // Whoever had the consumer goes; what a client hears of first, this or the end of the connection, is chance.
+    // The server that had the consumer stops. The client hears of this or of the connection's end first, by chance, so
+    // both give one error.
     if matches!(why, "Server Shutdown" | "Leadership Change") {
         return lost();
     }
@@ -205,7 +221,7 @@ fn ended(status: StatusCode, why: Option<&str>) -> Error {
     Error::new(Kind::JetStreamRefused, "JetStream refused the request").detail(detail)
 }
 
-/// A consumer that is removed when this is dropped, also while it is being made.
+/// A consumer that is removed when this is dropped, also while the consumer is being created.
 struct Temporary {
     api: Api,
     stream: String,
@@ -214,16 +230,13 @@ struct Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Without a runtime, which is about to end then, NATS forgets it by itself.
-        let Ok(runtime) = Handle::try_current() else {
-            return;
-        };
         let (api, stream, name) = (
             self.api.clone(),
             std::mem::take(&mut self.stream),
             std::mem::take(&mut self.name),
         );
-        runtime.spawn(async move {
+        // At the end of the runtime worker nothing can be started, and NATS removes the consumer by itself.
+        tasks::spawn_if_possible("removal of a temporary consumer", async move {
             if let Err(error) = consumer::delete(&api, &stream, &name).await {
                 log::debug!("could not remove consumer {name}: {error}");
             }

@@ -1,56 +1,70 @@
-//! What is counted where no actor does: the control channel, and objects on their way. In the actor thread.
+//! The statistics that can be read without asking an actor: the control channel, connections, and transfers of objects.
+//! A plain struct that sessions share; in the actor thread.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
+
+use super::connection_stats::ConnectionTable;
 use super::in_flight::InFlight;
 use super::transfers::Transfers;
 use crate::actors::base::queue_limits::Limits;
-use crate::actors::base::text::seconds;
 use crate::channel::counts::ChannelCounts;
-use crate::row::Row;
+use crate::channel::statistics::ChannelRow;
 
-/// What is counted where no actor does.
+/// The statistics that can be read without asking an actor. Clones share the counts.
 #[derive(Clone)]
 pub struct Counters {
+    pub connections: ConnectionTable,
     pub transfers: Transfers,
-    pub channel: Arc<ChannelCounts>,
-    load: InFlight,
+    channel: Arc<ChannelCounts>,
+    in_flight: InFlight,
     limits: Arc<Limits>,
     started: SystemTime,
-    reset: Arc<Mutex<SystemTime>>,
+    channel_reset: Arc<Mutex<SystemTime>>,
 }
 
 impl Counters {
-    pub fn new(channel: Arc<ChannelCounts>, load: InFlight, limits: Arc<Limits>) -> Self {
+    pub fn new(
+        connections: ConnectionTable,
+        channel: Arc<ChannelCounts>,
+        in_flight: InFlight,
+        limits: Arc<Limits>,
+    ) -> Self {
         let now = SystemTime::now();
         Counters {
+            connections,
             transfers: Transfers::default(),
             channel,
-            load,
+            in_flight,
             limits,
             started: now,
-            reset: Arc::new(Mutex::new(now)),
+            channel_reset: Arc::new(Mutex::new(now)),
         }
     }
 
-    pub fn reset(&self) {
+    /// Resets the counts of the control channel and of a database's connections.
+    pub fn reset(&self, database: u32) {
+        self.connections.reset(database);
         self.channel.reset();
-        *self.reset.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
+        *self.channel_reset.lock() = SystemTime::now();
     }
 
-    /// The one row of `litmus_pgnats.control_channel`.
-    pub fn row(&self) -> Row {
-        let reset = *self.reset.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut row = vec![
-            Some(std::process::id().to_string()),
-            Some(seconds(self.started)),
-            Some(self.channel.open().to_string()),
-            Some(self.load.now().to_string()),
-            Some(self.limits.waiting().to_string()),
-        ];
-        row.extend(self.channel.totals().map(|total| Some(total.to_string())));
-        row.push(Some(seconds(reset)));
-        row
+    /// The row of the view `litmus_pgnats.control_channel`.
+    pub fn channel_row(&self) -> ChannelRow {
+        let [frames_in, frames_out, bytes_in, bytes_out] = self.channel.totals();
+        ChannelRow {
+            pid: std::process::id(),
+            started: self.started.into(),
+            connections: self.channel.open(),
+            calls: self.in_flight.now().into(),
+            queued_bytes: self.limits.waiting() as u64,
+            frames_in,
+            frames_out,
+            bytes_in,
+            bytes_out,
+            reset: (*self.channel_reset.lock()).into(),
+        }
     }
 }

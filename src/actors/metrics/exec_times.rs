@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-/// Upper bounds of the histogram's buckets, in milliseconds; one more bucket has what takes longer. The SQL function
-/// `litmus_pgnats.exec_time_bounds()` says the same.
+/// Upper bounds of the histogram's buckets, in milliseconds; one more bucket counts longer calls. The SQL function
+/// `litmus_pgnats.exec_time_bounds()` returns the same bounds.
 pub const BOUNDS_MS: [f64; 14] = [
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0,
 ];
 
-/// Times of calls.
+/// Execution times of a handler's function.
 #[derive(Clone, Debug, Default)]
 pub struct ExecTimes {
     pub calls: u64,
     pub total: Duration,
     pub max: Duration,
-    /// Calls by bucket, each in one.
+    /// Calls by bucket; each call counts in one bucket only.
     buckets: [u64; BOUNDS_MS.len() + 1],
 }
 
@@ -30,10 +30,9 @@ impl ExecTimes {
         }
     }
 
-    /// The histogram as an array of bigint in PostgreSQL's text form.
-    pub fn histogram(&self) -> String {
-        let counts: Vec<String> = self.buckets.iter().map(u64::to_string).collect();
-        format!("{{{}}}", counts.join(","))
+    /// Calls by bucket, in the order of [`BOUNDS_MS`]; each call counts in one bucket only.
+    pub fn histogram(&self) -> Vec<u64> {
+        self.buckets.to_vec()
     }
 }
 
@@ -47,7 +46,7 @@ mod tests {
         for us in [0, 100, 101, 1_000, 30_000_000, 30_000_001] {
             times.add(Duration::from_micros(us));
         }
-        assert_eq!(times.histogram(), "{2,1,0,1,0,0,0,0,0,0,0,0,0,1,1}");
+        assert_eq!(times.histogram(), [2, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!((times.calls, times.max), (6, Duration::from_micros(30_000_001)));
     }
 }

@@ -1,14 +1,16 @@
-//! How busy the runtime is: the most calls that were in flight at a time lately. A backend polls for its reply, rather
-//! than sleep, only while that is few; the number at the moment would say little, since answers come in bursts. In the
-//! actor thread.
+//! How busy the runtime is: the most calls that were in flight at a time lately. A backend polls for its reply, instead
+//! of sleeping, only while this number is small. The number at the moment would say little, since answers come in
+//! bursts. In the actor thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// "Lately" is between one and two of these.
+use parking_lot::Mutex;
+
+/// The peak covers the last one to two windows.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// Shared by all sessions and the runtime.
+/// Counts the calls in flight. Clones share the count.
 #[derive(Clone)]
 pub struct InFlight(Arc<Mutex<Peaks>>);
 
@@ -29,26 +31,22 @@ impl InFlight {
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Peaks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A call starts; it ends when the guard is dropped.
+    /// Counts a call as in flight until the returned guard is dropped.
     pub fn call(&self) -> CallInFlight {
-        let mut load = self.lock();
+        let mut load = self.0.lock();
         load.now = load.now.saturating_add(1);
         load.peak = load.peak.max(load.now);
         CallInFlight(self.clone())
     }
 
-    /// Calls in flight.
+    /// Calls in flight now.
     pub fn now(&self) -> u16 {
-        self.lock().now
+        self.0.lock().now
     }
 
-    /// The most calls in flight at a time, lately.
+    /// The most calls in flight at a time during the last one to two windows.
     pub fn peak(&self) -> u16 {
-        let mut load = self.lock();
+        let mut load = self.0.lock();
         let now = Instant::now();
         let age = now.duration_since(load.since);
         if age >= WINDOW {
@@ -60,12 +58,12 @@ impl InFlight {
     }
 }
 
-/// A call in flight.
+/// Guard of a call in flight.
 pub struct CallInFlight(InFlight);
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        let mut load = self.0.lock();
+        let mut load = self.0.0.lock();
         load.now = load.now.saturating_sub(1);
     }
 }

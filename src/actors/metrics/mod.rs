@@ -1,10 +1,10 @@
 //! What is counted, as plain structs. In the actor thread.
 //!
-//! - `connection_stats.rs`: what a connection has been through, with `traffic.rs`;
+//! - `connection_stats.rs`: the statistics of each connection; `traffic.rs`: what a connection's clients have carried;
 //! - `exec_times.rs`: how long functions of handlers take;
-//! - `transfers.rs`: objects on their way;
+//! - `transfers.rs`: transfers of objects;
 //! - `in_flight.rs`: calls that wait for their answer;
-//! - `counters.rs`: the control channel, and what no actor counts.
+//! - `counters.rs`: all that is read without asking an actor, the control channel's counts included.
 
 pub(crate) mod connection_stats;
 pub(crate) mod counters;

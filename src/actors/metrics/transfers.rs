@@ -1,35 +1,35 @@
-//! Objects that are being put and got, and how far each is: what the view `litmus_pgnats.object_transfers` shows. In the
-//! actor thread.
+//! Objects that are being put and got, and how far each is: the rows of the view `litmus_pgnats.object_transfers`.
+//! Plain structs, shared by sessions and the calls that transfer; in the actor thread.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::actors::base::text::seconds;
-use crate::row::Row;
+use dashmap::DashMap;
 
-/// Who transfers what.
+use crate::channel::statistics::TransferRow;
+
+/// Which process transfers which object.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     pub pid: u32,
     pub database: u32,
-    /// Object id and name of the foreign server.
-    pub server: (u32, String),
+    pub server: u32,
+    pub server_name: String,
     /// `put` or `get`.
     pub command: &'static str,
     pub store: String,
     pub name: String,
 }
 
-/// How far a transfer is, in bytes; shared by the call that makes it and the table.
+/// How far a transfer is, in bytes; shared by the call that transfers and the table.
 #[derive(Clone, Debug, Default)]
 pub struct TransferProgress(Arc<ByteCounts>);
 
 #[derive(Debug, Default)]
 struct ByteCounts {
     done: AtomicU64,
-    /// 0 as long as it is not known.
+    /// 0 while the total is unknown.
     total: AtomicU64,
 }
 
@@ -43,25 +43,31 @@ impl TransferProgress {
     }
 }
 
-type TransferTable = BTreeMap<u64, (Transfer, TransferProgress, SystemTime)>;
+#[derive(Debug)]
+struct RunningTransfer {
+    transfer: Transfer,
+    progress: TransferProgress,
+    since: SystemTime,
+}
 
-/// All transfers; shared by the sessions.
+/// All running transfers; shared by the sessions.
 #[derive(Clone, Debug, Default)]
-pub struct Transfers(Arc<Mutex<(u64, TransferTable)>>);
+pub struct Transfers {
+    running: Arc<DashMap<u64, RunningTransfer>>,
+    begun: Arc<AtomicU64>,
+}
 
 impl Transfers {
-    fn lock(&self) -> MutexGuard<'_, (u64, TransferTable)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A transfer begins; it ends when what is given is dropped.
+    /// Adds a transfer, until the returned guard is dropped.
     pub fn begin(&self, transfer: Transfer) -> Underway {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let progress = TransferProgress::default();
-        let mut inner = self.lock();
-        inner.0 += 1;
-        let number = inner.0;
-        let entry = (transfer, progress.clone(), SystemTime::now());
-        inner.1.insert(number, entry);
+        let running = RunningTransfer {
+            transfer,
+            progress: progress.clone(),
+            since: SystemTime::now(),
+        };
+        self.running.insert(number, running);
         Underway {
             transfers: self.clone(),
             number,
@@ -69,31 +75,40 @@ impl Transfers {
         }
     }
 
-    pub fn rows(&self) -> Vec<Row> {
-        let inner = self.lock();
-        let rows = inner.1.values().map(|(transfer, progress, since)| {
-            let (server, server_name) = &transfer.server;
-            let (done, total) = (&progress.0.done, &progress.0.total);
-            vec![
-                Some(transfer.pid.to_string()),
-                Some(transfer.database.to_string()),
-                Some(server.to_string()),
-                Some(server_name.clone()),
-                Some(transfer.command.to_string()),
-                Some(transfer.store.clone()),
-                Some(transfer.name.clone()),
-                Some(done.load(Ordering::Relaxed).to_string()),
-                Some(total.load(Ordering::Relaxed))
-                    .filter(|total| *total > 0)
-                    .map(|total| total.to_string()),
-                Some(seconds(*since)),
-            ]
-        });
-        rows.collect()
+    /// A row for each transfer.
+    pub fn rows(&self) -> Vec<TransferRow> {
+        self.running.iter().map(|entry| entry.value().row()).collect()
     }
 }
 
-/// A transfer that goes on.
+impl RunningTransfer {
+    fn row(&self) -> TransferRow {
+        let Transfer {
+            pid,
+            database,
+            server,
+            server_name,
+            command,
+            store,
+            name,
+        } = self.transfer.clone();
+        let bytes = &self.progress.0;
+        TransferRow {
+            pid,
+            database,
+            server,
+            server_name,
+            command: command.to_string(),
+            store,
+            name,
+            bytes_processed: bytes.done.load(Ordering::Relaxed),
+            bytes_total: Some(bytes.total.load(Ordering::Relaxed)).filter(|total| *total > 0),
+            since: self.since.into(),
+        }
+    }
+}
+
+/// Guard of a running transfer.
 pub struct Underway {
     transfers: Transfers,
     number: u64,
@@ -102,6 +117,6 @@ pub struct Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.transfers.lock().1.remove(&self.number);
+        self.transfers.running.remove(&self.number);
     }
 }

@@ -1,5 +1,5 @@
-//! Delivers a batch of the outbox to JetStream: in order, pipelined, again after every loss of the connection. A task of
-//! the actor thread.
+//! Delivers a batch of the outbox to JetStream: in order, pipelined, again after every loss of the connection. A future
+//! of the outbox actor; in the actor thread.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::fate::{MessageFate, is_permanent};
+use crate::actors::base::backoff::full_jitter;
 use crate::actors::connection::delivery::forbidden;
 use crate::actors::connection::headers::header_map;
 use crate::actors::connection::requester::{PendingReply, RequestFailure};
@@ -18,26 +20,17 @@ use crate::actors::jetstream::api::Api;
 use crate::channel::outbox::OutboxMessage;
 use crate::error::{Error, Kind, Result};
 
-/// Messages that wait for their acknowledgement at a time.
+/// Most messages that wait for their acknowledgement at a time.
 const WINDOW: usize = 1024;
 /// Longest wait for an acknowledgement.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
-/// Before JetStream, which does not answer, is asked again.
+/// Longest pause before the next round when JetStream does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for the connection, or for JetStream; what it was read for may have another one by then.
+/// Longest wait for the connection, or for JetStream. The batch is then read again, perhaps for another connection.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// What became of a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MessageFate {
-    Stored,
-    Refused(Error),
-    /// One before it, of the same subject, was refused.
-    NotSent,
-}
-
-/// Why the rest of a round was not sent, or has no answer.
+/// Why some messages of a round were not sent, or have no answer.
 enum RoundEnd {
     /// The connection has ended.
     Lost,
@@ -45,24 +38,26 @@ enum RoundEnd {
     Silence,
 }
 
-/// A batch on its way.
+/// One attempt to send what is undecided of a batch.
 struct Round<'a> {
-    messages_read: &'a [(OutboxMessage, Bytes)],
+    messages: &'a [(OutboxMessage, Bytes)],
     fates: &'a mut [Option<MessageFate>],
     /// Subjects that are sent one message at a time.
     serial: &'a HashSet<String>,
-    /// Of which nothing more is sent in this round.
+    /// Subjects of which nothing more is sent in this round.
     closed: HashSet<&'a str>,
+    /// Messages, by their place in the batch, whose acknowledgement has not come yet.
     flight: VecDeque<(usize, PendingReply)>,
 }
 
-/// Returns when it is decided what became of every message, or NATS is away for long.
+/// Delivers a batch; returns each message's fate when all are decided, or when NATS has been away for long. Of the
+/// subjects in `serial`, one message at a time is sent.
 pub async fn deliver(
     mut status: watch::Receiver<ConnectionStatus>,
-    messages_read: Vec<(OutboxMessage, Bytes)>,
+    messages: Vec<(OutboxMessage, Bytes)>,
     serial: HashSet<String>,
 ) -> Vec<MessageFate> {
-    let mut fates = vec![None; messages_read.len()];
+    let mut fates = vec![None; messages.len()];
     let mut silent_since = None;
     loop {
         let up = status.wait_for(|status| status.client.is_some());
@@ -71,7 +66,7 @@ pub async fn deliver(
             _ => return decided(fates),
         };
         let round = Round {
-            messages_read: &messages_read,
+            messages: &messages,
             fates: &mut fates,
             serial: &serial,
             closed: HashSet::new(),
@@ -86,36 +81,48 @@ pub async fn deliver(
                 }
             }
             Err(RoundEnd::Silence) => {
-                let silent = fates.iter().zip(&messages_read).find(|(fate, _)| fate.is_none());
-                let domain = silent.and_then(|(_, (message_read, _))| message_read.domain.clone());
-                let api = Api::of(&status, domain, ACK_LIMIT);
-                let is_there = match &api {
-                    Some(api) => api.request("INFO", &Value::Null).await.is_ok(),
-                    None => false,
-                };
-                // JetStream answers, but not to this message: NATS may have refused it without a word.
-                let first = fates
-                    .iter_mut()
-                    .zip(&messages_read)
-                    .find(|(fate, _)| fate.is_none());
-                if is_there && let Some((fate, (message_read, _))) = first {
-                    let subject = &message_read.subject;
-                    let message = format!("no acknowledgement for subject \"{subject}\" in time");
-                    *fate = Some(MessageFate::Refused(Error::new(Kind::AckTimeout, message)));
-                    for (fate, (other, _)) in fates.iter_mut().zip(&messages_read) {
-                        if fate.is_none() && other.subject == *subject {
-                            *fate = Some(MessageFate::NotSent);
-                        }
-                    }
+                if refuse_silenced(&status, &messages, &mut fates).await {
                     silent_since = None;
                 } else if silent_since.get_or_insert_with(Instant::now).elapsed() >= CONNECTION_LIMIT {
                     return decided(fates);
                 } else {
-                    sleep(PAUSE).await;
+                    sleep(full_jitter(PAUSE)).await;
                 }
             }
         }
     }
+}
+
+/// JetStream has not answered to the first undecided message. If it answers to something else, NATS may have refused
+/// the message silently: the message counts as refused, and later messages of its subject as not sent. `false` if
+/// JetStream does not answer at all.
+async fn refuse_silenced(
+    status: &watch::Receiver<ConnectionStatus>,
+    messages: &[(OutboxMessage, Bytes)],
+    fates: &mut [Option<MessageFate>],
+) -> bool {
+    let Some(first) = fates.iter().position(Option::is_none) else {
+        return true;
+    };
+    let Some((silenced, _)) = messages.get(first) else {
+        return true;
+    };
+    let is_there = match Api::of(status, silenced.domain.clone(), ACK_LIMIT) {
+        Some(api) => api.order("INFO", &Value::Null).await.is_ok(),
+        None => false,
+    };
+    if !is_there {
+        return false;
+    }
+    for (index, (fate, (message, _))) in fates.iter_mut().zip(messages).enumerate() {
+        if index == first {
+            let why = format!("no acknowledgement for subject \"{}\" in time", message.subject);
+            *fate = Some(MessageFate::Refused(Error::new(Kind::AckTimeout, why)));
+        } else if fate.is_none() && message.subject == silenced.subject {
+            *fate = Some(MessageFate::NotSent);
+        }
+    }
+    true
 }
 
 fn decided(fates: Vec<Option<MessageFate>>) -> Vec<MessageFate> {
@@ -127,59 +134,34 @@ fn decided(fates: Vec<Option<MessageFate>>) -> Vec<MessageFate> {
 
 impl Round<'_> {
     async fn run(mut self, status: &watch::Receiver<ConnectionStatus>) -> std::result::Result<(), RoundEnd> {
-        let messages_read = self.messages_read;
+        let messages = self.messages;
         let plain = Api::of(status, None, ACK_LIMIT).ok_or(RoundEnd::Lost)?;
-        // Nothing is given up because the server has no JetStream now.
+        // A server without headers has no JetStream now, which is no reason to give messages up.
         plain.check_server().map_err(|_| RoundEnd::Silence)?;
-        for (index, (message_read, payload)) in messages_read.iter().enumerate() {
+        for (index, (message, payload)) in messages.iter().enumerate() {
             if self.fates.get(index).is_none_or(Option::is_some) {
                 continue;
             }
-            if self.closed.contains(message_read.subject.as_str()) {
+            if self.closed.contains(message.subject.as_str()) {
                 self.decide(index, MessageFate::NotSent);
                 continue;
             }
-            if self.serial.contains(&message_read.subject) {
-                self.closed.insert(&message_read.subject);
+            if self.serial.contains(&message.subject) {
+                self.closed.insert(&message.subject);
             }
-            let headers = headers_of(message_read);
-            if message_read.domain.is_some() || plain.domain.is_some() {
-                // Streams of other domains may answer first.
-                let api = Api::of(status, message_read.domain.clone(), ACK_LIMIT).ok_or(RoundEnd::Lost)?;
-                let stored = api
-                    .publish_plain(message_read.subject.clone(), Some(headers), payload.clone())
-                    .await;
-                self.answered(index, stored.map(drop))?;
+            if message.domain.is_some() || plain.domain.is_some() {
+                self.send_to_domain(status, index, message, payload).await?;
                 continue;
             }
             if self.flight.len() >= WINDOW {
                 self.land(&plain).await?;
-                // The one that has landed may have closed the subject.
-                if self.closed.contains(message_read.subject.as_str())
-                    && !self.serial.contains(&message_read.subject)
-                {
+                // The acknowledgement that has come may be a refusal, which closes the subject.
+                if self.closed.contains(message.subject.as_str()) && !self.serial.contains(&message.subject) {
                     self.decide(index, MessageFate::NotSent);
                     continue;
                 }
             }
-            match plain
-                .client
-                .begin(message_read.subject.clone(), headers, payload.clone())
-                .await
-            {
-                Ok(begun) => self.flight.push_back((index, begun)),
-                Err(RequestFailure::TooLarge(why)) => {
-                    let message = "message is larger than the NATS server allows";
-                    self.refuse(index, Error::new(Kind::PayloadTooLarge, message).cause(&why));
-                }
-                Err(RequestFailure::InvalidSubject) => {
-                    self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
-                }
-                Err(_) => {
-                    self.collect(&plain);
-                    return Err(RoundEnd::Lost);
-                }
-            }
+            self.send(&plain, index, message, payload).await?;
         }
         while !self.flight.is_empty() {
             self.land(&plain).await?;
@@ -187,10 +169,55 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// What is acknowledged by now is not sent again: a stream remembers for a while only what it has.
+    /// Sends a message without waiting for its acknowledgement.
+    async fn send(
+        &mut self,
+        api: &Api,
+        index: usize,
+        message: &OutboxMessage,
+        payload: &Bytes,
+    ) -> std::result::Result<(), RoundEnd> {
+        let headers = headers_of(message);
+        let begun = api
+            .client
+            .begin(message.subject.clone(), headers, payload.clone());
+        match begun.await {
+            Ok(pending) => self.flight.push_back((index, pending)),
+            Err(RequestFailure::TooLarge(why)) => {
+                let message = "message is larger than the NATS server allows";
+                self.refuse(index, Error::new(Kind::PayloadTooLarge, message).cause(&why));
+            }
+            Err(RequestFailure::InvalidSubject) => {
+                self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
+            }
+            Err(_) => {
+                self.collect(api);
+                return Err(RoundEnd::Lost);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message and waits for its acknowledgement, because streams of other domains may acknowledge it first.
+    async fn send_to_domain(
+        &mut self,
+        status: &watch::Receiver<ConnectionStatus>,
+        index: usize,
+        message: &OutboxMessage,
+        payload: &Bytes,
+    ) -> std::result::Result<(), RoundEnd> {
+        let api = Api::of(status, message.domain.clone(), ACK_LIMIT).ok_or(RoundEnd::Lost)?;
+        let headers = Some(headers_of(message));
+        let published = api.publish_plain(message.subject.clone(), headers, payload.clone());
+        let stored = published.await;
+        self.answered(index, stored.map(drop))
+    }
+
+    /// Notes the acknowledgements that have come by now. Their messages must not be sent again, because a stream
+    /// recognises repetitions only for a while.
     fn collect(&mut self, api: &Api) {
-        for (index, begun) in std::mem::take(&mut self.flight) {
-            if let Some(Ok(answer)) = begun.arrived()
+        for (index, pending) in std::mem::take(&mut self.flight) {
+            if let Some(Ok(answer)) = pending.arrived()
                 && api.acknowledged(&answer.payload).is_ok()
             {
                 self.decide(index, MessageFate::Stored);
@@ -198,16 +225,16 @@ impl Round<'_> {
         }
     }
 
-    /// Waits for the oldest acknowledgement.
+    /// Waits for the acknowledgement of the message that was sent first.
     async fn land(&mut self, api: &Api) -> std::result::Result<(), RoundEnd> {
-        let Some((index, begun)) = self.flight.pop_front() else {
+        let Some((index, pending)) = self.flight.pop_front() else {
             return Ok(());
         };
         let subject = self
-            .messages_read
+            .messages
             .get(index)
-            .map_or("", |(message_read, _)| &message_read.subject);
-        let answer: Result<Message> = match begun.reply(ACK_LIMIT).await {
+            .map_or("", |(message, _)| &message.subject);
+        let answer: Result<Message> = match pending.reply(ACK_LIMIT).await {
             Ok(answer) => Ok(answer),
             Err(RequestFailure::NoResponders) => Err(api.no_stream(subject).await),
             Err(RequestFailure::Forbidden) => Err(forbidden(subject)),
@@ -243,34 +270,27 @@ impl Round<'_> {
     }
 
     fn refuse(&mut self, index: usize, error: Error) {
-        if let Some((message_read, _)) = self.messages_read.get(index)
+        if let Some((message, _)) = self.messages.get(index)
             && !is_permanent(&error)
         {
-            self.closed.insert(&message_read.subject);
+            self.closed.insert(&message.subject);
         }
         self.decide(index, MessageFate::Refused(error));
     }
 
     fn decide(&mut self, index: usize, fate: MessageFate) {
-        if let Some(place) = self.fates.get_mut(index) {
-            *place = Some(fate);
+        if let Some(undecided) = self.fates.get_mut(index) {
+            *undecided = Some(fate);
         }
     }
 }
 
-/// Whether the same message would be refused for ever, whatever time passes.
-pub fn is_permanent(error: &Error) -> bool {
-    matches!(
-        error.kind,
-        Kind::PayloadTooLarge | Kind::InvalidSubject | Kind::ExpectationFailed
-    )
-}
-
-/// The message's headers, with the number by which JetStream tells repetitions; the user's own, if there is one.
-fn headers_of(message_read: &OutboxMessage) -> HeaderMap {
-    let mut headers = header_map(&message_read.headers).unwrap_or_default();
+/// The message's headers with a message id, by which JetStream recognises repetitions: the user's own id, if there is
+/// one.
+fn headers_of(message: &OutboxMessage) -> HeaderMap {
+    let mut headers = header_map(&message.headers).unwrap_or_default();
     if headers.get(MESSAGE_ID).is_none() {
-        headers.insert(MESSAGE_ID, message_read.message_id.as_str());
+        headers.insert(MESSAGE_ID, message.message_id.as_str());
     }
     headers
 }

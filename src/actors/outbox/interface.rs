@@ -1,4 +1,4 @@
-//! The messages that the outbox takes, besides those of its workers. Pure.
+//! The messages that the outbox actor takes, besides those about its workers. Pure.
 
 use actix::prelude::*;
 
@@ -7,7 +7,7 @@ use actix::prelude::*;
 #[rtype(result = "()")]
 pub struct Wake(pub u32);
 
-/// Whether anything may be delivered: not by a standby, nor while fenced.
+/// Whether anything may be delivered: not on a standby, nor while the server is fenced.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Enable(pub bool);

@@ -1,61 +1,79 @@
-//! The partitions of an outbox: which are being delivered, and which of their subjects wait because JetStream has refused a
-//! message. A plain struct; in the actor thread.
+//! The partitions of an outbox: which are being delivered, and which of their subjects wait because JetStream has
+//! refused a message. A plain struct of the outbox actor, without I/O; in the actor thread.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use actix::Addr;
-
-use super::delivery::{MessageFate, is_permanent};
-use crate::actors::base::backoff::backoff;
-use crate::actors::connections::Supervisor;
-use crate::actors::connections::interface::{ConnectionHandle, ConnectionLeft};
+use super::fate::{MessageFate, is_permanent};
+use crate::actors::base::backoff::Backoff;
 use crate::channel::outbox::{DeliveryOutcome, Partition};
-use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 
-/// Before a subject whose message was refused is tried again; doubled each time, up to the limit.
+/// Bounds of the pause before a subject whose message was refused is tried again.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_LIMIT: Duration = Duration::from_secs(5);
-/// Most subjects of a partition that wait one by one; beyond, the partition waits.
+/// Most subjects of a partition that are held back one by one; with more, the whole partition is held back.
 const MAX_HELD: usize = 1000;
 
-/// A connection that a partition keeps.
-pub type KeptConnection = Option<(Key, ConnectionHandle)>;
-
-/// A subject that waits, or a whole partition.
+/// A subject, or a whole partition, that is held back.
+#[derive(Debug)]
 struct HeldBack {
     since: Instant,
-    attempts: u32,
+    backoff: Backoff,
     due: Instant,
-    /// The relay was told not to read it.
+    /// The relay was told not to read the subject.
     is_closed: bool,
 }
 
-#[derive(Default)]
-struct PartitionState {
+#[derive(Debug)]
+struct PartitionState<C> {
     is_busy: bool,
     held: HashMap<String, HeldBack>,
-    /// The whole partition waits.
+    /// Set while the whole partition is held back.
     whole: Option<HeldBack>,
-    connection: KeptConnection,
+    /// The connection of the last batch, kept for the next one.
+    connection: Option<C>,
     complaints: Flood,
 }
 
-/// All partitions of a database.
-#[derive(Default)]
-pub struct Partitions(HashMap<Partition, PartitionState>);
+impl<C> Default for PartitionState<C> {
+    fn default() -> Self {
+        PartitionState {
+            is_busy: false,
+            held: HashMap::new(),
+            whole: None,
+            connection: None,
+            complaints: Flood::default(),
+        }
+    }
+}
 
-impl Partitions {
-    /// The partitions that nothing is to be read of now, and the subjects of others.
-    pub fn closed(&mut self) -> (Vec<Partition>, Vec<(Partition, Vec<String>)>) {
-        let now = Instant::now();
+/// What has become of a batch: the fate of each message and the connection, or why nothing could be sent.
+pub type BatchFate<C> = Result<(Vec<MessageFate>, Option<C>)>;
+
+/// What the relay has to skip: whole partitions, and subjects of other partitions.
+pub type Closed = (Vec<Partition>, Vec<(Partition, Vec<String>)>);
+
+/// All partitions of a database, which keep connections of type `C`.
+#[derive(Debug)]
+pub struct Partitions<C>(HashMap<Partition, PartitionState<C>>);
+
+impl<C> Default for Partitions<C> {
+    fn default() -> Self {
+        Partitions(HashMap::new())
+    }
+}
+
+impl<C> Partitions<C> {
+    /// What the relay has to skip now.
+    pub fn closed(&mut self, now: Instant) -> Closed {
         for held in self.0.values_mut().flat_map(|state| state.held.values_mut()) {
             held.is_closed = held.due > now;
         }
-        let waits =
-            |state: &PartitionState| state.is_busy || state.whole.as_ref().is_some_and(|held| held.due > now);
+        let waits = |state: &PartitionState<C>| {
+            state.is_busy || state.whole.as_ref().is_some_and(|held| held.due > now)
+        };
         let busy = self.0.iter().filter(|(_, state)| waits(state));
         let busy = busy.map(|(partition, _)| partition.clone()).collect();
         let held = self.0.iter().filter(|(_, state)| !waits(state));
@@ -67,83 +85,56 @@ impl Partitions {
         (busy, held.collect())
     }
 
-    /// A batch of the partition is on its way; the subjects of which it may have one message at a time.
+    /// A batch of the partition is being delivered. Returns the subjects of which one message at a time may be sent.
     pub fn begin(&mut self, partition: &Partition) -> HashSet<String> {
         let state = self.0.entry(partition.clone()).or_default();
         state.is_busy = true;
         state.held.keys().cloned().collect()
     }
 
-    /// What became of a batch, as it is written down. A subject whose messages are refused for longer than `retry` has
-    /// them given up; none: never.
+    /// A batch was delivered: returns the outcomes to write down, by the messages' place in the batch; messages without
+    /// one were not sent. A subject's message that is refused is given up once the subject has been refused for
+    /// `retry`; `None`: never.
     pub fn end(
         &mut self,
         partition: &Partition,
         subjects: &[String],
-        outcome: Result<(Vec<MessageFate>, KeptConnection)>,
+        delivery: BatchFate<C>,
         retry: Option<Duration>,
-        supervisor: &Addr<Supervisor>,
+        now: Instant,
     ) -> Vec<DeliveryOutcome> {
         let state = self.0.entry(partition.clone()).or_default();
         state.is_busy = false;
-        let fates = match outcome {
+        match delivery {
             Ok((fates, connection)) => {
                 state.whole = None;
-                keep(&mut state.connection, connection, supervisor);
-                fates
-            }
-            // Without a server or the right to use it nothing can be sent.
-            Err(error) => {
-                complain(partition, &error, &mut state.complaints);
-                let whole = state.whole.get_or_insert_with(HeldBack::now);
-                // Other reasons, such as too many connections, go by.
-                let is_lasting = matches!(error.kind, Kind::NoServer | Kind::PermissionDenied);
-                if is_lasting && whole.is_over(retry) {
-                    whole.due = Instant::now();
-                    return vec![DeliveryOutcome::Dead(error); subjects.len()];
+                state.connection = connection;
+                let fates = subjects.iter().zip(fates);
+                let outcomes =
+                    fates.map(|(subject, fate)| state.outcome(partition, subject, fate, retry, now));
+                let outcomes = outcomes.collect();
+                if state.held.len() > MAX_HELD {
+                    state.whole(now).postpone(now);
                 }
-                whole.postpone();
-                return Vec::new();
+                outcomes
             }
-        };
-        let outcomes = subjects.iter().zip(fates).map(|(subject, fate)| match fate {
-            MessageFate::Stored => {
-                state.held.remove(subject);
-                DeliveryOutcome::Stored
-            }
-            MessageFate::NotSent => DeliveryOutcome::Waits,
-            MessageFate::Refused(error) if is_permanent(&error) => DeliveryOutcome::Dead(error),
-            MessageFate::Refused(error) => {
-                complain(partition, &error, &mut state.complaints);
-                let held = state.held.entry(subject.clone()).or_insert_with(HeldBack::now);
-                if held.is_over(retry) {
-                    return DeliveryOutcome::Dead(error);
-                }
-                held.postpone();
-                DeliveryOutcome::Waits
-            }
-        });
-        let outcomes = outcomes.collect();
-        if state.held.len() > MAX_HELD {
-            state.whole.get_or_insert_with(HeldBack::now).postpone();
+            Err(error) => state.not_sent(partition, subjects.len(), error, retry, now),
         }
-        outcomes
     }
 
-    /// When something that waits is due.
-    pub fn next_due(&self) -> Option<Duration> {
-        let now = Instant::now();
+    /// Time until a subject or partition that is held back is due next; `None` if none is.
+    pub fn next_due(&self, now: Instant) -> Option<Duration> {
         let all = self.0.values().flat_map(|state| {
             let held = state.held.values().chain(&state.whole);
             held.map(|held| held.due)
         });
         let soonest = all.filter(|due| *due > now).min();
-        soonest.map(|due| due.saturating_duration_since(now))
+        soonest.map(|due| due.duration_since(now))
     }
 
-    /// The relay has found nothing, in all that it was not told to leave: what was held there is gone.
-    pub fn nothing_left(&mut self) {
-        let now = Instant::now();
+    /// The relay has found no messages in what it did not skip: the subjects that were held back there have none any
+    /// more.
+    pub fn nothing_left(&mut self, now: Instant) {
         for state in self.0.values_mut() {
             if !state.is_busy && state.whole.as_ref().is_none_or(|held| held.due <= now) {
                 state.whole = None;
@@ -152,58 +143,256 @@ impl Partitions {
         }
     }
 
-    /// Nothing is on its way, and nothing waits.
+    /// Whether no batch is being delivered, and nothing is held back.
     pub fn are_idle(&self) -> bool {
         self.0
             .values()
             .all(|state| !state.is_busy && state.held.is_empty() && state.whole.is_none())
     }
 
-    /// The relay is gone: what waits keeps waiting, and connections are left.
-    pub fn leave(&mut self, supervisor: &Addr<Supervisor>) {
+    /// The relay is gone: what is held back stays so, and connections are no longer used.
+    pub fn leave(&mut self) {
         for state in self.0.values_mut() {
             state.is_busy = false;
-            keep(&mut state.connection, None, supervisor);
+            state.connection = None;
         }
         self.0
             .retain(|_, state| !state.held.is_empty() || state.whole.is_some());
     }
 }
 
+impl<C> PartitionState<C> {
+    fn whole(&mut self, now: Instant) -> &mut HeldBack {
+        self.whole.get_or_insert_with(|| HeldBack::new(now))
+    }
+
+    /// The outcome to write down for a message.
+    fn outcome(
+        &mut self,
+        partition: &Partition,
+        subject: &String,
+        fate: MessageFate,
+        retry: Option<Duration>,
+        now: Instant,
+    ) -> DeliveryOutcome {
+        match fate {
+            MessageFate::Stored => {
+                self.held.remove(subject);
+                DeliveryOutcome::Stored
+            }
+            MessageFate::NotSent => DeliveryOutcome::Waits,
+            MessageFate::Refused(error) if is_permanent(&error) => DeliveryOutcome::Dead(error),
+            MessageFate::Refused(error) => {
+                report(partition, &error, &mut self.complaints);
+                let held = self.held.entry(subject.clone());
+                let held = held.or_insert_with(|| HeldBack::new(now));
+                if held.is_over(retry, now) {
+                    return DeliveryOutcome::Dead(error);
+                }
+                held.postpone(now);
+                DeliveryOutcome::Waits
+            }
+        }
+    }
+
+    /// Nothing of a batch could be sent, for want of a server or of the right to use it, say: the whole partition is
+    /// held back.
+    fn not_sent(
+        &mut self,
+        partition: &Partition,
+        messages: usize,
+        error: Error,
+        retry: Option<Duration>,
+        now: Instant,
+    ) -> Vec<DeliveryOutcome> {
+        report(partition, &error, &mut self.complaints);
+        let whole = self.whole(now);
+        // Other reasons, such as too many connections, pass by themselves.
+        let is_lasting = matches!(error.kind, Kind::NoServer | Kind::PermissionDenied);
+        if is_lasting && whole.is_over(retry, now) {
+            whole.due = now;
+            return vec![DeliveryOutcome::Dead(error); messages];
+        }
+        whole.postpone(now);
+        Vec::new()
+    }
+}
+
 impl HeldBack {
-    fn now() -> HeldBack {
+    fn new(now: Instant) -> HeldBack {
         HeldBack {
-            since: Instant::now(),
-            attempts: 0,
-            due: Instant::now(),
+            since: now,
+            backoff: Backoff::new(BACKOFF, BACKOFF_LIMIT),
+            due: now,
             is_closed: false,
         }
     }
 
-    /// Whether it has been refused for longer than it is tried.
-    fn is_over(&self, retry: Option<Duration>) -> bool {
-        retry.is_some_and(|retry| self.since.elapsed() >= retry)
+    /// Whether messages are given up, because they have been refused for `retry`; `None`: never.
+    fn is_over(&self, retry: Option<Duration>, now: Instant) -> bool {
+        retry.is_some_and(|retry| now.duration_since(self.since) >= retry)
     }
 
-    fn postpone(&mut self) {
-        self.due = Instant::now() + backoff(BACKOFF, BACKOFF_LIMIT, self.attempts);
-        self.attempts += 1;
-    }
-}
-
-/// Keeps a connection in place of another, which may have no user any more.
-fn keep(kept: &mut KeptConnection, connection: KeptConnection, supervisor: &Addr<Supervisor>) {
-    if let Some((key, handle)) = std::mem::replace(kept, connection) {
-        drop(handle);
-        supervisor.do_send(ConnectionLeft(key));
+    fn postpone(&mut self, now: Instant) {
+        self.due = now + self.backoff.failed();
     }
 }
 
-fn complain(partition: &Partition, error: &Error, complaints: &mut Flood) {
+fn report(partition: &Partition, error: &Error, complaints: &mut Flood) {
     if let Some(suppressed) = complaints.pass() {
         log::warn!(
             "messages of the outbox for foreign server \"{}\" wait: {error}{suppressed}",
             partition.server
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+
+    fn partition() -> Partition {
+        Partition {
+            server: "nats".into(),
+            role: 10,
+        }
+    }
+
+    fn subjects(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| name.to_string()).collect()
+    }
+
+    fn refused(kind: Kind) -> MessageFate {
+        MessageFate::Refused(Error::new(kind, "no"))
+    }
+
+    const RETRY: Option<Duration> = Some(Duration::from_secs(60));
+
+    /// A partition in which a message of subject "full" was refused, and the one behind it was not sent.
+    fn held(now: Instant) -> Partitions<()> {
+        let mut partitions = Partitions::default();
+        assert!(partitions.begin(&partition()).is_empty());
+        let fates = vec![
+            MessageFate::Stored,
+            refused(Kind::StreamFull),
+            MessageFate::NotSent,
+        ];
+        let names = subjects(&["fine", "full", "full"]);
+        let outcomes = partitions.end(&partition(), &names, Ok((fates, None)), RETRY, now);
+        assert_eq!(
+            outcomes,
+            [
+                DeliveryOutcome::Stored,
+                DeliveryOutcome::Waits,
+                DeliveryOutcome::Waits
+            ]
+        );
+        partitions
+    }
+
+    #[test]
+    fn a_busy_partition_is_not_read() {
+        let now = Instant::now();
+        let mut partitions = Partitions::<()>::default();
+        partitions.begin(&partition());
+        assert_eq!(partitions.closed(now), (vec![partition()], Vec::new()));
+        assert!(!partitions.are_idle());
+    }
+
+    #[test]
+    fn what_is_refused_waits_by_subject_and_then_goes_one_at_a_time() {
+        let now = Instant::now();
+        let mut partitions = held(now);
+        // The pause is random. If it is zero, nothing waits.
+        if let Some(due) = partitions.next_due(now) {
+            assert!(due <= BACKOFF);
+            let (busy, closed) = partitions.closed(now);
+            assert_eq!(
+                (busy, closed),
+                (Vec::new(), vec![(partition(), subjects(&["full"]))])
+            );
+        }
+        let later = now + BACKOFF;
+        assert_eq!(partitions.closed(later), (Vec::new(), Vec::new()));
+        assert_eq!(
+            partitions.begin(&partition()),
+            HashSet::from(["full".to_string()])
+        );
+        let stored = Ok((vec![MessageFate::Stored], None));
+        partitions.end(&partition(), &subjects(&["full"]), stored, RETRY, later);
+        assert!(partitions.are_idle());
+    }
+
+    #[test]
+    fn what_is_refused_for_too_long_or_for_ever_is_given_up() {
+        let now = Instant::now();
+        let mut partitions = held(now);
+        let late = now + Duration::from_secs(60);
+        let again = |partitions: &mut Partitions<()>, retry, now| {
+            let delivery = Ok((vec![refused(Kind::StreamFull)], None));
+            partitions.end(&partition(), &subjects(&["full"]), delivery, retry, now)
+        };
+        assert_eq!(
+            again(&mut partitions, None, late),
+            [DeliveryOutcome::Waits],
+            "tried for ever"
+        );
+        assert!(matches!(
+            again(&mut partitions, RETRY, late)[..],
+            [DeliveryOutcome::Dead(_)]
+        ));
+        let mut partitions = Partitions::<()>::default();
+        let delivery = Ok((vec![refused(Kind::PayloadTooLarge)], None));
+        let outcomes = partitions.end(&partition(), &subjects(&["large"]), delivery, None, now);
+        assert!(
+            matches!(outcomes[..], [DeliveryOutcome::Dead(_)]),
+            "no time helps"
+        );
+        assert!(partitions.are_idle());
+    }
+
+    #[test]
+    fn without_a_server_the_whole_partition_waits() {
+        let now = Instant::now();
+        let mut partitions = Partitions::<()>::default();
+        let names = subjects(&["a", "b"]);
+        let fail = |partitions: &mut Partitions<()>, kind, now| {
+            partitions.begin(&partition());
+            partitions.end(&partition(), &names, Err(Error::new(kind, "no")), RETRY, now)
+        };
+        assert!(fail(&mut partitions, Kind::NoServer, now).is_empty());
+        assert!(!partitions.are_idle());
+        let late = now + Duration::from_secs(60);
+        assert!(
+            fail(&mut partitions, Kind::TooManyConnections, late).is_empty(),
+            "that goes by"
+        );
+        assert_eq!(fail(&mut partitions, Kind::NoServer, late).len(), 2);
+        partitions.nothing_left(late);
+        assert!(partitions.are_idle());
+    }
+
+    #[test]
+    fn too_many_subjects_that_wait_hold_the_partition() {
+        let now = Instant::now();
+        let mut partitions = Partitions::<()>::default();
+        let names: Vec<String> = (0..=MAX_HELD).map(|n| n.to_string()).collect();
+        let fates = vec![refused(Kind::StreamFull); names.len()];
+        partitions.end(&partition(), &names, Ok((fates, None)), RETRY, now);
+        assert!(partitions.0[&partition()].whole.is_some());
+    }
+
+    #[test]
+    fn a_connection_is_kept_until_the_relay_leaves() {
+        let now = Instant::now();
+        let mut partitions = Partitions::default();
+        let connection = Rc::new(());
+        let delivery = Ok((vec![MessageFate::Stored], Some(connection.clone())));
+        partitions.end(&partition(), &subjects(&["a"]), delivery, RETRY, now);
+        assert_eq!(Rc::strong_count(&connection), 2);
+        partitions.leave();
+        assert_eq!(Rc::strong_count(&connection), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Whom sessions speak to. Pure.
+//! The actors that sessions talk to. A plain struct; in the actor thread.
 
 use actix::Addr;
 
@@ -10,7 +10,7 @@ use crate::actors::handlers::subscription_registry::SubscriptionRegistry;
 use crate::actors::metrics::counters::Counters;
 use crate::actors::outbox::Outbox;
 
-/// Whom sessions speak to, and what counts them.
+/// The actors that sessions talk to, and the counters that they read.
 #[derive(Clone)]
 pub struct Addresses {
     pub supervisor: Addr<Supervisor>,

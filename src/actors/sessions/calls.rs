@@ -1,60 +1,53 @@
-//! What a session asks and gets a reply to: one function a topic, run beside the session's own loop. In the actor
-//! thread.
+//! The calls of a session: requests that wait for an actor or for NATS, one function for each topic. They run beside
+//! the session's own loop; in the actor thread.
 
 use std::time::Duration;
 
 use actix::MailboxError;
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
+use crate::actors::connection::delivery;
 use crate::actors::connection::headers::header_map;
-use crate::actors::connection::status::until_up;
-use crate::actors::connection::{delivery, status};
+use crate::actors::connection::status::changed;
 use crate::actors::connections::interface::{ConnectionHandle, stopped};
 use crate::actors::jetstream::interface::{InBucket, InStore, Parts, PublishToStream};
 use crate::actors::metrics::transfers::TransferProgress;
 use crate::actors::workers::messages::DrainDatabase;
-use crate::channel::message::{JetStreamCall, JetStreamOptions, Reply};
+use crate::channel::message::{BucketCall, JetStreamCall, JetStreamOptions, Reply, StoreCall};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
 
-/// A reply and its body.
+/// A reply, and the body of its frame.
 pub type CallReply = (Reply, Bytes);
 
-/// The link, once the connection has been up.
+/// A reply without a body.
+pub fn done(reply: Reply) -> Result<CallReply> {
+    Ok((reply, Bytes::new()))
+}
+
+/// The link of a connection. If the connection has never been up, waits for that, for `wait_ms` at most.
 pub async fn link(handle: ConnectionHandle, wait_ms: u32) -> Result<CallReply> {
-    let mut status = handle.status;
-    let now = status.borrow().clone();
-    // While NATS is away, a new session may fill the buffer like those that were there before.
-    let link = if now.was_up {
-        now.link
-    } else {
-        until_up(&mut status, &handle.connection, after(wait_ms)).await?
+    let (was_up, link) = {
+        let now = handle.status.borrow();
+        (now.was_up, now.link)
     };
-    Ok((Reply::Used(link), Bytes::new()))
+    // A connection that has been up is not waited for: while NATS is away, a new session may fill the buffer like older
+    // ones.
+    if was_up {
+        return done(Reply::Used(link));
+    }
+    done(Reply::Used(handle.until_up(after(wait_ms)).await?))
 }
 
 fn after(ms: u32) -> Instant {
     Instant::now() + Duration::from_millis(ms.into())
 }
 
-/// Repeats a call to an actor while a new connection is being put in place of the old one.
-async fn once_up<T, F>(handle: &ConnectionHandle, deadline: Instant, mut call: impl FnMut() -> F) -> Result<T>
-where
-    F: Future<Output = std::result::Result<Option<T>, MailboxError>>,
-{
-    let mut status = handle.status.clone();
-    loop {
-        until_up(&mut status, &handle.connection, deadline).await?;
-        if let Some(answer) = call().await.map_err(|_| stopped())? {
-            return Ok(answer);
-        }
-        status::changed(&mut status, deadline).await?;
-    }
-}
-
-/// A NATS request. It is awaited here and not in an actor, so that it ends when the session gives it up.
+/// A NATS request, for `timeout_ms` in all, of which the wait for the connection may take `wait_ms`. The session awaits
+/// it, and not an actor, so that the request ends when the session gives it up.
 pub async fn ask(
     handle: ConnectionHandle,
     subject: String,
@@ -65,10 +58,10 @@ pub async fn ask(
 ) -> Result<CallReply> {
     let limit = after(timeout_ms);
     let reach = limit.min(after(wait_ms));
-    let client = status::client(&mut handle.status.clone(), &handle.connection, reach).await?;
+    let client = handle.client(reach).await?;
     let timeout = limit.saturating_duration_since(Instant::now());
     match delivery::request(&client, &subject, header_map(&headers), body, timeout).await {
-        // In terms of the time that was asked for, not of what was left of it.
+        // The error names the timeout that was asked for, not what was left of it.
         Err(error) if error.kind == Kind::Timeout => {
             let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
             Err(Error::new(Kind::Timeout, message))
@@ -77,8 +70,9 @@ pub async fn ask(
     }
 }
 
-/// A service that failed says so in headers (ADR-32).
+/// Turns a NATS message into a reply. A service reports its failure in headers (ADR-32), which becomes an error.
 fn reply_to_sql(subject: &str, message: async_nats::Message) -> Result<CallReply> {
+    // A message without headers is an ordinary reply.
     let headers = message.headers.unwrap_or_default();
     if let Some(error) = headers.get(SERVICE_ERROR) {
         let error = error.as_str().trim_end_matches('.');
@@ -104,9 +98,9 @@ fn reply_to_sql(subject: &str, message: async_nats::Message) -> Result<CallReply
     ))
 }
 
-/// What the NATS server said of itself when the connection was made.
+/// What the NATS server said of itself when the connection was made, as JSON.
 pub async fn server_info(handle: ConnectionHandle, wait_ms: u32) -> Result<CallReply> {
-    let client = status::client(&mut handle.status.clone(), &handle.connection, after(wait_ms)).await?;
+    let client = handle.client(after(wait_ms)).await?;
     let info = client.client().server_info();
     let json = serde_json::json!({
         "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
@@ -123,78 +117,102 @@ pub async fn server_info(handle: ConnectionHandle, wait_ms: u32) -> Result<CallR
     ))
 }
 
-/// Has the executors leave a database.
+/// Drains a database; returns when its workers are gone.
 pub async fn drain_database(actors: Addresses, database: u32) -> Result<CallReply> {
-    actors
-        .dispatcher
-        .send(DrainDatabase(database))
-        .await
-        .map_err(|_| stopped())?;
-    Ok((Reply::Done, Bytes::new()))
+    let drained = actors.dispatcher.send(DrainDatabase(database)).await;
+    drained.map_err(|_| stopped())?;
+    done(Reply::Done)
 }
 
-/// A call of JetStream, of a bucket or of a store.
-pub async fn jetstream(
-    handle: ConnectionHandle,
-    api: JetStreamOptions,
-    call: JetStreamCall,
-    body: Bytes,
-    parts: Parts,
-    progress: TransferProgress,
-) -> Result<CallReply> {
-    let JetStreamOptions {
-        domain,
-        timeout_ms,
-        wait_ms,
-    } = api;
-    let (timeout, deadline) = (Duration::from_millis(timeout_ms.into()), after(wait_ms));
-    match call {
-        JetStreamCall::Publish { subject, headers } => {
-            once_up(&handle, deadline, || {
-                let (domain, subject, headers) = (domain.clone(), subject.clone(), headers.clone());
-                handle.jetstream.send(PublishToStream {
-                    domain,
-                    timeout,
-                    subject,
-                    headers,
-                    payload: body.clone(),
-                })
-            })
-            .await?
+/// What a call of JetStream, of a bucket or of a store needs besides the call itself.
+pub struct JetStreamRequest {
+    pub handle: ConnectionHandle,
+    pub options: JetStreamOptions,
+    /// The payload or the value.
+    pub body: Bytes,
+    pub progress: TransferProgress,
+    /// Cancelled when the session gives the call up.
+    pub cancel: CancellationToken,
+}
+
+impl JetStreamRequest {
+    pub async fn call(self, call: JetStreamCall, parts: Parts) -> Result<CallReply> {
+        match call {
+            JetStreamCall::Publish { subject, headers } => self.publish(subject, headers).await,
+            JetStreamCall::Bucket { bucket, call } => self.in_bucket(bucket, call).await,
+            JetStreamCall::Store { store, call } => self.in_store(store, call, parts).await,
         }
-        JetStreamCall::Bucket { bucket, call } => {
-            once_up(&handle, deadline, || {
-                let (domain, bucket, call) = (domain.clone(), bucket.clone(), call.clone());
-                handle.key_value.send(InBucket {
-                    domain,
-                    timeout,
-                    bucket,
-                    call,
-                    value: body.clone(),
-                })
+    }
+
+    async fn publish(self, subject: String, headers: Headers) -> Result<CallReply> {
+        self.once_up(|| {
+            self.handle.jetstream.send(PublishToStream {
+                domain: self.options.domain.clone(),
+                timeout: self.timeout(),
+                subject: subject.clone(),
+                headers: headers.clone(),
+                payload: self.body.clone(),
+                cancel: self.cancel.clone(),
             })
-            .await?
-        }
-        JetStreamCall::Store { store, call } => {
-            // As `once_up`, but an object's parts can be handed over once only: they come back if nothing was done.
-            let (mut status, mut parts) = (handle.status.clone(), parts);
-            loop {
-                until_up(&mut status, &handle.connection, deadline).await?;
-                let (domain, store, call) = (domain.clone(), store.clone(), call.clone());
-                let call = InStore {
-                    domain,
-                    timeout,
-                    store,
-                    call,
-                    parts,
-                    progress: progress.clone(),
-                };
-                match handle.object_store.send(call).await.map_err(|_| stopped())? {
-                    Ok(answer) => return answer,
-                    Err(back) => parts = back,
-                }
-                status::changed(&mut status, deadline).await?;
+        })
+        .await?
+    }
+
+    async fn in_bucket(self, bucket: String, call: BucketCall) -> Result<CallReply> {
+        self.once_up(|| {
+            self.handle.key_value.send(InBucket {
+                domain: self.options.domain.clone(),
+                timeout: self.timeout(),
+                bucket: bucket.clone(),
+                call: call.clone(),
+                value: self.body.clone(),
+                cancel: self.cancel.clone(),
+            })
+        })
+        .await?
+    }
+
+    /// Like [`JetStreamRequest::once_up`], but an object's parts cannot be sent twice: the actor returns them if it has
+    /// done nothing.
+    async fn in_store(self, store: String, call: StoreCall, mut parts: Parts) -> Result<CallReply> {
+        let deadline = after(self.options.wait_ms);
+        let mut status = self.handle.status.clone();
+        loop {
+            self.handle.until_up(deadline).await?;
+            let call = InStore {
+                domain: self.options.domain.clone(),
+                timeout: self.timeout(),
+                store: store.clone(),
+                call: call.clone(),
+                parts,
+                progress: self.progress.clone(),
+                cancel: self.cancel.clone(),
+            };
+            match self.handle.object_store.send(call).await.map_err(|_| stopped())? {
+                Ok(answer) => return answer,
+                Err(back) => parts = back,
             }
+            changed(&mut status, deadline).await?;
         }
+    }
+
+    /// Repeats a call to an actor that answers `None` while the connection is not up, for `wait_ms` at most.
+    async fn once_up<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<Option<T>, MailboxError>>,
+    {
+        let deadline = after(self.options.wait_ms);
+        let mut status = self.handle.status.clone();
+        loop {
+            self.handle.until_up(deadline).await?;
+            if let Some(answer) = call().await.map_err(|_| stopped())? {
+                return Ok(answer);
+            }
+            changed(&mut status, deadline).await?;
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.options.timeout_ms.into())
     }
 }

@@ -1,34 +1,36 @@
-//! Accepts the sessions of the control channel. Runs in the actor thread.
+//! The actor that accepts the sessions of the control channel. In the actor thread.
 
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::addresses::Addresses;
 use super::session::Session;
 use super::wakeup_coalescing::WakeupCoalescing;
-use crate::actors::base::liveness::Vital;
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::metrics::in_flight::InFlight;
 use crate::channel::server::{ChannelListener, FrameWriter};
 
-/// After a failure to accept (too many open files, a refused user) the next attempt waits so long.
+/// Pause after a failure to accept (too many open files, a refused user).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes in what the sessions have sent and ends them, within the time given.
+/// Ends the sessions, after reading what they have sent, within this time.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct FinishSessions(pub Duration);
 
-/// The actor.
+/// The actor that accepts sessions.
 pub struct Gateway {
     listener: Option<ChannelListener>,
     actors: Addresses,
-    load: InFlight,
-    pace: WakeupCoalescing,
-    /// `true` once the runtime is to end. Each session holds a receiver.
-    finish: watch::Sender<bool>,
+    in_flight: InFlight,
+    coalescing: WakeupCoalescing,
+    /// Cancelled when the runtime has to end.
+    finish: CancellationToken,
+    sessions: TaskTracker,
     _vital: Vital,
 }
 
@@ -36,17 +38,17 @@ impl Gateway {
     pub fn new(
         listener: ChannelListener,
         actors: Addresses,
-        load: InFlight,
-        pace: WakeupCoalescing,
-        vital: Vital,
+        in_flight: InFlight,
+        coalescing: WakeupCoalescing,
     ) -> Self {
         Gateway {
             listener: Some(listener),
             actors,
-            load,
-            pace,
-            finish: watch::Sender::new(false),
-            _vital: vital,
+            in_flight,
+            coalescing,
+            finish: CancellationToken::new(),
+            sessions: TaskTracker::new(),
+            _vital: Vital::new("gateway"),
         }
     }
 }
@@ -58,25 +60,29 @@ impl Actor for Gateway {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        let (actors, load, pace) = (self.actors.clone(), self.load.clone(), self.pace.clone());
-        let session = move |writer| Session::new(writer, actors.clone(), load.clone(), pace.clone());
-        ctx.spawn(accept(listener, session, self.finish.subscribe()).into_actor(self));
+        let (actors, in_flight, coalescing) = (
+            self.actors.clone(),
+            self.in_flight.clone(),
+            self.coalescing.clone(),
+        );
+        let session =
+            move |writer| Session::new(writer, actors.clone(), in_flight.clone(), coalescing.clone());
+        let accepting = accept(listener, session, self.finish.clone(), self.sessions.clone());
+        ctx.spawn(accepting.into_actor(self));
     }
 }
 
 async fn accept(
     listener: ChannelListener,
     session: impl Fn(FrameWriter) -> Session,
-    mut finish: watch::Receiver<bool>,
+    finish: CancellationToken,
+    sessions: TaskTracker,
 ) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = finish.wait_for(|finish| *finish) => return,
-        };
+    while let Some(accepted) = finish.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((reader, writer)) => {
-                actix::spawn(session(writer).run(reader, finish.clone()));
+                let session = session(writer).run(reader, finish.clone());
+                tasks::spawn("session", sessions.track_future(session));
             }
             Err(error) => {
                 log::warn!("control channel: {error}");
@@ -90,10 +96,13 @@ impl Handler<FinishSessions> for Gateway {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, FinishSessions(limit): FinishSessions, _: &mut Self::Context) -> Self::Result {
-        let finish = self.finish.clone();
+        self.finish.cancel();
+        self.sessions.close();
+        let sessions = self.sessions.clone();
         Box::pin(async move {
-            finish.send_replace(true);
-            let _ = timeout(limit, finish.closed()).await;
+            if timeout(limit, sessions.wait()).await.is_err() {
+                log::debug!("{} sessions have not ended in time", sessions.len());
+            }
         })
     }
 }

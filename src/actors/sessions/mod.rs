@@ -1,14 +1,15 @@
 //! The runtime's end of the control channel. In the actor thread.
 //!
-//! - `gateway.rs`: the actor that accepts sessions, `addresses.rs`: whom these speak to;
-//! - `session.rs`: one session, `requests.rs`: what it does for each of its requests;
-//! - `calls.rs`: requests that wait for an answer of NATS;
+//! - `gateway.rs`: the actor that accepts sessions, `addresses.rs`: the actors that sessions talk to;
+//! - `session.rs`: one session, `requests.rs`: what is done for each of its requests;
+//! - `calls.rs`: requests that wait for an actor or for NATS, `objects.rs`: objects that stream through a session;
 //! - `statistics.rs`: what the views show;
-//! - `wakeup_coalescing.rs`: when the thread rests while many sessions publish.
+//! - `wakeup_coalescing.rs`: fewer wake-ups of the thread while many sessions publish.
 
 mod addresses;
 mod calls;
 pub mod gateway;
+mod objects;
 mod requests;
 mod session;
 mod statistics;

@@ -1,24 +1,27 @@
-//! When the actor thread rests. While many sessions publish, each of their writes would wake it for a message or two,
-//! and a wake-up costs more than what is then done. So it naps before it waits again: writers wake nobody meanwhile,
-//! and each session is then read, and NATS written to, for many messages at once. Network cards spare the processor
-//! in the same way. In the actor thread.
+//! Wake-up coalescing for the actor thread, as network cards coalesce their interrupts. While many sessions publish,
+//! each of their writes would wake the thread for a message or two, and a wake-up costs more than the work that
+//! follows. So the thread pauses before it waits again: writes meanwhile wake nobody, and then each session is read,
+//! and NATS written to, for many messages at once. In the actor thread.
 //!
-//! It never naps for one session alone, which gains nothing, nor while anybody waits for an answer.
+//! The thread never pauses for one session alone, which gains nothing, nor while anybody waits for an answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a nap is to gather from each session: so many messages, or so many bytes. Less than its socket holds.
+use parking_lot::Mutex;
+
+/// Messages that a pause is to gather from each session.
 const MESSAGES: f64 = 16.0;
+/// Most bytes that a pause is to gather from each session; less than the session's socket holds.
 const BYTES: f64 = 32.0 * 1024.0;
-/// A nap that would be shorter is left out; it would cost more than it spares.
+/// A shorter pause is left out, because it would cost more than it saves.
 const SHORTEST: Duration = Duration::from_micros(50);
-/// The longest that a message is held up.
+/// The longest pause, by which a message is held up.
 const LONGEST: Duration = Duration::from_millis(2);
-/// What is measured at a time.
+/// The time for which publishes are counted at least, before the next pause is computed.
 const WINDOW: Duration = Duration::from_millis(4);
 
-/// Shared by all sessions and the runtime.
+/// Counts what sessions publish, and computes pauses from it. Clones share the counts.
 #[derive(Clone)]
 pub struct WakeupCoalescing(Arc<Mutex<Gauge>>);
 
@@ -26,7 +29,7 @@ struct Gauge {
     window: u64,
     since: Instant,
     taken: Taken,
-    nap: Option<Duration>,
+    pause: Option<Duration>,
 }
 
 /// What sessions have published in a window.
@@ -43,19 +46,16 @@ impl WakeupCoalescing {
             window: 1,
             since: Instant::now(),
             taken: Taken::default(),
-            nap: None,
+            pause: None,
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Gauge> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A session has published. `seen` is the session's own: the window in which it last did, at first 0.
+    /// Counts a session's publishes. `seen` is the session's own: the window in which it has last published, at first
+    /// 0.
     pub fn took(&self, seen: &mut u64, messages: usize, bytes: usize) {
-        let mut pace = self.lock();
-        let window = pace.window;
-        let taken = &mut pace.taken;
+        let mut gauge = self.0.lock();
+        let window = gauge.window;
+        let taken = &mut gauge.taken;
         taken.sessions += u32::from(std::mem::replace(seen, window) != window);
         taken.messages = taken
             .messages
@@ -63,19 +63,21 @@ impl WakeupCoalescing {
         taken.bytes = taken.bytes.saturating_add(bytes);
     }
 
-    /// A session waits until what it has published is taken: there is no nap for a while.
+    /// A session waits until its publishes are taken (`Barrier`): there is no pause until a new window has ended.
     pub fn asked(&self) {
-        let mut pace = self.lock();
-        pace.nap = None;
-        pace.taken = Taken::default();
-        pace.since = Instant::now();
-        pace.window += 1;
+        let mut gauge = self.0.lock();
+        gauge.pause = None;
+        gauge.taken = Taken::default();
+        gauge.since = Instant::now();
+        gauge.window += 1;
     }
 
-    /// Before the thread waits for more to do: naps if that is worth it. `calls` may be waiting for an answer.
+    /// Called before the thread waits for more to do: pauses if that is worth it. `calls`: calls are in flight, which
+    /// may wait for an answer, so there is no pause.
     pub fn rest(&self, calls: bool) {
-        if let Some(nap) = self.lock().next(Instant::now()).filter(|_| !calls) {
-            std::thread::sleep(nap);
+        let pause = self.0.lock().next(Instant::now());
+        if let Some(pause) = pause.filter(|_| !calls) {
+            std::thread::sleep(pause);
         }
     }
 }
@@ -84,25 +86,25 @@ impl Gauge {
     fn next(&mut self, now: Instant) -> Option<Duration> {
         let time = now.saturating_duration_since(self.since);
         if time >= WINDOW {
-            self.nap = nap(time, std::mem::take(&mut self.taken));
+            self.pause = pause(time, std::mem::take(&mut self.taken));
             self.since = now;
             self.window += 1;
         }
-        self.nap
+        self.pause
     }
 }
 
-/// How long to nap, given what was taken in so much time.
-fn nap(time: Duration, taken: Taken) -> Option<Duration> {
+/// The pause, from what was taken in `time`; `None` if there is to be none.
+fn pause(time: Duration, taken: Taken) -> Option<Duration> {
     if taken.sessions < 2 {
         return None;
     }
-    // Of what each session publishes in this time, a nap is to gather this part.
+    // The part of what each session publishes in `time` that a pause is to gather.
     let part = (MESSAGES / f64::from(taken.messages)).min(BYTES / taken.bytes as f64);
-    let nap = time.mul_f64(part * f64::from(taken.sessions));
-    // At a low rate, a nap of any length would gather little.
+    let pause = time.mul_f64(part * f64::from(taken.sessions));
+    // At a low rate, a pause of any length would gather little.
     let gathered = f64::from(taken.messages) * LONGEST.as_secs_f64() / time.as_secs_f64();
-    (nap >= SHORTEST && gathered >= MESSAGES).then(|| nap.min(LONGEST))
+    (pause >= SHORTEST && gathered >= MESSAGES).then(|| pause.min(LONGEST))
 }
 
 #[cfg(test)]
@@ -119,43 +121,43 @@ mod tests {
 
     #[test]
     fn many_sessions_with_small_messages_are_gathered() {
-        let nap = |taken| nap(WINDOW, taken);
-        assert_eq!(nap(taken(8, 400, 2000)), Some(WINDOW * 8 * 16 / 400));
-        assert_eq!(nap(taken(64, 300, 1500)), Some(LONGEST));
+        let pause = |taken| pause(WINDOW, taken);
+        assert_eq!(pause(taken(8, 400, 2000)), Some(WINDOW * 8 * 16 / 400));
+        assert_eq!(pause(taken(64, 300, 1500)), Some(LONGEST));
     }
 
     #[test]
-    fn there_is_no_nap_for_one_session_or_few_messages() {
-        assert_eq!(nap(WINDOW, Taken::default()), None);
-        assert_eq!(nap(WINDOW, taken(1, 10_000, 50_000)), None);
-        assert_eq!(nap(WINDOW, taken(2, 20, 100)), None);
-        assert_eq!(nap(Duration::from_secs(60), taken(8, 400, 2000)), None);
+    fn there_is_no_pause_for_one_session_or_few_messages() {
+        assert_eq!(pause(WINDOW, Taken::default()), None);
+        assert_eq!(pause(WINDOW, taken(1, 10_000, 50_000)), None);
+        assert_eq!(pause(WINDOW, taken(2, 20, 100)), None);
+        assert_eq!(pause(Duration::from_secs(60), taken(8, 400, 2000)), None);
     }
 
     #[test]
     fn sessions_that_fill_their_sockets_are_read_at_once() {
-        assert_eq!(nap(WINDOW, taken(2, 10_000, 1_000_000)), None);
-        let large = nap(WINDOW, taken(2, 40, 4_000_000));
-        assert!(large.is_none_or(|nap| nap < SHORTEST * 2), "{large:?}");
+        assert_eq!(pause(WINDOW, taken(2, 10_000, 1_000_000)), None);
+        let large = pause(WINDOW, taken(2, 40, 4_000_000));
+        assert!(large.is_none_or(|pause| pause < SHORTEST * 2), "{large:?}");
     }
 
     #[test]
     fn a_session_counts_once_in_a_window() {
-        let pace = WakeupCoalescing::new();
+        let gauge = WakeupCoalescing::new();
         let (mut one, mut other) = (0, 0);
         for _ in 0..50 {
-            pace.took(&mut one, 1, 5);
+            gauge.took(&mut one, 1, 5);
         }
-        assert_eq!(pace.lock().taken.sessions, 1);
-        pace.took(&mut other, 1, 5);
-        assert_eq!(pace.lock().taken.sessions, 2);
-        let start = pace.lock().since;
-        assert_eq!(pace.lock().next(start), None);
-        assert!(pace.lock().next(start + WINDOW).is_some());
-        pace.asked();
-        assert_eq!(pace.lock().next(start + WINDOW), None);
-        assert_eq!(pace.lock().next(start + 4 * WINDOW), None);
-        pace.took(&mut one, 1, 5);
-        assert_eq!(pace.lock().taken.sessions, 1);
+        assert_eq!(gauge.0.lock().taken.sessions, 1);
+        gauge.took(&mut other, 1, 5);
+        assert_eq!(gauge.0.lock().taken.sessions, 2);
+        let start = gauge.0.lock().since;
+        assert_eq!(gauge.0.lock().next(start), None);
+        assert!(gauge.0.lock().next(start + WINDOW).is_some());
+        gauge.asked();
+        assert_eq!(gauge.0.lock().next(start + WINDOW), None);
+        assert_eq!(gauge.0.lock().next(start + 4 * WINDOW), None);
+        gauge.took(&mut one, 1, 5);
+        assert_eq!(gauge.0.lock().taken.sessions, 1);
     }
 }

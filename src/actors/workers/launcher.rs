@@ -1,4 +1,5 @@
-//! What the actors need of whoever starts the executors' processes, which is not theirs to do. In the actor thread.
+//! The trait by which the actors have worker processes started, which only the runtime worker's main thread may do, and
+//! the sizes that this thread sets. Called in the actor thread.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 
@@ -8,17 +9,17 @@ use tokio::sync::Notify;
 
 use crate::channel::worker_id::WorkerId;
 
-/// After an executor that ended by itself, the next one is started so much later; doubled each time, up to the limit.
+/// Pause before the next worker is started after one has ended by itself; doubled each time, up to `RESTART_LIMIT`.
 pub const RESTART: Duration = Duration::from_millis(200);
 pub const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
-/// Starts and ends the processes; what becomes of them comes back as a [`Notice`].
+/// Starts and terminates worker processes; what becomes of them comes back as a [`Notice`].
 pub trait Launcher: Send + Sync {
     fn start(&self, worker: WorkerId, database: u32);
     fn terminate(&self, worker: WorkerId);
 }
 
-/// News of a process that was to be started.
+/// What became of a process that was to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// There is no free slot for a background worker.
@@ -29,7 +30,7 @@ pub enum Notice {
     Ended,
 }
 
-/// The pool's size; may change at any time.
+/// The sizes of pools and the time limits of workers; may change at any time.
 #[derive(Debug)]
 pub struct Sizes {
     /// Most executors of a database.
@@ -38,8 +39,8 @@ pub struct Sizes {
     pub callback_ms: AtomicU64,
     /// Milliseconds for which a message of the outbox that JetStream refuses is tried again; -1 for ever.
     pub outbox_retry_ms: AtomicI64,
-    /// Milliseconds after which an executor beyond the first leaves.
+    /// Milliseconds after which an idle outbox relay leaves, and an idle executor beyond a database's first.
     pub idle_ms: AtomicU64,
-    /// Notified of a change.
+    /// Notified when `executors` or `idle_ms` has changed.
     pub changed: Notify,
 }

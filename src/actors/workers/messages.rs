@@ -1,4 +1,4 @@
-//! What the actor that has started a worker hears of it, and what it orders. Pure.
+//! The messages by which an actor hears of the workers that it has started, and drains and resumes databases. Pure.
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -8,10 +8,10 @@ use super::launcher::Notice;
 use crate::channel::work::{FromWorker, ToWorker};
 use crate::channel::worker_id::WorkerId;
 
-/// What an executor is told, and the frame's body.
+/// An order for a worker, and the body of the order's frame.
 pub type WorkerOrder = (ToWorker, Bytes);
 
-/// An executor has opened its channel; `false` if nobody expects it.
+/// A worker has opened its channel. The answer is `false` if nobody expects the worker.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub struct WorkerJoined {
@@ -20,27 +20,27 @@ pub struct WorkerJoined {
     pub orders: mpsc::Sender<WorkerOrder>,
 }
 
-/// What an executor says.
+/// What a worker says, and the body of the frame.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct WorkerSaid(pub WorkerId, pub FromWorker, pub Bytes);
 
-/// An executor has closed its channel.
+/// A worker has closed its channel.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct WorkerGone(pub WorkerId);
 
-/// What became of an executor's process.
+/// What became of a worker's process.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct WorkerNoticed(pub WorkerId, pub Notice);
 
-/// Has the executors leave a database; answered when they are gone.
+/// Drains a database: its workers leave. Answered when they are gone.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct DrainDatabase(pub u32);
 
-/// Undoes one `DrainDatabase`, and looks at the database again.
+/// Undoes one `DrainDatabase`, and has the database refreshed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ResumeDatabase(pub u32);

@@ -1,8 +1,8 @@
-//! The executors of each database, and what becomes of them: `pool/assign.rs` gives them work, `pool/size.rs` has more
-//! or fewer of them. A plain struct; `dispatcher.rs` is the actor around it. In the actor thread.
+//! The executors of each database, and what becomes of them: `pool/assign.rs` gives them work, `pool/size.rs` starts
+//! and ends them. A plain struct; the dispatcher is the actor around it. In the actor thread.
 //!
-//! An executor serves one role for life: what its functions leave in the process, say an extension's connections to
-//! elsewhere, is never another role's.
+//! An executor serves one role for life, so that what its functions leave in the process, say an extension's
+//! connections to elsewhere, never serves another role.
 
 mod assign;
 mod size;
@@ -17,13 +17,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::launcher::{Launcher, Notice, RESTART, RESTART_LIMIT, Sizes};
 use super::messages::WorkerOrder;
 use super::task::Task;
-use crate::actors::base::backoff::backoff;
+use crate::actors::base::backoff::exponential;
 use crate::actors::handlers::handler::MessageHandler;
 use crate::actors::metrics::in_flight::InFlight;
+use crate::channel::statistics::ExecutorRow;
 use crate::channel::work::HandlerKind;
 use crate::channel::worker_id::WorkerId;
 use crate::flood::Flood;
-use crate::row::Row;
 
 enum Activity {
     Starting,
@@ -35,7 +35,7 @@ enum Activity {
 
 struct Executor {
     database: u32,
-    /// Whom it serves, from its first message on.
+    /// The role that the executor serves, from its first message on; `None` before.
     role: Option<u32>,
     pid: u32,
     orders: Option<mpsc::Sender<WorkerOrder>>,
@@ -49,22 +49,26 @@ struct DatabasePool {
     has_handlers: bool,
     /// Handlers of several roles share the pool.
     is_shared: bool,
-    /// Handlers that want an executor, and since when: the one that waits longest first.
+    /// Handlers that wait for an executor, and since when; the longest waiting first.
     line: VecDeque<(Arc<MessageHandler>, Instant)>,
-    /// A report of this database takes effect. Its executor works on meanwhile, as new handlers may have to wait for NATS;
-    /// no other looks, or the older of two reports might count.
+    /// A report of this database is being applied. Its executor works on meanwhile, because new handlers may have to
+    /// wait for NATS; but no executor refreshes, or the older of two reports might take effect last.
     applies: bool,
-    /// Somebody wants to know what handlers there are, and who.
+    /// A refresh is wanted.
     refresh_wanted: bool,
+    /// Told when the refresh has taken effect.
     waiters: Vec<oneshot::Sender<()>>,
-    /// So many want the database to themselves.
+    /// Number of drains that were not resumed yet.
     draining: u32,
+    /// Told when no executor is left.
     drain_waiters: Vec<oneshot::Sender<()>>,
     /// No executor is started before this time.
     not_before: Option<Instant>,
     failures: u32,
+    /// Since when an executor could not be started for lack of a worker slot.
     no_slot: Option<Instant>,
-    /// When an executor was last told to leave so that another has its slot, which its process gives up later.
+    /// When an executor was last told to leave so that another one has its slot. The slot is free only when the process
+    /// has ended.
     slot_given: Option<Instant>,
     complaints: Flood,
 }
@@ -73,19 +77,19 @@ struct DatabasePool {
 pub struct Pool {
     launcher: Arc<dyn Launcher>,
     sizes: Arc<Sizes>,
-    load: InFlight,
+    in_flight: InFlight,
     databases: HashMap<u32, DatabasePool>,
-    /// By the number that each was started under.
+    /// By the id that each was started under.
     executors: HashMap<WorkerId, Executor>,
     started: u32,
 }
 
 impl Pool {
-    pub fn new(launcher: Arc<dyn Launcher>, sizes: Arc<Sizes>, load: InFlight) -> Self {
+    pub fn new(launcher: Arc<dyn Launcher>, sizes: Arc<Sizes>, in_flight: InFlight) -> Self {
         Pool {
             launcher,
             sizes,
-            load,
+            in_flight,
             databases: HashMap::new(),
             executors: HashMap::new(),
             started: 0,
@@ -96,7 +100,7 @@ impl Pool {
         self.executors.iter().filter(move |(_, e)| e.database == database)
     }
 
-    /// The databases that are known.
+    /// Object ids of the databases that are known.
     pub fn databases(&self) -> Vec<u32> {
         self.databases.keys().copied().collect()
     }
@@ -126,7 +130,8 @@ impl Pool {
         true
     }
 
-    /// Somebody wants to know what handlers the database has; told when that has taken effect, or cannot.
+    /// Refreshes the handlers of a database. `done` is told when the refresh has taken effect, and dropped if that
+    /// cannot be.
     pub fn refresh(&mut self, database: u32, done: oneshot::Sender<()>) {
         let entry = self.databases.entry(database).or_default();
         entry.refresh_wanted = true;
@@ -135,8 +140,8 @@ impl Pool {
         self.settle(database);
     }
 
-    /// An executor's report is being applied, which names the roles of all handlers that can run: who asked before it
-    /// began may wait for it, who asks later is not served by it.
+    /// An executor's report is about to be applied; `roles` are those of all handlers that can run. Returns the
+    /// database; `None` if the executor is not known.
     pub fn reported(&mut self, worker: WorkerId, name: String, roles: &HashSet<u32>) -> Option<u32> {
         let database = self.free(worker)?;
         let entry = self.databases.get_mut(&database)?;
@@ -147,7 +152,7 @@ impl Pool {
         Some(database)
     }
 
-    /// An executor has looked. Gives its database.
+    /// An executor's refresh has ended, with a report or without. Returns the database.
     fn free(&mut self, worker: WorkerId) -> Option<u32> {
         let executor = self.executors.get_mut(&worker)?;
         if matches!(executor.activity, Activity::Refreshing) {
@@ -155,7 +160,7 @@ impl Pool {
             executor.since = Instant::now();
         }
         let database = executor.database;
-        // Where all were at work, one more was started to look.
+        // If all executors were at work, one beyond the limit was started for the refresh.
         if self.of(database).count() > self.limit(database) {
             self.dismiss(worker);
         }
@@ -165,6 +170,7 @@ impl Pool {
     /// The report of a database has taken effect.
     pub fn applied(&mut self, database: u32, waiters: Vec<oneshot::Sender<()>>) {
         for done in waiters {
+            // The waiter may have given up.
             let _ = done.send(());
         }
         if let Some(entry) = self.databases.get_mut(&database) {
@@ -177,15 +183,16 @@ impl Pool {
         self.sizes.executors.load(Ordering::Relaxed).max(1)
     }
 
-    /// This executor could not look at its database, which is given.
+    /// An executor's refresh has failed: its waiters are dropped. Returns the database.
     pub fn read_failed(&mut self, worker: WorkerId) -> Option<u32> {
         let database = self.free(worker)?;
-        let waiters = self.take_waiters(database);
-        self.applied(database, waiters);
+        drop(self.take_waiters(database));
+        self.applied(database, Vec::new());
         Some(database)
     }
 
-    /// Those who wait for a look that is being made.
+    /// Takes those who wait for the refresh that is being applied. If another refresh is wanted by now, all of them
+    /// wait for that one, because those who asked later are not served by the first.
     pub fn take_waiters(&mut self, database: u32) -> Vec<oneshot::Sender<()>> {
         match self.databases.get_mut(&database) {
             Some(entry) if !entry.refresh_wanted => std::mem::take(&mut entry.waiters),
@@ -193,31 +200,32 @@ impl Pool {
         }
     }
 
-    /// A handler has messages. `true` if they wait for an executor.
+    /// A handler has messages. `true` if they wait for an executor, or some of them are with an executor.
     pub fn ready(&mut self, handler: &Arc<MessageHandler>) -> bool {
         if self.line_up(handler) {
             self.settle(handler.database);
         }
-        let inner = handler.lock();
-        inner.lined_up || !inner.at_work.is_empty()
+        let changing = handler.lock();
+        changing.lined_up || !changing.at_work.is_empty()
     }
 
-    /// Puts a handler into the line, if it has messages that nobody takes yet.
+    /// Puts a handler into the line, if it has messages that an executor may take. `false` if that changes nothing.
     fn line_up(&mut self, handler: &Arc<MessageHandler>) -> bool {
-        let mut inner = handler.lock();
-        let in_order = inner.definition.kind != HandlerKind::Responder;
-        let is_held = inner.held_until.is_some_and(|time| Instant::now() < time);
-        if inner.lined_up || inner.queue.is_empty() || is_held || (in_order && !inner.at_work.is_empty()) {
+        let mut changing = handler.lock();
+        let in_order = changing.definition.kind != HandlerKind::Responder;
+        let is_held = changing.held_until.is_some_and(|time| Instant::now() < time);
+        let is_at_work = !changing.at_work.is_empty();
+        if changing.lined_up || changing.queue.is_empty() || is_held || (in_order && is_at_work) {
             return false;
         }
-        inner.lined_up = true;
-        drop(inner);
+        changing.lined_up = true;
+        drop(changing);
         let entry = self.databases.entry(handler.database).or_default();
         entry.line.push_back((handler.clone(), Instant::now()));
         true
     }
 
-    /// The work of an executor, to be changed by what it says.
+    /// The task of an executor, to be changed by what the executor says; `None` if it has none.
     pub fn task(&mut self, worker: WorkerId) -> Option<&mut Task> {
         match self.executors.get_mut(&worker) {
             Some(Executor {
@@ -228,7 +236,7 @@ impl Pool {
         }
     }
 
-    /// The executor is done with its work; what is left of it goes back to the front of the queue. Gives its database as
+    /// The executor is done with its task. What is left of the task goes back to the front of the queue. Returns what
     /// [`Pool::short_of`] does.
     pub fn finished(&mut self, worker: WorkerId) -> Option<u32> {
         let executor = self.executors.get_mut(&worker)?;
@@ -241,7 +249,8 @@ impl Pool {
         self.short_of(worker)
     }
 
-    /// The database of an executor, if handlers wait there and more executors may come, or others must go for them.
+    /// The database of an executor, if handlers wait there and more executors may be started, or idle ones may make
+    /// room for them; otherwise `None`.
     pub fn short_of(&self, worker: WorkerId) -> Option<u32> {
         let database = self.executors.get(&worker)?.database;
         let waits = !self.databases.get(&database)?.line.is_empty();
@@ -273,7 +282,7 @@ impl Pool {
             Activity::Refreshing | Activity::Starting => {
                 if let Some(entry) = self.databases.get_mut(&number) {
                     entry.refresh_wanted = true;
-                    // Perhaps executors cannot start at all: nobody is kept waiting.
+                    // Perhaps executors cannot start at all, so nobody is kept waiting.
                     entry.waiters.clear();
                 }
             }
@@ -282,18 +291,18 @@ impl Pool {
         if let Some(entry) = self.databases.get_mut(&number)
             && !leaving
         {
-            let wait = backoff(RESTART, RESTART_LIMIT, entry.failures);
+            let wait = exponential(RESTART, RESTART_LIMIT, entry.failures);
             entry.failures += 1;
             entry.not_before = Some(Instant::now() + wait);
         }
         self.settle(number);
         if leaving {
-            // It may have made room for another role's.
+            // The executor may have made room for one of another role.
             self.grow(number);
         }
     }
 
-    /// What became of a process. Gives a database that turns out to be gone.
+    /// Notes what became of a process. Returns the database if it turns out to be gone.
     pub fn notice(&mut self, worker: WorkerId, notice: Notice) -> Option<u32> {
         let number = self.executors.get(&worker)?.database;
         match notice {
@@ -311,36 +320,41 @@ impl Pool {
         None
     }
 
-    /// Database, process, state, handler and since when, in seconds, for each executor, and for each that is missing.
-    pub fn rows(&self) -> Vec<Row> {
-        let ago = |since: Instant| Some(since.elapsed().as_secs_f64().to_string());
-        let executors = self.executors.values().map(|executor| {
-            let (state, handler) = match &executor.activity {
-                Activity::Starting => ("starting", None),
-                Activity::Idle | Activity::Refreshing => ("idle", None),
-                Activity::Working(task) => ("running", Some(task.handler.definition())),
-                Activity::Leaving => ("leaving", None),
-            };
-            let handler = handler.map(|d| format!("{} -> {}", d.subject, d.function));
-            let pid = (executor.pid != 0).then(|| executor.pid.to_string());
-            vec![
-                Some(executor.database.to_string()),
-                pid,
-                Some(state.into()),
-                handler,
-                ago(executor.since),
-            ]
-        });
+    /// A row for each executor, and for each database that lacks a worker slot.
+    pub fn rows(&self) -> Vec<ExecutorRow> {
         let missing = self.databases.iter().filter_map(|(number, entry)| {
-            let row = vec![
-                Some(number.to_string()),
-                None,
-                Some("no worker slot".into()),
-                None,
-            ];
-            entry.no_slot.map(|since| [row, vec![ago(since)]].concat())
+            let since = entry.no_slot?;
+            Some(ExecutorRow {
+                database: *number,
+                pid: None,
+                state: "no worker slot".into(),
+                handler: None,
+                seconds: since.elapsed().as_secs_f64(),
+            })
         });
-        executors.chain(missing).collect()
+        self.executors
+            .values()
+            .map(Executor::row)
+            .chain(missing)
+            .collect()
+    }
+}
+
+impl Executor {
+    fn row(&self) -> ExecutorRow {
+        let (state, handler) = match &self.activity {
+            Activity::Starting => ("starting", None),
+            Activity::Idle | Activity::Refreshing => ("idle", None),
+            Activity::Working(task) => ("running", Some(task.handler.definition())),
+            Activity::Leaving => ("leaving", None),
+        };
+        ExecutorRow {
+            database: self.database,
+            pid: Some(self.pid).filter(|pid| *pid != 0),
+            state: state.into(),
+            handler: handler.map(|of| format!("{} -> {}", of.subject, of.function)),
+            seconds: self.since.elapsed().as_secs_f64(),
+        }
     }
 }
 

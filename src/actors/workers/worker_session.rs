@@ -1,40 +1,40 @@
-//! A worker's end of the control channel, an executor's or an outbox relay's: orders out, outcomes in. A task of the actor
-//! thread.
+//! The runtime's end of the control channel of a worker, an executor or an outbox relay: orders out, outcomes in. A
+//! task of the actor thread.
 
 use actix::dev::ToEnvelope;
 use actix::{Actor, Addr, Handler};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::messages::{WorkerGone, WorkerJoined, WorkerOrder, WorkerSaid};
 use crate::channel::message::{Reply, Request};
 use crate::channel::server::{FrameReader, FrameWriter};
 use crate::channel::worker_id::WorkerId;
 
-/// Orders that may wait: one for work, one to leave.
+/// Orders that may wait. A worker has one for work and one to leave at most.
 const ORDERS: usize = 4;
 
-/// Serves a worker that has greeted, until its end or the runtime's, for the actor that has started it.
+/// Serves a worker that has greeted, until the worker ends or the runtime does. `actor` is the one that started the
+/// worker.
 pub async fn serve<A>(
     worker: WorkerId,
     pid: u32,
     mut reader: FrameReader,
     mut writer: FrameWriter,
-    dispatcher: Addr<A>,
-    mut finish: watch::Receiver<bool>,
+    actor: Addr<A>,
+    finish: CancellationToken,
 ) -> std::io::Result<()>
 where
     A: Actor + Handler<WorkerJoined> + Handler<WorkerSaid> + Handler<WorkerGone>,
     A::Context: ToEnvelope<A, WorkerJoined> + ToEnvelope<A, WorkerSaid> + ToEnvelope<A, WorkerGone>,
 {
     let (orders, mut incoming) = mpsc::channel::<WorkerOrder>(ORDERS);
-    if !matches!(
-        dispatcher.send(WorkerJoined { worker, pid, orders }).await,
-        Ok(true)
-    ) {
+    if !matches!(actor.send(WorkerJoined { worker, pid, orders }).await, Ok(true)) {
         return Ok(());
     }
-    // One that has ended takes no orders, but what it has said before is still to be read: that it has committed, say.
+    // A worker that has ended takes no orders, but what it has said before is still to be read: that it has committed,
+    // say.
     let mut takes_orders = true;
     let outcome = loop {
         let mut batch = Vec::new();
@@ -47,15 +47,15 @@ where
             Some((told, body)) = incoming.recv(), if takes_orders => {
                 takes_orders = writer.send(0, 0, &Reply::Executor(told), &body).await.is_ok();
             }
-            _ = finish.wait_for(|finish| *finish) => break Ok(()),
+            () = finish.cancelled() => break Ok(()),
         }
         for frame in batch {
             if let Request::Executor(said) = frame.message {
-                dispatcher.do_send(WorkerSaid(worker, said, Bytes::clone(&frame.body)));
+                actor.do_send(WorkerSaid(worker, said, Bytes::clone(&frame.body)));
             }
         }
     };
-    dispatcher.do_send(WorkerGone(worker));
+    actor.do_send(WorkerGone(worker));
     outcome
 }
 
@@ -72,17 +72,18 @@ mod tests {
     use crate::channel::server::split;
     use crate::channel::work::{FromWorker, ToWorker};
 
-    /// In place of the dispatcher: gives an order that nobody takes any more, and notes what is said until the end.
-    struct Recorder {
+    /// Takes the place of the dispatcher: gives an order that the worker no longer takes, and counts what the worker
+    /// has said.
+    struct Listener {
         heard: u32,
         told: mpsc::Sender<u32>,
     }
 
-    impl Actor for Recorder {
+    impl Actor for Listener {
         type Context = Context<Self>;
     }
 
-    impl Handler<WorkerJoined> for Recorder {
+    impl Handler<WorkerJoined> for Listener {
         type Result = bool;
 
         fn handle(&mut self, joined: WorkerJoined, _: &mut Self::Context) -> bool {
@@ -91,7 +92,7 @@ mod tests {
         }
     }
 
-    impl Handler<WorkerSaid> for Recorder {
+    impl Handler<WorkerSaid> for Listener {
         type Result = <WorkerSaid as Message>::Result;
 
         fn handle(&mut self, WorkerSaid(_, said, _): WorkerSaid, _: &mut Self::Context) {
@@ -99,7 +100,7 @@ mod tests {
         }
     }
 
-    impl Handler<WorkerGone> for Recorder {
+    impl Handler<WorkerGone> for Listener {
         type Result = <WorkerGone as Message>::Result;
 
         fn handle(&mut self, _: WorkerGone, _: &mut Self::Context) {
@@ -110,7 +111,7 @@ mod tests {
     #[test]
     fn what_an_executor_has_said_is_heard_though_it_has_ended() {
         actix::System::new().block_on(async {
-            // Whether reading or writing comes first is left to chance.
+            // Repeated, because chance decides whether reading or writing comes first.
             for _ in 0..50 {
                 let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
                 let mut frames = Vec::new();
@@ -124,8 +125,8 @@ mod tests {
                 let ours = tokio::net::UnixStream::from_std(ours).expect("a stream");
                 let (reader, writer) = split(ours, &Arc::new(ChannelCounts::default()));
                 let (told, mut wait) = mpsc::channel(1);
-                let listener = Recorder { heard: 0, told }.start();
-                let (_keep, finish) = watch::channel(false);
+                let listener = Listener { heard: 0, told }.start();
+                let finish = CancellationToken::new();
                 let _ = serve(WorkerId::executor(1), 1, reader, writer, listener, finish).await;
                 assert_eq!(wait.recv().await, Some(2));
             }

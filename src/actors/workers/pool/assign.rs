@@ -1,4 +1,5 @@
-//! Who gets what to do: idle executors, and the handlers that stand in line. In the actor thread.
+//! Gives work to executors: decides which idle executor works for which of the handlers that stand in line. A part of
+//! the pool; in the actor thread.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use crate::actors::workers::task::Task;
 use crate::channel::work::ToWorker;
 use crate::channel::worker_id::WorkerId;
 
-/// In a full pool, a handler waits so long for an executor of its own role before one of another role has to leave.
+/// In a full pool, a handler waits this long for an executor of its own role before one of another role has to leave.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Pool {
-    /// Gives everybody something to do. The time after which to look again, if something waits for time to pass.
+    /// Gives work to idle executors, starts an executor where one is needed, and dismisses executors that are not
+    /// needed.
     pub fn settle(&mut self, number: u32) {
         let Some(entry) = self.databases.get_mut(&number) else {
             return;
@@ -31,6 +33,7 @@ impl Pool {
                 && let Some(entry) = self.databases.get_mut(&number)
             {
                 for done in entry.drain_waiters.drain(..) {
+                    // The waiter may have given up.
                     let _ = done.send(());
                 }
             }
@@ -52,7 +55,7 @@ impl Pool {
         }
     }
 
-    /// A look is wanted, and nobody will have time for it soon.
+    /// Whether a refresh is wanted, and no executor is starting or refreshing.
     fn lacks_refresher(&self, number: u32) -> bool {
         let coming = self.count(number, |activity| matches!(activity, Activity::Starting));
         let is_wanted = self
@@ -62,14 +65,14 @@ impl Pool {
         is_wanted && coming == 0 && !self.is_refreshing(number)
     }
 
-    /// A look is made, or what it has found takes effect.
+    /// Whether an executor refreshes, or its report is being applied.
     fn is_refreshing(&self, number: u32) -> bool {
         self.count(number, |activity| matches!(activity, Activity::Refreshing)) > 0
             || self.databases.get(&number).is_some_and(|entry| entry.applies)
     }
 
-    /// The idle executors: first those that have a role already, and of these the one that has worked last, as the
-    /// others may leave one day.
+    /// The idle executors: first those that have a role already, and of these the one that has worked last, so that the
+    /// others stay idle and may leave.
     pub(super) fn idle(&self, number: u32) -> Vec<WorkerId> {
         let idle = self
             .of(number)
@@ -81,9 +84,9 @@ impl Pool {
         idle.into_iter().map(|(_, worker)| worker).collect()
     }
 
-    /// Gives an idle executor the next thing to do, if there is any.
+    /// Gives an idle executor its next work, if there is any.
     fn employ(&mut self, worker: WorkerId, number: u32) {
-        // One at a time, or the older of two reports might count.
+        // One refresh at a time, or the older of two reports might take effect last.
         let is_refreshing = self.is_refreshing(number);
         let Some(entry) = self.databases.get_mut(&number) else {
             return;
@@ -99,20 +102,20 @@ impl Pool {
         }
         while let Some(handler) = self.next_for(worker, number) {
             handler.lock().lined_up = false;
-            let Some((task, order)) = Task::take(&handler, worker, self.load.call()) else {
+            let Some((task, order)) = Task::take(&handler, worker, self.in_flight.call()) else {
                 continue;
             };
             if let Some(executor) = self.executors.get_mut(&worker) {
                 executor.role = Some(handler.role);
             }
             self.order(worker, Activity::Working(task), order);
-            // Requests need no order: others may take the next ones.
+            // Requests need no order: other executors may take the responder's next ones.
             self.line_up(&handler);
             return;
         }
     }
 
-    /// Takes out of the line whoever is the first that this executor may work for.
+    /// Takes the first handler that this executor may work for out of the line.
     fn next_for(&mut self, worker: WorkerId, number: u32) -> Option<Arc<MessageHandler>> {
         let role = self.executors.get(&worker)?.role;
         let line = &self.databases.get(&number)?.line;
@@ -124,7 +127,7 @@ impl Pool {
         Some(handler)
     }
 
-    /// One executor of a shared pool is always left to the other roles.
+    /// Whether a role may have one more executor: one executor of a shared pool is always left to the other roles.
     pub(super) fn may_have_more(&self, number: u32, role: u32) -> bool {
         let most = self.most();
         let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
@@ -136,8 +139,8 @@ impl Pool {
         self.of(number).filter(|(_, e)| e.role == Some(role)).count()
     }
 
-    /// The most executors: one more where those of one role alone are as many as there may be, because they came before
-    /// others had handlers.
+    /// Most executors of a database. There may be one more if a single role has all of them, because it had handlers
+    /// before other roles did.
     pub(super) fn limit(&self, number: u32) -> usize {
         let most = self.most();
         let is_shared = self.databases.get(&number).is_some_and(|entry| entry.is_shared);
@@ -146,7 +149,7 @@ impl Pool {
         most + usize::from(is_taken)
     }
 
-    /// In a full pool, a handler of another role has waited for too long.
+    /// Whether an executor has to leave: the pool is full, and a handler of another role has waited for too long.
     fn makes_way(&self, worker: WorkerId, number: u32) -> bool {
         let Some(role) = self.executors.get(&worker).and_then(|executor| executor.role) else {
             return false;
@@ -166,7 +169,8 @@ impl Pool {
             executor.activity = activity;
             executor.since = Instant::now();
             if let Some(orders) = &executor.orders {
-                // There is room for what an executor can be told at a time; a closed channel is reported elsewhere.
+                // There is room for all orders that an executor may have at a time, and `WorkerGone` tells of the end
+                // of a closed channel.
                 let _ = orders.try_send(order);
             }
         }
@@ -178,7 +182,7 @@ impl Pool {
         };
         match &executor.activity {
             Activity::Idle => self.order(worker, Activity::Leaving, (ToWorker::Leave, Bytes::new())),
-            // It has not opened its channel and may never do; nothing is lost with it.
+            // The executor has not opened its channel and may never do so; nothing is lost with it.
             Activity::Starting => {
                 executor.activity = Activity::Leaving;
                 self.launcher.terminate(worker);

@@ -1,5 +1,5 @@
-//! How many executors a database has: more while handlers wait, fewer when they are idle, none while somebody wants the
-//! database to themselves. In the actor thread.
+//! How many executors a database has: more while handlers wait, fewer when executors are idle, none while the database
+//! is drained. A part of the pool; in the actor thread.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,13 +10,14 @@ use super::{Activity, Executor, Pool};
 use crate::actors::workers::launcher::{RESTART, RESTART_LIMIT};
 use crate::channel::worker_id::WorkerId;
 
-/// Timers are not exact.
+/// Tolerance for timers, which are not exact.
 const SLACK: Duration = Duration::from_millis(100);
-/// A function that was cancelled has so much time to end.
+/// Time that a function has to end after it was cancelled.
 const OVERDUE: Duration = Duration::from_secs(5);
 
 impl Pool {
-    /// Starts other executors if handlers wait and the pool may grow, or has others' leave it that have nothing to do.
+    /// Starts executors if handlers wait and the pool may grow. Where it may not, idle executors make room for other
+    /// roles.
     pub fn grow(&mut self, number: u32) {
         self.settle(number);
         let coming = self.count(number, |activity| {
@@ -37,7 +38,8 @@ impl Pool {
         }
     }
 
-    /// Sends executors home that have been idle for long; each database keeps one. Starts what had to wait.
+    /// Dismisses executors that have been idle for long, but for one in each database; ends those that are overdue;
+    /// starts what had to wait.
     pub fn shrink(&mut self) {
         let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
         let databases: Vec<u32> = self.databases.keys().copied().collect();
@@ -65,7 +67,7 @@ impl Pool {
         }
     }
 
-    /// When [`Pool::shrink`] has something to do next; `None` while all is at rest.
+    /// Time until [`Pool::shrink`] has something to do next; `None` if it has nothing to do.
     pub fn next_change(&self) -> Option<Duration> {
         let limit = Duration::from_millis(self.sizes.idle_ms.load(Ordering::Relaxed));
         let mut soonest: Option<Duration> = None;
@@ -89,6 +91,7 @@ impl Pool {
         soonest
     }
 
+    /// No worker slot is free for an executor of this database.
     pub(super) fn lacks_slot(&mut self, number: u32) {
         let others = self.of(number).count();
         let Some(entry) = self.databases.get_mut(&number) else {
@@ -101,7 +104,7 @@ impl Pool {
         }
         if let Some(suppressed) = entry.complaints.pass() {
             let what = if entry.name.is_empty() {
-                format!("to look for subscriptions and responders in the database with OID {number}")
+                format!("to read the subscriptions and responders of the database with OID {number}")
             } else {
                 format!(
                     "for an executor in database \"{}\", which has {others}",
@@ -112,7 +115,7 @@ impl Pool {
                 "no background worker slot is free {what}; you might need to increase max_worker_processes{suppressed}"
             );
         }
-        // Whoever waits may have the slot of one that can do nothing for them.
+        // A handler that waits may have the slot of an idle executor that cannot work for it.
         self.settle(number);
         let spare = (self.waiting(number) > 0)
             .then(|| self.idle(number).pop())
@@ -132,7 +135,7 @@ impl Pool {
         }
     }
 
-    /// Handlers that wait, and may have one more executor.
+    /// Number of handlers that wait and whose role may have one more executor.
     fn waiting(&self, number: u32) -> usize {
         let line = self
             .databases
@@ -143,7 +146,7 @@ impl Pool {
             .count()
     }
 
-    /// Has the executors leave a database; told when they are gone.
+    /// Drains a database: its executors leave. `done` is told when they are gone.
     pub fn drain(&mut self, database: u32, done: oneshot::Sender<()>) {
         let entry = self.databases.entry(database).or_default();
         entry.draining += 1;
@@ -164,7 +167,7 @@ impl Pool {
         }
     }
 
-    /// Ends executors that still work for handlers which were taken away so long ago.
+    /// Ends executors that still work for handlers which were removed at least this long ago.
     pub fn evict_workers(&mut self, database: u32, grace: Duration) {
         for (worker, executor) in self.of(database) {
             if let Activity::Working(task) = &executor.activity
@@ -175,7 +178,7 @@ impl Pool {
         }
     }
 
-    /// Ends executors whose function goes on after its timeout: one may catch the cancel that it gets.
+    /// Ends executors whose function goes on after its timeout: a function may catch the cancel that it gets.
     fn evict_overdue(&mut self, database: u32) {
         for (worker, executor) in self.of(database) {
             if let Some(left) = self.time_left(executor)
@@ -193,7 +196,7 @@ impl Pool {
         }
     }
 
-    /// How long an executor may go on with what it does; `None` if nothing limits that.
+    /// How long an executor may go on with its task; `None` if nothing limits that, or it has no task.
     fn time_left(&self, executor: &Executor) -> Option<Duration> {
         let Activity::Working(task) = &executor.activity else {
             return None;
@@ -203,12 +206,12 @@ impl Pool {
         } else {
             Duration::from_millis(self.sizes.callback_ms.load(Ordering::Relaxed))
         };
-        // Each message has the limit for itself, and several share a transaction.
+        // The limit is for each message, and several messages share a transaction.
         let all = limit * u32::try_from(task.messages.len()).unwrap_or(u32::MAX) + OVERDUE;
         (!limit.is_zero()).then(|| all.saturating_sub(task.since.elapsed()))
     }
 
-    /// Whoever wanted the database to themselves is done.
+    /// Undoes one [`Pool::drain`].
     pub fn resume(&mut self, database: u32) {
         if let Some(entry) = self.databases.get_mut(&database) {
             entry.draining = entry.draining.saturating_sub(1);

@@ -1,7 +1,9 @@
-use std::sync::Mutex;
+//! Tests of the pool, whose launcher starts no processes. Pure; in a thread of the test.
+
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::assign::PATIENCE;
 use super::*;
@@ -16,27 +18,27 @@ use crate::channel::work::{Definition, HandlerKind, ToWorker};
 use crate::settings::{Options, Settings};
 
 const DB: u32 = 5;
-/// Roles.
+/// Object ids of two roles.
 const RED: u32 = 10;
 const BLUE: u32 = 11;
 
-/// Remembers what it was told.
+/// Remembers what it was told to start and to terminate.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<String>>>);
 
 impl Recorder {
     fn told(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().expect("a lock"))
+        std::mem::take(&mut self.0.lock())
     }
 }
 
 impl Launcher for Recorder {
     fn start(&self, worker: WorkerId, _: u32) {
-        self.0.lock().expect("a lock").push(format!("start {worker}"));
+        self.0.lock().push(format!("start {worker}"));
     }
 
     fn terminate(&self, worker: WorkerId) {
-        self.0.lock().expect("a lock").push(format!("terminate {worker}"));
+        self.0.lock().push(format!("terminate {worker}"));
     }
 }
 
@@ -68,7 +70,7 @@ impl Scene {
         }
     }
 
-    /// A database with handlers and one executor, which has looked: its orders.
+    /// A database with handlers and one executor, which has refreshed; returns the executor's orders.
     fn at_work(&mut self) -> mpsc::Receiver<WorkerOrder> {
         self.pool.refresh(DB, oneshot::channel().0);
         assert_eq!(self.launcher.told(), ["start 1"]);
@@ -86,7 +88,7 @@ impl Scene {
     }
 }
 
-/// What an executor is told next.
+/// The next order of an executor, as text.
 fn told(orders: &mut mpsc::Receiver<WorkerOrder>) -> String {
     match orders.try_recv() {
         Ok((ToWorker::Refresh, _)) => "refresh".into(),
@@ -138,14 +140,14 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
             payload: Bytes::new(),
             arrived: Instant::now(),
             time_us: 0,
-            place: None,
+            position: None,
             deaths: 0,
         });
     }
     handler
 }
 
-/// Messages that wait, and that were dropped.
+/// Numbers of messages that wait and that were dropped.
 fn left(handler: &MessageHandler) -> (usize, u64) {
     let waiting = handler.lock().queue.len();
     (waiting, handler.counts().dropped)
@@ -294,12 +296,8 @@ fn a_missing_slot_is_shown_and_tried_again_later() {
     scene.pool.grow(DB);
     assert_eq!(scene.launcher.told(), ["start 2"]);
     scene.pool.notice(id(2), Notice::NoSlot);
-    let states: Vec<_> = scene
-        .pool
-        .rows()
-        .into_iter()
-        .filter_map(|row| row.get(2).cloned()?)
-        .collect();
+    let rows = scene.pool.rows();
+    let states: Vec<&str> = rows.iter().map(|row| row.state.as_str()).collect();
     assert_eq!(states, ["running", "no worker slot"]);
     scene.pool.grow(DB);
     assert_eq!(scene.launcher.told(), [""; 0], "not at once");
@@ -336,7 +334,7 @@ fn the_idle_executor_of_another_role_gives_its_slot_up_where_none_is_free() {
     assert_eq!(told(&mut scene.join(3)), "blue 1");
 }
 
-/// As a report would have it.
+/// Applies a report of handlers of two roles, so that the pool is shared.
 fn share(scene: &mut Scene) {
     scene
         .pool

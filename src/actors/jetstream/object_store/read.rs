@@ -1,4 +1,4 @@
-//! An object's way from its store to a session, chunk by chunk. In the actor thread.
+//! Reads an object from its store for a session, chunk by chunk. In the actor thread.
 
 use async_nats::jetstream::object_store::ObjectInfo;
 use base64::Engine;
@@ -7,16 +7,17 @@ use bytes::Bytes;
 use ring::digest::{Context as Digest, SHA256};
 use tokio::sync::mpsc;
 
-use super::object_store::{Store, WINDOW};
-use super::stream_read::{Part, StreamRead};
+use super::{Store, WINDOW};
+use crate::actors::jetstream::stream_read::{Part, StreamRead};
 use crate::channel::message::Reply;
 use crate::error::{Error, Kind, Result};
 
-/// Largest object that PostgreSQL can hold: its limit for an allocation, less the header of a value.
+/// Bytes of the largest object that PostgreSQL can hold: its limit for an allocation, less the header of a value.
 const MAX_OBJECT: u64 = 0x3fff_ffff - 4;
 
 impl Store {
-    /// Streams an object that is no link: its size, its chunks, and an error if they are not what was put.
+    /// Sends the size and then the chunks of an object that is no link. Fails with `DigestMismatch` if the chunks are
+    /// not what was put, and with `ObjectTooLarge`.
     pub(super) async fn read(&self, info: &ObjectInfo, parts: mpsc::Sender<(Reply, Bytes)>) -> Result<()> {
         let (name, size) = (&info.name, info.size as u64);
         if size > MAX_OBJECT {

@@ -1,34 +1,37 @@
-//! What the dispatcher does about a database as a whole: has it looked at, hands on what it defines, leaves it when
-//! somebody wants it alone. A part of the dispatcher actor; in the actor thread.
+//! What the dispatcher does about a database as a whole: refreshes it, passes on what it defines, drains and resumes
+//! it. A part of the dispatcher actor; in the actor thread.
 
 use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::actor::Dispatcher;
-use super::interface::{Promoted, Refresh, Scan, SessionSeen};
+use super::Dispatcher;
+use crate::actors::base::tasks;
 use crate::actors::connections::interface::DatabaseDropped;
+use crate::actors::dispatcher::interface::{Promoted, Refresh, Registries, Scan, SessionSeen};
 use crate::actors::ha::interface::{Fence, Follow, Notify};
 use crate::actors::handlers::interface::Apply;
 use crate::actors::outbox::interface::{Enable, Wake};
 use crate::actors::workers::messages::{DrainDatabase, ResumeDatabase};
-use crate::channel::work::{HandlerKind, Report};
+use crate::channel::target::Source;
+use crate::channel::work::{Definition, HandlerKind, Report};
 use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind};
 use crate::server_role::ServerRole;
 
-/// Callbacks that run may go on for so long when their database is dropped, or its handlers must stop.
+/// How long running functions may go on when their database is drained, or when its handlers must stop.
 const GRACE: Duration = Duration::from_secs(2);
-/// The same when their own handler was taken away.
+/// How long running functions may go on when their own handler was removed.
 const REMOVED_GRACE: Duration = Duration::from_secs(30);
-/// After a look that has failed.
+/// Pause between a refresh that has failed and the next one.
 const REFRESH_AGAIN: Duration = Duration::from_secs(2);
-/// Longest wait for one database when all are looked at.
+/// Longest wait for one database when all are refreshed.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
 
 impl Dispatcher {
-    /// The outbox is the primary's to deliver, unless Patroni takes another for it.
+    /// Only the primary delivers the outbox, and not while it is fenced, because Patroni takes another server for the
+    /// primary.
     pub(super) fn enable_outbox(&self) {
         if let Some(registries) = &self.registries {
             let is_enabled = self.role.borrow().is_primary && self.fence.is_none();
@@ -36,7 +39,7 @@ impl Dispatcher {
         }
     }
 
-    /// A database could not be looked at: all stays as it was, and it is tried again.
+    /// A refresh has failed: the handlers stay as they were, and the refresh is repeated later.
     pub(super) fn read_failed(&mut self, worker: WorkerId, why: &str, ctx: &mut Context<Self>) {
         log::warn!("could not read the subscriptions and responders of a database: {why}");
         if let Some(database) = self.pool.read_failed(worker) {
@@ -48,7 +51,7 @@ impl Dispatcher {
         }
     }
 
-    /// Hands on what a database defines, and tells those who wait when it has taken effect.
+    /// Passes on what a database defines, and tells those who wait for the refresh when it has taken effect.
     pub(super) fn apply(&mut self, worker: WorkerId, report: Report, ctx: &mut Context<Self>) {
         let Report {
             database_name,
@@ -71,12 +74,9 @@ impl Dispatcher {
         let Some(database) = self.pool.reported(worker, database_name, &roles) else {
             return;
         };
-        // What runs for a handler that is taken away may finish, within reason.
-        let grace = if has_extension && is_primary && self.fence.is_none() {
-            REMOVED_GRACE
-        } else {
-            GRACE
-        };
+        // What runs for a removed handler may finish, within reason.
+        let may_finish = has_extension && is_primary && self.fence.is_none();
+        let grace = if may_finish { REMOVED_GRACE } else { GRACE };
         ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database, grace));
         let Some(registries) = &self.registries else {
             return;
@@ -84,70 +84,72 @@ impl Dispatcher {
         if has_outbox {
             registries.outbox.do_send(Wake(database));
         }
-        registries.patroni.do_send(Follow {
-            database,
-            urls: servers
-                .iter()
-                .filter_map(|server| server.settings.patroni_url.clone())
-                .collect(),
-        });
-        registries.notifier.do_send(Notify {
-            database,
-            sources: servers,
-        });
-        let (subscriptions, responders) = handlers
-            .into_iter()
-            .partition(|definition| definition.kind != HandlerKind::Responder);
-        let subscriptions = registries.subscriptions.send(Apply {
-            database,
-            definitions: subscriptions,
-        });
-        let responders = registries.responders.send(Apply {
-            database,
-            definitions: responders,
-        });
-        // What came during the look has waited for the executor that looked; it need not wait for what is new to begin.
+        let applied = registries.apply(database, handlers, servers);
+        // Messages that came during the refresh have waited for the executor that refreshed, and need not wait for new
+        // handlers to begin.
         self.grow_soon(Some(database), ctx);
         let waiters = self.pool.take_waiters(database);
-        let applied = async move { tokio::join!(subscriptions, responders) };
-        ctx.spawn(applied.into_actor(self).map(move |_, actor, ctx| {
+        ctx.spawn(applied.into_actor(self).map(move |(), actor, ctx| {
             actor.pool.applied(database, waiters);
             actor.grow_soon(Some(database), ctx);
             actor.wind(ctx);
         }));
     }
 
-    /// A database is gone, and all that it has defined.
+    /// A database is gone, and with it all that it has defined.
     pub(super) fn forget(&self, database: u32) {
-        let Some(registries) = &self.registries else {
-            return;
-        };
-        let nothing = || Apply {
+        if let Some(registries) = &self.registries {
+            // Awaited in a task, because actix skips a message whose answer nobody waits for.
+            let applied = registries.apply(database, Vec::new(), Vec::new());
+            tasks::spawn("end of the handlers of a dropped database", applied);
+            registries.supervisor.do_send(DatabaseDropped(database));
+        }
+    }
+}
+
+impl Registries {
+    /// Tells the actors what a database defines; the future ends when its handlers have taken effect.
+    fn apply(
+        &self,
+        database: u32,
+        handlers: Vec<Definition>,
+        servers: Vec<Source>,
+    ) -> impl Future<Output = ()> + use<> {
+        let urls = servers
+            .iter()
+            .filter_map(|server| server.settings.patroni_url.clone());
+        self.patroni.do_send(Follow {
             database,
-            definitions: Vec::new(),
-        };
-        registries.subscriptions.do_send(nothing());
-        registries.responders.do_send(nothing());
-        registries.patroni.do_send(Follow {
-            database,
-            urls: Default::default(),
+            urls: urls.collect(),
         });
-        registries.notifier.do_send(Notify {
+        self.notifier.do_send(Notify {
             database,
-            sources: Vec::new(),
+            sources: servers,
         });
-        registries.supervisor.do_send(DatabaseDropped(database));
+        let (responders, subscriptions) = handlers
+            .into_iter()
+            .partition(|definition| definition.kind == HandlerKind::Responder);
+        let apply = |definitions| Apply {
+            database,
+            definitions,
+        };
+        let subscriptions = self.subscriptions.send(apply(subscriptions));
+        let responders = self.responders.send(apply(responders));
+        // An error means that a registry has ended, which ends the runtime worker.
+        async move {
+            let _ = tokio::join!(subscriptions, responders);
+        }
     }
 }
 
 impl Handler<Refresh> for Dispatcher {
-    type Result = ResponseFuture<()>;
+    type Result = ResponseFuture<bool>;
 
     fn handle(&mut self, Refresh(database): Refresh, ctx: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
         self.pool.refresh(database, done);
         self.wind(ctx);
-        Box::pin(async move { drop(wait.await) })
+        Box::pin(async move { wait.await.is_ok() })
     }
 }
 
@@ -167,8 +169,9 @@ impl Handler<Scan> for Dispatcher {
 
     fn handle(&mut self, Scan(databases): Scan, ctx: &mut Self::Context) {
         let this = ctx.address();
-        actix::spawn(async move {
+        tasks::spawn_vital("refresh of all databases", async move {
             for database in databases {
+                // A refresh that takes longer goes on beside the next one.
                 let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Refresh(database))).await;
             }
         });
@@ -215,6 +218,7 @@ impl Handler<DrainDatabase> for Dispatcher {
         let registries = self.registries.as_ref();
         let relay = registries.map(|registries| registries.outbox.send(DrainDatabase(database)));
         Box::pin(async move {
+            // An error means that the database is gone, and its executors too.
             drop(wait.await);
             if let Some(relay) = relay {
                 let _ = relay.await;

@@ -1,24 +1,34 @@
-//! What a connection's client reports: that it is lost, and what the NATS server says. A part of the connection actor; in the
-//! actor thread.
+//! Handles what a connection's client reports: that its connection broke, and what the NATS server says. A part of the
+//! connection actor; in the actor thread.
 
 use actix::prelude::*;
 use async_nats::{Event, ServerError};
 
-use super::actor::{Connection, ConnectionState};
-use super::connect::Observer;
+use super::Connection;
+use crate::actors::connection::connect::Observer;
 
-/// Different errors of a server that are told apart in the log.
+/// Most errors of a server whose log lines are limited separately.
 const MAX_SERVER_ERRORS: usize = 64;
-/// Subjects of subscriptions that a server refuses, which are remembered for the handlers that have them.
+/// Most subjects that are remembered because the server refused to let the user subscribe; views show them with the
+/// handlers.
 const MAX_REFUSED: usize = 10_000;
-/// Each is used once.
+/// Prefix of inboxes. A refused inbox is not remembered, because each is used only once.
 const INBOXES: &str = "_INBOX.";
 
-/// Brings what a client reports to its connection.
+/// Passes what a client reports to its connection's actor.
 #[derive(Clone)]
 pub(super) struct Reporter {
-    pub(super) connection: Addr<Connection>,
-    pub(super) generation: u64,
+    connection: Addr<Connection>,
+    generation: u64,
+}
+
+impl Reporter {
+    pub(super) fn new(connection: Addr<Connection>, generation: u64) -> Reporter {
+        Reporter {
+            connection,
+            generation,
+        }
+    }
 }
 
 impl Observer for Reporter {
@@ -31,12 +41,12 @@ impl Observer for Reporter {
     }
 }
 
-/// From the client of this generation: its connection broke.
+/// The client of this generation has lost its connection.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct ClientLost(u64);
 
-/// From the client of this generation: an event.
+/// The client of this generation reports an event.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct ClientEvent(u64, Event);
@@ -45,8 +55,7 @@ impl Handler<ClientLost> for Connection {
     type Result = ();
 
     fn handle(&mut self, ClientLost(generation): ClientLost, ctx: &mut Self::Context) {
-        self.gone = self.gone.max(generation);
-        if generation == self.generation() && !matches!(self.state, ConnectionState::Down) {
+        if self.lifecycle.report_lost(generation) {
             self.lost(ctx);
         }
     }
@@ -56,20 +65,29 @@ impl Handler<ClientEvent> for Connection {
     type Result = ();
 
     fn handle(&mut self, ClientEvent(generation, event): ClientEvent, ctx: &mut Self::Context) {
-        if generation != self.generation() {
+        if let Some(former) = self.retiring.get(&generation)
+            && let Event::ServerError(ServerError::Other(what)) = &event
+            && let Some(subject) = forbidden(what)
+        {
+            former.forbidden(subject);
+        }
+        if generation != self.lifecycle.generation() {
             return;
         }
         match event {
             Event::ServerError(ServerError::Other(what)) => {
-                if let Some((subject, client)) = forbidden(&what).zip(self.status.borrow().client.as_ref()) {
+                if let Some((subject, client)) = forbidden(&what).zip(self.lifecycle.client()) {
+                    client.forbidden(subject);
                     if client.is_inbox(subject) {
-                        // Of a measurement, which is not repeated, and nobody else need know of.
+                        // The publish was part of a round trip, which the refusal answers as well. It ends the
+                        // measurements, and is not reported.
                         self.may_measure = false;
                         return;
                     }
-                    client.forbidden(subject);
                 }
-                self.stats.failed(&format!("the NATS server reports: {what}"));
+                self.stats
+                    .lock()
+                    .failed(&format!("the NATS server reports: {what}"));
                 if let Some(subject) = refused(&what).filter(|subject| !subject.starts_with(INBOXES)) {
                     self.status.send_if_modified(|status| {
                         status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
@@ -100,13 +118,13 @@ impl Handler<ClientEvent> for Connection {
     }
 }
 
-/// The subject of a publish that the server forbids, as it says so.
+/// The subject in the server's error for a forbidden publish; `None` for another error.
 fn forbidden(what: &str) -> Option<&str> {
     let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
     quoted.strip_suffix('"')
 }
 
-/// The subject of a subscription that the server forbids, as it says so.
+/// The subject in the server's error for a forbidden subscription; `None` for another error.
 fn refused(what: &str) -> Option<&str> {
     let quoted = what.strip_prefix("Permissions Violation for Subscription to \"")?;
     quoted.split('"').next()

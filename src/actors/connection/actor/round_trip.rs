@@ -1,0 +1,61 @@
+//! Measures how long the NATS server of a connection takes to answer. A part of the connection actor; in the actor
+//! thread.
+
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use tokio::time::timeout;
+
+use super::Connection;
+
+/// From the connection being up to the first measurement of the round-trip time.
+const RTT_FIRST: Duration = Duration::from_secs(1);
+/// Time between two measurements.
+const RTT_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest wait for the answer to a measurement.
+const RTT_LIMIT: Duration = Duration::from_secs(2);
+
+impl Connection {
+    /// Measures the round-trip time soon, and then from time to time, so that the statistics need not ask NATS.
+    pub(super) fn measure_soon(&mut self, ctx: &mut Context<Self>) {
+        self.measure_after(RTT_FIRST, ctx);
+    }
+
+    fn measure_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
+        let generation = self.lifecycle.generation();
+        ctx.run_later(pause, move |actor, ctx| {
+            if generation == actor.lifecycle.generation() {
+                actor.measure(ctx);
+            }
+        });
+    }
+
+    fn measure(&mut self, ctx: &mut Context<Self>) {
+        let Some(client) = self.lifecycle.up() else {
+            return;
+        };
+        // An idle connection is not measured, so that it stays idle.
+        if !self.stats.lock().has_traffic() {
+            return self.measure_after(RTT_INTERVAL, ctx);
+        }
+        let (client, generation) = (client.clone(), self.lifecycle.generation());
+        let measurement = async move {
+            let began = Instant::now();
+            let outcome = timeout(RTT_LIMIT, client.round_trip()).await;
+            outcome
+                .is_ok_and(|outcome| outcome.is_ok())
+                .then(|| began.elapsed())
+        };
+        ctx.spawn(measurement.into_actor(self).map(move |rtt, actor, ctx| {
+            if generation != actor.lifecycle.generation() {
+                return;
+            }
+            // A refusal of the publish to the inbox ends the round trip too, but is no answer.
+            let rtt = rtt.filter(|_| actor.may_measure);
+            actor.stats.lock().measured(rtt);
+            if actor.may_measure {
+                actor.measure_after(RTT_INTERVAL, ctx);
+            }
+        }));
+    }
+}

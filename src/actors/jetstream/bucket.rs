@@ -1,0 +1,393 @@
+//! A key-value bucket for the time of one call. Nothing is cached: a value is read by one request and written by one
+//! acknowledged publish. In the actor thread.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::datetime::from_nanos;
+use async_nats::jetstream::kv::Config;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::StorageType;
+use async_nats::{HeaderMap, Message, StatusCode};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::answers::StoredMessage;
+use super::api::{Api, lost};
+use super::async_nats_api::{causes, context, timestamp};
+use super::stream_read::{Part, StreamRead};
+use crate::actors::base::result_limit::{check_size, collect, row_size};
+use crate::actors::connection::requester::RequestFailure;
+use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply};
+use crate::error::{Error, Kind, Result};
+use crate::row::Row;
+
+/// Entries that are under way at a time while the history of a key is read.
+const ENTRIES_AHEAD: usize = 8;
+/// Keys that are under way at a time while keys are listed.
+const KEYS_AHEAD: usize = 1024;
+const OPERATION: &str = "KV-Operation";
+const MARKER: &str = "Nats-Marker-Reason";
+/// Operations, as the header KV-Operation and as SQL have them.
+const PUT: &str = "PUT";
+const DELETE: &str = "DEL";
+const PURGE: &str = "PURGE";
+
+/// A bucket for the time of one call.
+pub(super) struct Bucket {
+    pub(super) api: Api,
+    pub(super) bucket: String,
+}
+
+/// The latest entry of a key.
+struct Latest {
+    revision: u64,
+    operation: &'static str,
+    value: Bytes,
+    /// Time of the entry, as text that PostgreSQL's type timestamptz reads.
+    created: String,
+}
+
+impl Latest {
+    fn is_deleted(&self) -> bool {
+        self.operation != PUT
+    }
+}
+
+impl Bucket {
+    pub(super) async fn answer(&self, call: BucketCall, value: Bytes) -> Result<(Reply, Bytes)> {
+        let plain = |reply| Ok((reply, Bytes::new()));
+        match call {
+            BucketCall::Put { key, expect } => plain(Reply::Number(self.put(&key, expect, value).await?)),
+            BucketCall::Get { key } => match self.latest(&key).await? {
+                Some(latest) if !latest.is_deleted() => Ok((Reply::Found, latest.value)),
+                _ => plain(Reply::Absent),
+            },
+            BucketCall::Delete { key, purge } => {
+                self.delete(&key, purge).await?;
+                plain(Reply::Done)
+            }
+            BucketCall::Entries { key, history } => plain(Reply::Rows(self.entries(&key, history).await?)),
+            BucketCall::Keys => plain(Reply::Rows(self.keys().await?)),
+            BucketCall::Create(bucket) => {
+                self.create(bucket).await?;
+                plain(Reply::Done)
+            }
+            BucketCall::Drop => {
+                let name = format!("STREAM.DELETE.{}", self.stream());
+                self.api
+                    .order(&name, &Value::Null)
+                    .await
+                    .map_err(|error| self.named(error))?;
+                plain(Reply::Done)
+            }
+        }
+    }
+
+    fn stream(&self) -> String {
+        format!("KV_{}", self.bucket)
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.bucket)
+    }
+
+    fn missing(&self) -> Error {
+        let message = format!("key-value bucket \"{}\" does not exist", self.bucket);
+        Error::new(Kind::BucketNotFound, message)
+    }
+
+    /// Turns an error about the bucket's missing stream into one about the bucket.
+    fn named(&self, error: Error) -> Error {
+        match error.kind {
+            Kind::NoStream => self.missing(),
+            _ => error,
+        }
+    }
+
+    async fn put(&self, key: &str, expect: Expect, value: Bytes) -> Result<u64> {
+        let mut outcome = self.write(key, expect, value.clone()).await;
+        if outcome.as_ref().is_err_and(|error| error.kind == Kind::NoStream) {
+            if matches!(expect, Expect::Revision(_)) {
+                return Err(self.missing());
+            }
+            self.create_for_put().await?;
+            outcome = self.write(key, expect, value.clone()).await;
+        }
+        match outcome {
+            Err(error) if error.kind == Kind::ExpectationFailed && expect == Expect::Absent => {
+                self.put_after_delete(key, value).await
+            }
+            Err(error) if error.kind == Kind::ExpectationFailed => {
+                let message = format!("key \"{key}\" of bucket \"{}\" has another revision", self.bucket);
+                let detail = error.detail.unwrap_or_default();
+                Err(Error::new(error.kind, message).detail(detail))
+            }
+            other => other,
+        }
+    }
+
+    /// Puts a key that must be absent, but has an entry: a deleted key counts as absent, though its marker has a
+    /// revision.
+    async fn put_after_delete(&self, key: &str, value: Bytes) -> Result<u64> {
+        let exists = || {
+            let message = format!("key \"{key}\" exists already in bucket \"{}\"", self.bucket);
+            Err(Error::new(Kind::KeyExists, message))
+        };
+        match self.latest(key).await? {
+            Some(latest) if latest.is_deleted() => {
+                match self.write(key, Expect::Revision(latest.revision), value).await {
+                    Err(error) if error.kind == Kind::ExpectationFailed => exists(),
+                    other => other,
+                }
+            }
+            _ => exists(),
+        }
+    }
+
+    async fn write(&self, key: &str, expect: Expect, value: Bytes) -> Result<u64> {
+        let expected = match expect {
+            Expect::Anything => None,
+            Expect::Absent => Some(0),
+            Expect::Revision(revision) => Some(revision),
+        };
+        let headers = expected.map(|revision| {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+                revision.to_string().as_str(),
+            );
+            headers
+        });
+        self.publish(key, headers, value).await
+    }
+
+    async fn publish(&self, key: &str, headers: Option<HeaderMap>, value: Bytes) -> Result<u64> {
+        // Between domains, NATS does not report that there are no responders.
+        if self.api.domain.is_some() && !self.api.has_stream(&self.stream()).await? {
+            return Err(Error::new(Kind::NoStream, "no such bucket"));
+        }
+        let subject = self.api.own_subject(&self.subject(key));
+        self.api.publish(subject, headers, value).await
+    }
+
+    async fn delete(&self, key: &str, purge: bool) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert(OPERATION, if purge { PURGE } else { DELETE });
+        if purge {
+            headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+        }
+        match self.publish(key, Some(headers), Bytes::new()).await {
+            Ok(_) => Ok(()),
+            // Without a bucket there is nothing to delete.
+            Err(error) if error.kind == Kind::NoStream => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The latest entry of a key, a deletion's marker included; `None` if there never was one, or no bucket.
+    async fn latest(&self, key: &str) -> Result<Option<Latest>> {
+        self.api.check_server()?;
+        let subject = format!(
+            "{}.DIRECT.GET.{}.{}",
+            self.api.prefix,
+            self.stream(),
+            self.subject(key)
+        );
+        match self
+            .api
+            .client
+            .request(subject, None, Bytes::new(), self.api.timeout)
+            .await
+        {
+            Ok(answer) if answer.status == Some(StatusCode::NOT_FOUND) => Ok(None),
+            Ok(answer) => {
+                let headers = answer.headers.unwrap_or_default();
+                let revision = headers.get("Nats-Sequence").and_then(|n| n.as_str().parse().ok());
+                let revision = revision.ok_or_else(|| {
+                    Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream")
+                })?;
+                let text = |name| headers.get(name).map_or("", |value| value.as_str());
+                Ok(Some(Latest {
+                    revision,
+                    operation: operation(text(OPERATION), text(MARKER)),
+                    value: answer.payload,
+                    created: text("Nats-Time-Stamp").into(),
+                }))
+            }
+            // There is no bucket, or the bucket does not allow direct access.
+            Err(RequestFailure::NoResponders | RequestFailure::TimedOut) => {
+                self.latest_from_leader(key).await
+            }
+            Err(_) => Err(lost()),
+        }
+    }
+
+    /// The latest entry of a key as the stream's leader knows it, for a bucket that does not allow direct access.
+    async fn latest_from_leader(&self, key: &str) -> Result<Option<Latest>> {
+        let name = format!("STREAM.MSG.GET.{}", self.stream());
+        let body = json!({ "last_by_subj": self.subject(key) });
+        let stored = match self.api.request::<StoredMessage>(&name, &body).await {
+            Ok(stored) => stored,
+            Err(error) if matches!(error.kind, Kind::NoStream | Kind::ObjectNotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let message = StreamMessage::try_from(stored.message).map_err(|error| {
+            Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream")
+                .detail(format!("{error}."))
+        })?;
+        let header = |name: &str| message.headers.get(name).map_or("", |value| value.as_str());
+        Ok(Some(Latest {
+            revision: message.sequence,
+            operation: operation(header(OPERATION), header(MARKER)),
+            created: timestamp(message.time),
+            value: message.payload,
+        }))
+    }
+
+    /// Creates a bucket with async-nats's defaults, unless another session was faster.
+    async fn create_for_put(&self) -> Result<()> {
+        let created = self.create(BucketConfig {
+            history: 1,
+            ttl_ms: 0,
+            replicas: 1,
+            memory: false,
+        });
+        match created.await {
+            Err(error) if error.kind == Kind::JetStreamRefused => {
+                match self.api.has_stream(&self.stream()).await? {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn create(&self, bucket: BucketConfig) -> Result<()> {
+        self.api.check_server()?;
+        let config = Config {
+            bucket: self.bucket.clone(),
+            history: bucket.history.into(),
+            max_age: Duration::from_millis(bucket.ttl_ms),
+            storage: if bucket.memory {
+                StorageType::Memory
+            } else {
+                StorageType::File
+            },
+            num_replicas: bucket.replicas.into(),
+            ..Config::default()
+        };
+        match context(&self.api).create_key_value(config).await {
+            Ok(_) => Ok(()),
+            // The stream is asked for to tell a missing JetStream from a refusal of JetStream's.
+            Err(error) => match self.api.has_stream(&self.stream()).await {
+                Err(other) => Err(other),
+                Ok(true) => Err(Error::new(
+                    Kind::JetStreamRefused,
+                    format!("key-value bucket \"{}\" exists with other settings", self.bucket),
+                )
+                .detail(format!("{}.", causes(&error)))
+                .hint("nats_delete_bucket deletes a bucket with all that is in it.")),
+                Ok(false) => Err(Error::new(
+                    Kind::JetStreamRefused,
+                    format!("could not create key-value bucket \"{}\"", self.bucket),
+                )
+                .detail(format!("{}.", causes(&error)))),
+            },
+        }
+    }
+
+    async fn keys(&self) -> Result<Vec<Row>> {
+        let prefix = self.subject("");
+        let part = Part {
+            subject: self.subject(">"),
+            is_latest: true,
+            headers_only: true,
+            window: KEYS_AHEAD,
+        };
+        let Some(mut reading) = StreamRead::begin(&self.api, &self.stream(), part).await? else {
+            return Ok(Vec::new());
+        };
+        // A key that is written meanwhile comes twice.
+        let (mut keys, mut size) = (BTreeMap::new(), 0);
+        while let Some((message, _)) = reading.next().await? {
+            let Some(key) = message.subject.strip_prefix(&prefix) else {
+                continue;
+            };
+            let is_there = stored_operation(&message) == PUT;
+            if keys.insert(key.to_string(), is_there).is_none() {
+                size += row_size(key.len());
+                check_size(size)?;
+            }
+        }
+        let there = keys.into_iter().filter(|(_, is_there)| *is_there);
+        Ok(there.map(|(key, _)| vec![Some(key)]).collect())
+    }
+
+    async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
+        let row = |revision: u64, operation: &str, value: &[u8], created: Option<String>| {
+            vec![
+                Some(revision.to_string()),
+                Some(operation.into()),
+                (operation == PUT).then(|| hex(value)),
+                created,
+            ]
+        };
+        if !history {
+            let latest = self.latest(key).await?;
+            let latest =
+                latest.map(|entry| row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
+            return Ok(latest.into_iter().collect());
+        }
+        let part = Part {
+            subject: self.subject(key),
+            is_latest: false,
+            headers_only: false,
+            window: ENTRIES_AHEAD,
+        };
+        let Some(reading) = StreamRead::begin(&self.api, &self.stream(), part).await? else {
+            return Ok(Vec::new());
+        };
+        let rows = futures::stream::try_unfold(reading, async |mut reading| {
+            let Some((message, delivery)) = reading.next().await? else {
+                return Ok(None);
+            };
+            let operation = stored_operation(&message);
+            let created = from_nanos(delivery.time_ns.into()).ok().map(timestamp);
+            let row = row(delivery.sequence, operation, &message.payload, created);
+            Ok(Some((row, reading)))
+        });
+        collect(rows).await
+    }
+}
+
+fn stored_operation(message: &Message) -> &'static str {
+    let text = |name| {
+        let headers = message.headers.as_ref();
+        headers
+            .and_then(|headers| headers.get(name))
+            .map_or("", |value| value.as_str())
+    };
+    operation(text(OPERATION), text(MARKER))
+}
+
+/// The operation of an entry. A marker that the server itself writes, for an expired or removed value, has a reason
+/// instead.
+fn operation(stored: &str, marker: &str) -> &'static str {
+    match (stored, marker) {
+        (PURGE, _) | (_, "MaxAge" | "Purge") => PURGE,
+        (DELETE, _) | (_, "Remove") => DELETE,
+        _ => PUT,
+    }
+}
+
+/// Bytes as text that PostgreSQL's type bytea reads.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::from("\\x"), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
