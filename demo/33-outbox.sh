@@ -3,7 +3,7 @@
 
 chapter "Outbox: messages that are rows of the transaction"
 
-tell "What commits is delivered to JetStream, in the order of the commits; what rolls back never was."
+tell "A committed message is delivered to JetStream, in the order of the commits. A message that is rolled back is never sent."
 sql <<'SQL'
 BEGIN;
 SELECT nats_publish_text_outbox('events.outbox', 'never') IS NOT NULL AS written;

@@ -3,7 +3,7 @@
 
 chapter "Durable subscriptions: every message of a stream, once"
 
-tell "How far it is, is committed with the effects; what came before is not missed."
+tell "The position in the stream is committed together with the effects. Messages from before the subscription are not missed."
 sql <<'SQL'
 CREATE TABLE inbox (subject text, payload text);
 CREATE FUNCTION take(msg text, subject text) RETURNS void LANGUAGE sql AS $$
@@ -29,7 +29,7 @@ SELECT nats_unsubscribe_stream('EVENTS', 'take_many');
 SQL
 expect "in a batch of"
 
-tell "What fails for good holds up nobody: after the last attempt it is a dead letter. When the function is right, it is \
+tell "A message that keeps failing holds up no other: after the last attempt it is a dead letter. When the function is right, it is \
 executed again, by hand."
 sql <<'SQL'
 CREATE TABLE paid (invoice int);

@@ -251,7 +251,7 @@ COMMENT ON COLUMN litmus_pgnats.handler_binding.signature IS 'key of the handler
 COMMENT ON COLUMN litmus_pgnats.handler_binding.function_oid IS 'the function; 0 while the transaction that has dropped it runs';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.server_oid IS 'the foreign server, if there is one of that name';
 COMMENT ON COLUMN litmus_pgnats.handler_binding.system_identifier IS 'the PostgreSQL cluster in which the object ids hold';
-COMMENT ON COLUMN litmus_pgnats.handler_binding.database_oid IS 'its database in which they hold: a copy has other functions';
+COMMENT ON COLUMN litmus_pgnats.handler_binding.database_oid IS 'the database of that cluster in which the object ids hold; in a copy they mean other objects';
 
 CREATE FUNCTION litmus_pgnats.handler_changed() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_handler_changed';
@@ -448,7 +448,7 @@ CREATE TABLE litmus_pgnats.outbox (
     PRIMARY KEY (batch, id)
 );
 COMMENT ON TABLE litmus_pgnats.outbox IS 'messages that wait for their delivery to JetStream';
-COMMENT ON COLUMN litmus_pgnats.outbox.batch IS 'the same for all that a transaction has written for a server';
+COMMENT ON COLUMN litmus_pgnats.outbox.batch IS 'the same for all messages that one transaction has written for one foreign server as one role';
 COMMENT ON COLUMN litmus_pgnats.outbox.id IS 'number of the message';
 COMMENT ON COLUMN litmus_pgnats.outbox.subject IS 'its subject';
 COMMENT ON COLUMN litmus_pgnats.outbox.payload IS 'what it carries';
@@ -595,7 +595,7 @@ CREATE VIEW litmus_pgnats.handlers AS
          coalesce(s.state, 'off') AS state,
          CASE WHEN s.state IS NOT NULL THEN s.problem
               WHEN pg_catalog.pg_is_in_recovery() THEN 'this server is a standby'
-              ELSE 'the runtime worker does not run, or had no worker slot to look at this database (see litmus_pgnats.executors)'
+              ELSE 'the runtime worker does not run, or found no worker slot to refresh this database (see litmus_pgnats.executors)'
          END AS problem, coalesce(s.messages, 0) AS messages,
          coalesce(s.errors, 0) AS errors, coalesce(s.dropped, 0) AS dropped, coalesce(s.queued, 0) AS queued,
          coalesce(s.queued_bytes, 0) AS queued_bytes, s.last_error,

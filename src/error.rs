@@ -60,6 +60,8 @@ pub enum Kind {
     RuntimeLost,
     WorkerSlots,
     Protocol,
+    /// A task of the runtime worker has panicked.
+    Internal,
     // Options of a foreign server or a user mapping.
     UnknownOption,
     MalformedOption,

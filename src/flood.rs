@@ -1,5 +1,7 @@
 //! Keeps a flood of events from becoming a flood of log lines. Pure; used by the actor thread and by executors.
 
+#![forbid(unsafe_code)]
+
 use std::time::{Duration, Instant};
 
 /// Shortest time between two lines of a [`Flood`], and the time over which a [`Burst`] counts its lines.

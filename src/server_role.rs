@@ -1,5 +1,7 @@
 //! Primary or standby, and which server this is. Pure; used by the runtime worker.
 
+#![forbid(unsafe_code)]
+
 /// The server's role, which follows from PostgreSQL's recovery state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerRole {

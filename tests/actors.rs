@@ -1,4 +1,4 @@
-//! The pure half alone: the actor system in a thread, the channel's client, a real nats-server, and no PostgreSQL.
+//! The layers without PostgreSQL alone: the actor system in a thread, the channel's client, a real nats-server, and no PostgreSQL.
 
 mod actor_thread;
 mod support;

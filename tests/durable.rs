@@ -178,6 +178,41 @@ async fn a_dead_letter_is_redriven() {
     drop(scene);
 }
 
+/// A handler's own function may redrive, while the plans of the executor are in use.
+#[tokio::test]
+async fn a_handler_redrives_dead_letters() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE TABLE broken ();
+         CREATE FUNCTION fussy(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF to_regclass('public.broken') IS NOT NULL THEN RAISE 'still broken'; END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         CREATE FUNCTION redrive_one(id text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+           PERFORM litmus_pgnats.redrive(id::bigint);
+           PERFORM count(*) FROM public.got;
+           RETURN 'redrove ' || id; END $$;
+         SELECT nats_subscribe_stream('events', 'fussy', max_deliveries => 1)",
+    )
+    .await;
+    respond(&session, "redrive", "redrive_one").await;
+    for word in ["one", "two", "three"] {
+        events.say("events.x", word).await;
+    }
+    until_number(&session, 3, "SELECT count(*) FROM litmus_pgnats.dead_letter").await;
+    let client = scene.nats.client().await;
+    let (code, message) = service_error(&ask(&client, "redrive", "1").await).expect("an error");
+    assert_eq!((code.as_str(), message.as_str()), ("P0001", "still broken"));
+    run(&session, "DROP TABLE broken").await;
+    for id in ["1", "2", "3"] {
+        assert_eq!(
+            reply_text(&ask(&client, "redrive", id).await),
+            format!("redrove {id}")
+        );
+    }
+    until_got(&session, &["one", "two", "three"]).await;
+}
+
 #[tokio::test]
 async fn a_subscription_that_stops_keeps_the_order_and_goes_on_when_told() {
     let (scene, session, events) = scene().await;

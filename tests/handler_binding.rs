@@ -242,6 +242,86 @@ async fn a_function_that_is_made_again_in_the_same_transaction() {
     assert_eq!(texts(&session, HANDLERS).await, ["stays public.keep(bytea)"]);
 }
 
+/// A deployment drops a function and gives its name to the one that replaces it, where both have handlers on a subject: the
+/// one that stays goes on under the new name.
+#[tokio::test]
+async fn a_function_that_takes_the_name_of_a_dropped_one() {
+    let (scene, session, alice, _, events) = two_in_a_schema().await;
+    for name in ["take", "take_next"] {
+        run(&alice, &function(name, "msg text", name)).await;
+        subscribe(&alice, "renamed", &format!("shared.{name}")).await;
+        let stream = format!("SELECT nats_subscribe_stream('events', 'shared.{name}')");
+        run(&alice, &stream).await;
+    }
+    alice.take_notices();
+    run(
+        &alice,
+        "BEGIN; DROP FUNCTION shared.take(text); ALTER FUNCTION shared.take_next(text) RENAME TO take; COMMIT",
+    )
+    .await;
+    let notices = alice.take_notices();
+    let ends = notices.iter().filter(|notice| {
+        notice
+            .message
+            .contains("ends with its function shared.take(text)")
+    });
+    assert_eq!(ends.count(), 2, "{notices:?}");
+    let handlers = [
+        "events shared.take(text)",
+        "renamed shared.take(text)",
+        "stays public.keep(bytea)",
+    ];
+    assert_eq!(texts(&session, HANDLERS).await, handlers);
+    run(&alice, "SELECT nats_publish_text('x', '')").await;
+    say(&scene.nats.client().await, "renamed", "x").await;
+    events.say("events.x", "x").await;
+    eventually_eq(SOON, vec!["alice take_next".to_owned(); 2], async || {
+        texts(&session, CALLED).await
+    })
+    .await;
+}
+
+/// A refresh that has read a handler before its function was made again does not bind the handler to the former function.
+#[tokio::test]
+async fn a_refresh_beside_a_function_that_is_made_again() {
+    let (scene, session, alice, _, _) = two_in_a_schema().await;
+    let admin = scene.pg.connect().await;
+    run(&alice, &function("take", "msg text", "first")).await;
+    subscribe(&alice, "again", "shared.take").await;
+    let again = format!(
+        "BEGIN; DROP FUNCTION shared.take(text); {}",
+        function("take", "msg text", "again")
+    );
+    run(&alice, &again).await;
+    // The foreign server's object id is another one now, so a refresh writes the binding, and waits for alice.
+    let other_server = format!(
+        "DROP SERVER nats CASCADE; CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw \
+         OPTIONS (host '127.0.0.1', port '{}'); GRANT USAGE ON FOREIGN SERVER nats TO PUBLIC",
+        scene.nats.port()
+    );
+    run(&admin, &other_server).await;
+    until_holds(
+        &session,
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'litmus_pgnats executor' \
+         AND wait_event_type = 'Lock'",
+    )
+    .await;
+    run(&alice, "COMMIT").await;
+    let handlers = ["again shared.take(text)", "stays public.keep(bytea)"];
+    for _ in 0..2 {
+        // Causes a refresh, which would remove a handler without a function.
+        run(&session, "GRANT EXECUTE ON FUNCTION public.keep(bytea) TO alice").await;
+        run(&session, "SELECT nats_publish_text('x', '')").await;
+        assert_eq!(texts(&session, HANDLERS).await, handlers);
+    }
+    until_live(&session, "again").await;
+    say(&scene.nats.client().await, "again", "x").await;
+    eventually_eq(SOON, vec!["alice again".to_owned()], async || {
+        texts(&session, CALLED).await
+    })
+    .await;
+}
+
 /// Nobody else's function takes the place, whoever drops, and whoever makes.
 #[tokio::test]
 async fn a_function_that_another_role_makes_again() {

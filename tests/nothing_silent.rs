@@ -113,6 +113,65 @@ async fn a_session_that_dies_leaves_its_connections() {
     .await;
 }
 
+/// A call whose task panics fails, and the server log names the task.
+#[tokio::test]
+async fn a_call_that_dies_is_an_error() {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let scene = Scene::with(Postgres::builder(), nats, "").await;
+    let (session, other) = (scene.warm_session().await, scene.pg.connect().await);
+    run(&other, FAULT_TASK).await;
+    run(&session, "SELECT nats_put_text('bucket', 'key', 'value')").await;
+    let runtime = scene.runtime().await;
+    scene.nats.pause().await;
+    let dies = async {
+        scene.until_waiting(session.pid()).await;
+        run(&other, "SELECT fault_task('call of a bucket')").await;
+    };
+    let ((report, _), ()) = tokio::join!(refused(&session, "SELECT nats_get_text('bucket', 'key')"), dies);
+    scene.nats.resume();
+    assert_eq!(report.code, "XX000");
+    let log = scene.pg.log();
+    assert!(log.contains("task \"call of a bucket\" has panicked"), "{log}");
+    assert_eq!(
+        text(&session, "SELECT nats_get_text('bucket', 'key')").await,
+        "value"
+    );
+    assert_eq!(scene.runtime().await, runtime);
+}
+
+/// A call that was given up does not keep a transaction's own connection, which has the former options.
+#[tokio::test]
+async fn a_call_that_was_given_up_keeps_no_connection() {
+    let scene = Scene::start().await;
+    let other = NatsServer::start().await;
+    let _requests = scene.silent_responder("slow").await;
+    let mut moved = other.client().await.subscribe("a").await.expect("subscribe");
+    let session = scene.warm_session().await;
+    run(
+        &session,
+        "BEGIN; ALTER SERVER nats OPTIONS (ADD capacity '7'); SELECT nats_publish_text('a', '')",
+    )
+    .await;
+    let runtime = scene.runtime().await;
+    proc::signal(runtime, libc::SIGSTOP);
+    run(
+        &session,
+        "DO $$ BEGIN PERFORM nats_request_text('slow', 'x', 100); EXCEPTION WHEN OTHERS THEN NULL; END $$",
+    )
+    .await;
+    let publish = format!(
+        "ALTER SERVER nats OPTIONS (SET port '{}'); SELECT nats_publish_text('a', 'moved'); COMMIT",
+        other.port()
+    );
+    let goes_on = async {
+        scene.until_waiting(session.pid()).await;
+        proc::signal(runtime, libc::SIGCONT);
+    };
+    tokio::join!(run(&session, &publish), goes_on);
+    let message = tokio::time::timeout(SOON, moved.next()).await.expect("in time");
+    assert_eq!(message.expect("a message").payload, "moved");
+}
+
 /// A subscription is live when the NATS server has confirmed it, and not before.
 #[tokio::test]
 async fn a_subscription_is_live_once_it_is_confirmed() {
@@ -180,6 +239,8 @@ async fn replies_without_room_are_counted() {
     .await;
     let log = scene.pg.log();
     assert!(log.contains("there was no room for replies"), "{log}");
+    let last = text(&session, "SELECT last_error FROM litmus_pgnats.responders").await;
+    assert_eq!(last, "there was no room for replies while NATS is away");
 }
 
 /// Messages that the former NATS server does not confirm in time may be lost, or come late: that is said.
@@ -208,39 +269,66 @@ async fn an_unconfirmed_handover_is_reported() {
     scene.nats.resume();
 }
 
-/// A user that may not publish to an inbox cannot have messages confirmed by one, but the refusal confirms them too.
+/// A user that may not publish to its inbox, or subscribe to it, cannot have anything confirmed by a message there, but
+/// the refusals confirm too: handlers are live at once, and a handover is no report.
 #[tokio::test]
-async fn a_handover_without_an_inbox_is_no_report() {
-    let users = "authorization: { users: [{ user: a, password: b, permissions: { publish: [\"a\"] } }, \
-                                          { user: all, password: b }] }";
-    let start = async || NatsServer::builder().config(users).start().await;
-    let (first, second) = (start().await, start().await);
-    let scene = Scene::with(Postgres::builder(), first, ", username 'a', password 'b'").await;
-    let session = scene.pg.connect().await;
-    run(&session, "SELECT nats_publish_text('a', '')").await;
-    let reload = format!(
-        "ALTER SERVER nats OPTIONS (SET port '{}'); SELECT litmus_pgnats_reload_conf()",
-        second.port()
-    );
-    run(&session, &reload).await;
-    until_holds(
-        &session,
-        &format!(
+async fn without_an_inbox_all_is_confirmed() {
+    for permissions in ["publish: [\"a\"]", "subscribe: [\"a\", \"news\"]"] {
+        let users = format!(
+            "authorization: {{ users: [{{ user: a, password: b, permissions: {{ {permissions} }} }}, \
+                                      {{ user: all, password: b }}] }}"
+        );
+        let start = async || NatsServer::builder().config(&users).start().await;
+        let (first, second) = (start().await, start().await);
+        let scene = Scene::with(Postgres::builder(), first, ", username 'a', password 'b'").await;
+        let session = scene.pg.connect().await;
+        run(&session, KEEP).await;
+        subscribe(&session, "news", "keep").await;
+        let problems = "SELECT count(*) FROM litmus_pgnats.subscriptions WHERE problem IS NOT NULL";
+        assert_eq!(number(&session, problems).await, 0, "{permissions}");
+        run(&session, "SELECT nats_publish_text('a', '')").await;
+        let reload = format!(
+            "ALTER SERVER nats OPTIONS (SET port '{}'); SELECT litmus_pgnats_reload_conf()",
+            second.port()
+        );
+        run(&session, &reload).await;
+        let moved = format!(
             "SELECT host LIKE '%:{}' FROM litmus_pgnats.connections",
             second.port()
-        ),
-    )
-    .await;
-    // The former client has ended when a message of the next one has come.
-    let everything = async_nats::ConnectOptions::with_user_and_password("all".into(), "b".into());
-    let client = second.connect(everything).await.expect("a client");
-    let mut inbox = client.subscribe("a").await.expect("subscribe");
-    round_trip(&client).await;
-    run(&session, "SELECT nats_publish_text('a', 'behind')").await;
-    let message = tokio::time::timeout(SOON, inbox.next()).await.expect("in time");
-    assert_eq!(message.expect("a message").payload, "behind");
-    let log = scene.pg.log();
-    assert!(!log.contains("has not confirmed"), "{log}");
+        );
+        until_holds(&session, &moved).await;
+        // The former client has ended when a message of the next one has come.
+        let everything = async_nats::ConnectOptions::with_user_and_password("all".into(), "b".into());
+        let client = second.connect(everything).await.expect("a client");
+        let mut inbox = client.subscribe("a").await.expect("subscribe");
+        round_trip(&client).await;
+        run(&session, "SELECT nats_publish_text('a', 'behind')").await;
+        let message = tokio::time::timeout(SOON, inbox.next()).await.expect("in time");
+        assert_eq!(message.expect("a message").payload, "behind");
+        until_live(&session, "news").await;
+        say(&client, "news", "heard").await;
+        until_got(&session, &["heard"]).await;
+        let log = scene.pg.log();
+        assert!(!log.contains("has not confirmed"), "{permissions}: {log}");
+    }
+}
+
+/// async-nats drops refusals that come in large numbers: each handler is confirmed all the same.
+#[tokio::test]
+async fn many_refusals_at_once_confirm_every_handler() {
+    let users = "authorization: { users: [{ user: a, password: b, permissions: { publish: [\"a\"] } }] }";
+    let nats = NatsServer::builder().config(users).start().await;
+    let mut scene = Scene::with(Postgres::builder(), nats, ", username 'a', password 'b'").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    let many = "SELECT nats_subscribe('many.' || n, 'keep'::regproc) FROM generate_series(1, 300) n";
+    run(&session, many).await;
+    let live = "SELECT count(*) FROM litmus_pgnats.subscriptions WHERE state = 'live'";
+    until_number(&session, 300, live).await;
+    scene.nats.restart().await;
+    let reconnected = "SELECT reconnects = 1 FROM litmus_pgnats.connections";
+    until_holds(&session, reconnected).await;
+    until_number(&session, 300, live).await;
 }
 
 /// A session is told when handlers that it has changed do not take effect in the time that its next call waits.
@@ -268,6 +356,36 @@ async fn a_late_refresh_is_a_warning() {
     until_live(&session, "second").await;
     run(&session, "SELECT count(*) FROM litmus_pgnats.executors").await;
     assert!(session.take_notices().is_empty());
+}
+
+/// The statement that would get the warning is cancelled while it waits: the session goes on.
+#[tokio::test]
+async fn a_cancel_beside_a_warning_leaves_the_session_in_order() {
+    let (scene, session) = Scene::keeping().await;
+    let _requests = scene.silent_responder("slow").await;
+    subscribe(&session, "first", "keep").await;
+    let executor = scene.executor().await;
+    proc::signal(executor, libc::SIGSTOP);
+    session.take_notices();
+    run(&session, "SELECT nats_subscribe('second', 'keep'::regproc)").await;
+    // Longer than the session's call waits for the change, so that the warning is due when the cancel comes.
+    run(&session, "SET statement_timeout = '9s'").await;
+    let (report, _) = refused(&session, "SELECT nats_request_text('slow', 'x', 60000)").await;
+    assert_eq!(report.code, "57014");
+    let notices = session.take_notices();
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.message.contains("have not taken effect yet")),
+        "{notices:?}"
+    );
+    proc::signal(executor, libc::SIGCONT);
+    run(
+        &session,
+        "RESET statement_timeout; SELECT nats_publish_text('a', '')",
+    )
+    .await;
+    until_live(&session, "second").await;
 }
 
 /// What an administrator cancels is cancelled, though the cancel comes when a message is done already: the next message of

@@ -187,7 +187,7 @@ async fn waits_have_names() {
         [
             "LitmusPgnatsReply",
             "LitmusPgnatsRuntimeMain",
-            "LitmusPgnatsExecutorMain",
+            "LitmusPgnatsWorkerMain",
         ]
     } else {
         ["Extension"; 3]

@@ -1,5 +1,6 @@
 //! Messages that the client library cannot read: they end the connection, which is made again.
 
+mod events;
 mod handlers;
 mod scene;
 mod support;
@@ -61,4 +62,36 @@ async fn subjects_that_are_no_text() {
     assert!((1..=5).contains(&lost), "{lost}");
     assert!(connected <= 5, "{connected}");
     run(&session, "SELECT nats_publish_text('a', 'the session goes on')").await;
+}
+
+/// A subject with a NUL, which text of PostgreSQL cannot have, is an error of that message; a dead letter has it as an escape.
+#[tokio::test]
+async fn a_subject_that_text_cannot_hold() {
+    let (scene, session, events) = events::scene().await;
+    run(
+        &session,
+        "CREATE FUNCTION keep_subject(msg text, subject text) RETURNS void LANGUAGE sql AS
+           $$ INSERT INTO public.got (payload) VALUES (subject) $$;
+         CREATE FUNCTION keep_subjects(messages litmus_pgnats.message[]) RETURNS void LANGUAGE sql AS
+           $$ INSERT INTO public.got (payload) SELECT subject FROM unnest(messages) $$",
+    )
+    .await;
+    for (subject, function) in [("news.>", "keep_subject"), ("news.*", "keep_subjects")] {
+        subscribe(&session, subject, function).await;
+    }
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep_subject', max_deliveries => 1)",
+    )
+    .await;
+    publish_malformed(scene.nats.port(), b"news.a\0b");
+    publish_malformed(scene.nats.port(), b"events.a\0b");
+    for subject in ["news.>", "news.*"] {
+        until_errors(&session, subject, 1).await;
+    }
+    until_number(&session, 1, "SELECT count(*) FROM litmus_pgnats.dead_letter").await;
+    let letter = "SELECT subject || ' ' || split_part(error, ':', 1) FROM litmus_pgnats.dead_letter";
+    assert_eq!(text(&session, letter).await, "events.a\\0b 22021");
+    events.say("events.x", "x").await;
+    until_got(&session, &["events.x"]).await;
 }

@@ -163,6 +163,16 @@ async fn another_encoding() {
     assert!(message.starts_with("sch"), "{message:?}");
     let functions = texts(&session, "SELECT function FROM litmus_pgnats.subscriptions").await;
     assert!(functions[0].contains("wähle"), "{functions:?}");
+    run(
+        &session,
+        "CREATE FUNCTION tenant(q text) RETURNS text LANGUAGE sql STABLE AS
+           $$ SELECT length(current_setting('app.tenant')) || ' ' || current_setting('app.tenant') $$;
+         CREATE ROLE shop; GRANT USAGE ON FOREIGN SERVER nats TO shop; ALTER ROLE shop SET app.tenant = 'Müller'; SET ROLE shop;
+         SELECT litmus_pgnats_register_responder('tenant', 'tenant'); RESET ROLE",
+    )
+    .await;
+    until_live(&session, "tenant").await;
+    assert_eq!(reply_text(&ask(&client, "tenant", "").await), "6 Müller");
 }
 
 /// Names with quotes, dots, capitals and spaces: of roles, schemas, functions, databases, servers, subjects, groups.

@@ -215,3 +215,34 @@ async fn custom_parameters_are_those_of_the_role() {
     run(&session, "ALTER ROLE shop RESET ALL").await;
     assert_eq!(seen("shop", "app.tenant").await, "of the database 9");
 }
+
+/// A parameter that cannot be set any more is a warning at each change of the settings, as at a login, and not at each message.
+#[tokio::test]
+async fn a_parameter_that_is_gone_is_warned_of_once() {
+    let (scene, session) = Scene::keeping().await;
+    // Nothing has loaded PL/pgSQL here, which reserves the prefix.
+    run(
+        &session,
+        "ALTER ROLE postgres SET plpgsql.nonsense = 'x'; ALTER ROLE postgres SET temp_tablespaces = ''",
+    )
+    .await;
+    run(
+        &session,
+        "CREATE FUNCTION keep_slowly(msg bytea) RETURNS void LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO public.got (payload) VALUES (convert_from(msg, 'utf8')); END $$",
+    )
+    .await;
+    subscribe(&session, "news", "keep_slowly").await;
+    let client = scene.nats.client().await;
+    for n in 1..=9 {
+        say(&client, "news", n.to_string()).await;
+        until_number(&session, n, "SELECT count(*) FROM got").await;
+    }
+    let log = scene.pg.log();
+    let warnings = log
+        .lines()
+        .filter(|line| line.contains("plpgsql.nonsense") && line.contains("WARNING"));
+    let warnings: Vec<_> = warnings.collect();
+    println!("{warnings:#?}");
+    assert!(warnings.len() <= 4, "{warnings:#?}");
+}

@@ -15,7 +15,7 @@ use super::connections::Supervisor;
 use super::connections::interface::FinishConnections;
 use super::dispatcher::Dispatcher;
 use super::dispatcher::interface::{Registries, Resized, Scan};
-use super::ha::{Notifier, PatroniWatcher};
+use super::ha::{PatroniWatcher, RoleNotifier};
 use super::handlers::registry::Registry;
 use super::handlers::responder_registry::Requests;
 use super::handlers::subscription_registry::Subscriptions;
@@ -55,7 +55,7 @@ pub struct Config {
     pub role: ServerRole,
     /// Object ids of the databases that allow connections when the runtime starts.
     pub databases: Vec<u32>,
-    /// Path of the file in which the notifier keeps the notifications that NATS has taken.
+    /// Path of the file in which the role notifier keeps the notifications that NATS has taken.
     pub memory: PathBuf,
 }
 
@@ -144,7 +144,7 @@ fn start(config: Config, supervisor: Addr<Supervisor>, in_flight: InFlight, coun
     let pool = Pool::new(launcher, sizes.clone(), in_flight);
     let dispatcher = Dispatcher::new(pool, role).start();
     let patroni = PatroniWatcher::new(roles.clone(), fencing, dispatcher.clone().recipient()).start();
-    let notifier = Notifier::new(identity, roles, memory, supervisor.clone(), patroni.clone()).start();
+    let notifier = RoleNotifier::new(identity, roles, memory, supervisor.clone(), patroni.clone()).start();
     let ready = || dispatcher.clone().recipient();
     let subscriptions = Registry::new(
         "registry of subscriptions",

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use crate::channel::outbox::Partition;
 use crate::channel::work::{Delivered, StreamPosition};
 use crate::error::Error;
-use crate::nats::headers;
+use crate::nats::headers::{self, Headers};
+use crate::pg::encoding::displayable;
 use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
 use crate::pg::query::prepared;
 use crate::pg::sqlstates;
@@ -42,7 +43,13 @@ pub fn of_stream(
     payload: &Bytes,
     why: &str,
 ) {
-    let headers = (!message.headers.is_empty()).then(|| headers::to_json(&message.headers));
+    let subject = storable(&message.subject);
+    let stored = message
+        .headers
+        .iter()
+        .map(|(name, value)| (storable(name), storable(value)));
+    let stored: Headers = stored.collect();
+    let headers = (!stored.is_empty()).then(|| headers::to_json(&stored));
     prepared(
         "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
          subject, payload, headers, domain, error, sent) \
@@ -53,7 +60,7 @@ pub fn of_stream(
             Oid(role),
             Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
             Int8(position.deliveries.into()),
-            Text(&message.subject),
+            Text(&subject),
             Bytea(payload),
             OptionalText(headers.as_deref()),
             Text(why),
@@ -61,6 +68,11 @@ pub fn of_stream(
         ],
     );
     expire();
+}
+
+/// Text that the database can hold: the characters that it cannot hold are written as escapes.
+fn storable(text: &str) -> String {
+    displayable(text.replace('\0', "\\0"))
 }
 
 /// Removes dead letters that are older than `litmus_pgnats.dead_letter_retention`.

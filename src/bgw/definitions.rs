@@ -256,7 +256,7 @@ fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
     };
     if !row.is_bound && row.is_trusted {
         let key = [row.kind.name(), &row.server, &row.subject, &row.signature];
-        mender.mend(|table| table.bind(key, function, row.server_oid.unwrap_or(0)));
+        mender.mend(|table| table.complete_binding(key, function, row.server_oid.unwrap_or(0)));
     }
     let takes_many = Function::find(function).is_some_and(|function| function.takes_batches());
     Some(Definition {

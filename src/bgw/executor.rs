@@ -69,7 +69,7 @@ pub fn join(peer: Peer) -> Result<Client<IdleWait>> {
             Err(_) => crate::pg::wait::sleep(Duration::from_millis(5))?,
         }
     };
-    let mut client = Client::new(socket, IdleWait(LatchWait::new(Event::ExecutorMain))).map_err(lost)?;
+    let mut client = Client::new(socket, IdleWait(LatchWait::new(Event::WorkerMain))).map_err(lost)?;
     let hello = Request::Hello {
         protocol: PROTOCOL,
         pid: std::process::id(),
@@ -97,7 +97,12 @@ pub extern "C-unwind" fn litmus_pgnats_executor_main(arg: pg_sys::Datum) {
     if let Err(error) = join(Peer::Worker { id }).and_then(serve)
         && !matches!(error.kind, Kind::RuntimeUnavailable | Kind::RuntimeLost)
     {
-        let text = format!("an executor ends: {}", error.message);
+        let who = if id.is_outbox_relay() {
+            "an outbox relay"
+        } else {
+            "an executor"
+        };
+        let text = format!("{who} ends: {}", error.message);
         let detail = error.detail.as_deref().unwrap_or_default();
         logging::write(log::Level::Warn, &text, detail, "");
     }
@@ -111,7 +116,7 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
     loop {
         let frame = client.receive(IDLE)?;
         match frame.message {
-            Reply::Executor(ToWorker::Refresh) => {
+            Reply::Worker(ToWorker::Refresh) => {
                 let said = definitions::read_definitions().map_or_else(FromWorker::ReadFailed, |mut report| {
                     let left_out = report.fit(MAX_REPORT);
                     if left_out > 0
@@ -126,16 +131,16 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
                 });
                 say(&mut client, said, b"")?;
             }
-            Reply::Executor(ToWorker::Work(work)) => {
+            Reply::Worker(ToWorker::Work(work)) => {
                 worker.run(&work, frame.body, |said, body| say(&mut client, said, body))?;
             }
-            Reply::Executor(ToWorker::Fetch(order)) => {
+            Reply::Worker(ToWorker::Fetch(order)) => {
                 let (batch, body) = outbox
                     .fetch(&order)
                     .map_err(|error| Error::new(Kind::Protocol, error.message))?;
                 say(&mut client, FromWorker::Fetched(batch.map(Box::new)), &body)?;
             }
-            Reply::Executor(ToWorker::Leave) => {
+            Reply::Worker(ToWorker::End) => {
                 worker.farewell();
                 return Ok(());
             }
@@ -147,6 +152,6 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
 }
 
 fn say(client: &mut Client<IdleWait>, said: FromWorker, body: &[u8]) -> Result<()> {
-    client.push(&Request::Executor(said), body)?;
+    client.push(&Request::Worker(said), body)?;
     client.flush(Instant::now() + SAY_LIMIT)
 }

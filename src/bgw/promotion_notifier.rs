@@ -34,8 +34,13 @@ pub extern "C-unwind" fn litmus_pgnats_promotion_notifier_main(_arg: pg_sys::Dat
         client.push(&Request::Promoted { timeline, databases }, b"")?;
         client.flush(Instant::now() + LIMIT)
     });
-    if let Ok(Err(error)) = told {
-        let text = format!("the runtime worker was not told that the server takes writes: {error}");
+    let why = match told {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(caught) => Some(caught.message),
+    };
+    if let Some(why) = why {
+        let text = format!("the runtime worker was not told that the server takes writes: {why}");
         logging::write(log::Level::Error, &text, "", "");
     }
     worker::exit(0)

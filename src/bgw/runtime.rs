@@ -96,7 +96,7 @@ fn run() -> std::io::Result<()> {
     }
     let ended = serve(&mut records, &mut workers, &bounds, stop, actors);
     workers.dismiss();
-    // The notifier may still wait for the end of recovery; the next runtime worker has its own.
+    // The promotion notifier may still wait for the end of recovery; the next runtime worker has its own.
     notifier.into_iter().for_each(Process::terminate);
     ended
 }

@@ -151,7 +151,7 @@ impl Worker {
                 return (work.stream.is_none())
                     .then(|| Executed::of(group.iter().map(|_| denied()).collect()));
             }
-            let _parameters = Parameters::of(settings);
+            let _parameters = Parameters::of_known(settings);
             let executed = with_snapshot(|| {
                 // In a security-restricted operation, PostgreSQL refuses to defer a trigger, which could run as another
                 // role at the commit.
@@ -185,7 +185,7 @@ impl Worker {
         let known = self.settings.take().filter(|(read_at, _)| *read_at == version);
         let settings = match known {
             Some((_, settings)) => settings,
-            None => transaction(|| with_snapshot(|| definitions::role_settings(role)))?,
+            None => transaction(|| with_snapshot(|| read_settings(role)))?,
         };
         let (_, settings) = self.settings.insert((version, settings));
         Ok(settings)
@@ -426,4 +426,11 @@ impl<'a> Statement<'a> {
             _parameters: parameters,
         }
     }
+}
+
+/// The settings with which a session of the role would begin. Warns of those that cannot be set, as a login does.
+fn read_settings(role: u32) -> Vec<(String, String)> {
+    let settings = definitions::role_settings(role);
+    drop(Parameters::of(&settings));
+    settings
 }

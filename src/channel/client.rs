@@ -337,7 +337,7 @@ impl<W: Wait> Client<W> {
         match frame.message {
             Reply::Link { slot, link } => self.news.push((slot, link)),
             Reply::RefreshIsLate { database } => self.late_refreshes.push(database),
-            Reply::Executor(_) => self.orders.push_back(frame),
+            Reply::Worker(_) => self.orders.push_back(frame),
             _ if frame.id == self.last_id => self.early = Some(frame),
             _ => {}
         }
@@ -585,9 +585,9 @@ mod tests {
     #[test]
     fn an_order_that_comes_while_a_large_answer_is_written_is_kept() {
         let (mut client, mut peer) = pair();
-        peer.send(0, &Reply::Executor(ToWorker::Refresh), b"");
-        peer.send(0, &Reply::Executor(ToWorker::Leave), b"");
-        let said = Request::Executor(FromWorker::Vanished);
+        peer.send(0, &Reply::Worker(ToWorker::Refresh), b"");
+        peer.send(0, &Reply::Worker(ToWorker::End), b"");
+        let said = Request::Worker(FromWorker::Vanished);
         client.push(&said, &vec![b'x'; 4 << 20]).expect("encodes");
         let reading = std::thread::spawn(move || {
             peer.next();
@@ -595,10 +595,10 @@ mod tests {
         });
         client.flush(soon()).expect("written");
         let mut peer = reading.join().expect("peer");
-        peer.send(0, &Reply::Executor(ToWorker::Refresh), b"");
-        for told in [ToWorker::Refresh, ToWorker::Leave, ToWorker::Refresh] {
+        peer.send(0, &Reply::Worker(ToWorker::Refresh), b"");
+        for told in [ToWorker::Refresh, ToWorker::End, ToWorker::Refresh] {
             let order = client.receive(Duration::from_secs(10)).expect("an order");
-            assert_eq!(order.message, Reply::Executor(told));
+            assert_eq!(order.message, Reply::Worker(told));
         }
     }
     /// A worker that is told nothing for long waits on, and does not spin.

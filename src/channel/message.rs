@@ -21,7 +21,7 @@ use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. The runtime worker refuses a session with another number than its
 /// own.
-pub const PROTOCOL: u16 = 7;
+pub const PROTOCOL: u16 = 8;
 
 /// [`Request::Examine`] takes at most so many times its `limit_ms`.
 pub const EXAMINE_STEPS: u32 = 6;
@@ -62,7 +62,7 @@ pub enum Request {
     /// Drops the publishes that are held.
     Discard,
     /// The session no longer uses the slot.
-    Leave {
+    CloseSlot {
         slot: u16,
     },
     /// Answered when the runtime worker has taken every earlier publish of the session, or has failed to.
@@ -140,7 +140,7 @@ pub enum Request {
         databases: Vec<u32>,
     },
     /// From an executor or an outbox relay.
-    Executor(FromWorker),
+    Worker(FromWorker),
     /// The session no longer waits for the reply to this request.
     Cancel {
         request: u32,
@@ -294,7 +294,7 @@ pub enum Reply {
     Part,
     Failed(Error),
     /// To an executor or an outbox relay.
-    Executor(ToWorker),
+    Worker(ToWorker),
     /// News: the handlers that a commit of this session has changed have not taken effect in the time for which the
     /// session's next request waits for that.
     RefreshIsLate {

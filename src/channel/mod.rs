@@ -10,6 +10,8 @@
 //! - `counts.rs`: counters of what passes;
 //! - `client.rs`: the blocking end of backends and workers, without threads and tokio.
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 pub mod counts;
 pub mod frame;

@@ -46,7 +46,8 @@ pub enum DeliveryOutcome {
     Dead(Error),
 }
 
-/// Messages of one partition, in the order in which they are to be sent. The frame's body holds the payloads, one after
+/// Messages of one partition, in the order in which they are to be sent, of any number of transactions: not what the
+/// column `batch` of the table numbers, which is one transaction. The frame's body holds the payloads, one after
 /// another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Batch {

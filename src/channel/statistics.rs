@@ -284,7 +284,11 @@ mod tests {
 
     /// The number of columns of a function in the SQL script.
     fn declared(function: &str) -> usize {
-        let script = include_str!("../../sql/litmus_pgnats--0.1.0.sql");
+        let script = include_str!(concat!(
+            "../../sql/litmus_pgnats--",
+            env!("LITMUS_PGNATS_VERSION"),
+            ".sql"
+        ));
         let (_, rest) = script
             .split_once(&format!("FUNCTION litmus_pgnats.{function}("))
             .expect("a function");

@@ -44,7 +44,7 @@ pub enum ToWorker {
     /// To an outbox relay: read the outbox.
     Fetch(Box<Fetch>),
     /// End, so that the database can be dropped, for example.
-    Leave,
+    End,
 }
 
 /// What a database defines.

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::encoding::to_server;
+use super::encoding::{to_server, utf8_to_server};
 use super::fmgr::{jsonb, varlena};
 use super::function::Function;
 use super::{callback, own_objects};
@@ -51,7 +51,8 @@ pub fn call(function: &Function, messages: &[Element<'_>]) {
 /// # Safety
 /// `descriptor` is the descriptor of the type `litmus_pgnats.message`.
 unsafe fn row(descriptor: pg_sys::TupleDesc, message: &Element<'_>) -> pg_sys::Datum {
-    let text = |text: &str| varlena(&to_server(text));
+    // A subject may have any bytes, also those that text of PostgreSQL cannot have.
+    let text = |text: &str| varlena(&utf8_to_server(text.as_bytes()));
     let headers = message.headers.as_ref();
     let mut values = [
         Some(text(message.subject)),

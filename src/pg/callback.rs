@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_char, c_void};
 use bytes::Bytes;
 use pgrx::{pg_guard, pg_sys};
 
-use super::encoding::{c_string, server_to_utf8, to_server, utf8_to_server};
+use super::encoding::{c_string, server_to_utf8, utf8_to_server};
 use super::fmgr::{json, jsonb, varlena};
 use super::function::Function;
 
@@ -23,8 +23,8 @@ pub struct Arguments<'a> {
 
 thread_local! {
     /// Kept plans, by the function's object id. PostgreSQL checks some rights when it plans, so all plans are of one
-    /// role: the one that an executor serves or, in a backend, that of the dead letter which is redriven
-    /// ([`forget_plans`]).
+    /// role: the one that an executor serves or, while a dead letter is redriven, that of the letter
+    /// ([`with_own_plans`]).
     static PLANS: RefCell<HashMap<u32, KeptPlan>> = RefCell::default();
 }
 
@@ -37,8 +37,9 @@ struct KeptPlan {
 
 impl Drop for KeptPlan {
     fn drop(&mut self) {
-        // SAFETY: the plan is a kept one and not in use, because calls have ended; the callee was made by
-        // `Box::into_raw` and is freed once.
+        // SAFETY: the plan is a kept one and not in use: plans are dropped only between calls, and those of the calls
+        // outside of a redriven one are put aside ([`with_own_plans`]). The callee was made by `Box::into_raw` and is
+        // freed once.
         unsafe {
             pg_sys::SPI_freeplan(self.plan);
             drop(Box::from_raw(self.callee));
@@ -123,7 +124,9 @@ pub fn call(function: &Function, message: &Arguments<'_>) -> Option<Bytes> {
         let mut types = function.arguments.iter().map(|oid| pg_sys::Oid::from(*oid));
         let payload = types.next().map(|oid| payload(oid, message.payload));
         let further = types.zip(texts);
-        let further = further.map(|(oid, text)| text.and_then(|text| value(oid, &to_server(text))));
+        // A subject may have any bytes, also those that text of PostgreSQL cannot have.
+        let further =
+            further.map(|(oid, text)| text.and_then(|text| value(oid, &utf8_to_server(text.as_bytes()))));
         payload.into_iter().chain(further).collect()
     };
     execute(function, values, || {
@@ -182,9 +185,18 @@ fn value(oid: pg_sys::Oid, text: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// Frees the plans of all functions: called where the next plans are for another role.
-pub fn forget_plans() {
-    PLANS.take();
+/// Has `work` call functions with plans of its own, for a role of its own. Plans of before are put aside, because one of
+/// them may be running: a handler's function may redrive a dead letter.
+pub fn with_own_plans<T>(work: impl FnOnce() -> T) -> T {
+    struct PutAside(HashMap<u32, KeptPlan>);
+    impl Drop for PutAside {
+        fn drop(&mut self) {
+            // Frees the plans of `work`, whose calls have ended, also by an error.
+            drop(PLANS.replace(std::mem::take(&mut self.0)));
+        }
+    }
+    let _outer = PutAside(PLANS.take());
+    work()
 }
 
 /// Frees the plan of a function that does not exist any more.

@@ -1,5 +1,5 @@
 //! Writes rows straight into the extension's own tables, past parser, planner and executor, where speed counts. The
-//! tables have no triggers, and no constraints but keys and NOT NULL, which callers observe. Runs where SQL runs, on
+//! tables have no triggers, and no constraints but keys and NOT NULL, which callers must respect. Runs where SQL runs, on
 //! the main thread, in a transaction.
 
 use std::ffi::CStr;

@@ -149,6 +149,12 @@ pub fn message(level: Level, text: &str, detail: &str, hint: &str) {
         detail: optional(&detail),
         hint: optional(&hint),
     };
-    // SAFETY: a message below ERROR raises nothing; the strings live until the end of this function.
-    unsafe { emit(elevel as c_int, raw) }
+    // SAFETY: a message below ERROR raises nothing itself, but PostgreSQL serves a pending cancel at its end, by a jump
+    // over the callers' frames. Holding interrupts leaves the cancel to the next check for interrupts. The strings live
+    // until the end of this function.
+    unsafe {
+        pg_sys::InterruptHoldoffCount += 1;
+        emit(elevel as c_int, raw);
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
 }

@@ -172,6 +172,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             "Create it in another database of the cluster, or drop the other extension first.",
         ),
         Kind::Interrupted => (ERRCODE_QUERY_CANCELED, ""),
+        Kind::Internal => (ERRCODE_INTERNAL_ERROR, "The server log says more."),
         Kind::Protocol => (
             ERRCODE_PROTOCOL_VIOLATION,
             "Reconnect; restart the server if the library was just replaced.",

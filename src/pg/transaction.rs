@@ -7,9 +7,9 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use pgrx::pg_sys::panic::CaughtError;
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::{PgLogLevel, PgSqlErrorCode, pg_sys};
 
-use super::encoding::utf8;
+use super::encoding::{c_string, utf8};
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings.
@@ -264,42 +264,22 @@ pub struct Parameters {
 impl Parameters {
     /// Sets parameters, given by name and value. A value that is not valid is only a warning.
     pub fn of(settings: &[(String, String)]) -> Parameters {
+        Parameters::new(settings, PgLogLevel::WARNING)
+    }
+
+    /// Like [`Parameters::of`], for settings whose warnings were given before.
+    pub fn of_known(settings: &[(String, String)]) -> Parameters {
+        Parameters::new(settings, PgLogLevel::DEBUG1)
+    }
+
+    fn new(settings: &[(String, String)], warnings: PgLogLevel) -> Parameters {
         // SAFETY: opens a level that `drop` closes, or the end of the transaction.
         let level = unsafe { pg_sys::NewGUCNestLevel() };
         let parameters = Parameters { level };
         for (name, value) in settings {
-            parameters.set(name, value);
+            set(name, value, warnings);
         }
         parameters
-    }
-
-    fn set(&self, name: &str, value: &str) {
-        use pg_sys::GucAction::{GUC_ACTION_LOCAL, GUC_ACTION_SAVE};
-        use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_SESSION};
-        // A parameter of the transaction itself, such as transaction_read_only, ends with the transaction and cannot be
-        // saved.
-        let action = if name.starts_with("transaction_") {
-            GUC_ACTION_LOCAL
-        } else {
-            GUC_ACTION_SAVE
-        };
-        let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value)) else {
-            return;
-        };
-        // SAFETY: the strings live until the call returns. A value that is no longer valid raises only a warning, as at
-        // login.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                PGC_SUSET,
-                PGC_S_SESSION,
-                action,
-                true,
-                pgrx::PgLogLevel::WARNING as i32,
-                false,
-            );
-        }
     }
 }
 
@@ -310,6 +290,35 @@ impl Drop for Parameters {
             // an error, the abort of the transaction closes it.
             unsafe { pg_sys::AtEOXact_GUC(false, self.level) }
         }
+    }
+}
+
+/// Sets a parameter in the innermost level of settings. A value that is not valid is only told of, at that level of
+/// messages.
+fn set(name: &str, value: &str, warnings: PgLogLevel) {
+    use pg_sys::GucAction::{GUC_ACTION_LOCAL, GUC_ACTION_SAVE};
+    use pg_sys::{GucContext::PGC_SUSET, GucSource::PGC_S_SESSION};
+    // A parameter of the transaction itself, such as transaction_read_only, ends with the transaction and cannot be
+    // saved.
+    let action = if name.starts_with("transaction_") {
+        GUC_ACTION_LOCAL
+    } else {
+        GUC_ACTION_SAVE
+    };
+    let (name, value) = (c_string(name), c_string(value));
+    // SAFETY: the strings live until the call returns. A value that is no longer valid raises only a warning, as at
+    // login.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            PGC_SUSET,
+            PGC_S_SESSION,
+            action,
+            true,
+            warnings as i32,
+            false,
+        );
     }
 }
 

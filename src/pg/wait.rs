@@ -20,7 +20,7 @@ pub enum Event {
     /// The runtime worker's main thread waits for something to do.
     RuntimeMain,
     /// Another background worker of the extension waits for something to do.
-    ExecutorMain,
+    WorkerMain,
 }
 
 thread_local! {
@@ -34,7 +34,7 @@ impl Event {
         match self {
             Event::Reply => c"LitmusPgnatsReply",
             Event::RuntimeMain => c"LitmusPgnatsRuntimeMain",
-            Event::ExecutorMain => c"LitmusPgnatsExecutorMain",
+            Event::WorkerMain => c"LitmusPgnatsWorkerMain",
         }
     }
 

@@ -170,6 +170,13 @@ const BINDING: &str = "litmus_pgnats.handler_binding b";
 const OF: &str = "b.system_identifier = $1 AND b.database_oid = $2 \
     AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
 
+/// The signature that the function of a binding has now.
+const CALLED: &str = "LATERAL ( \
+    SELECT format('%I.%I(%s)', n.nspname, p.proname, string_agg(format_type(a.oid, NULL), ',' ORDER BY a.place)) AS signature \
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, \
+    unnest(p.proargtypes) WITH ORDINALITY a(oid, place) \
+    WHERE p.oid = b.function_oid GROUP BY n.nspname, p.proname) f";
+
 /// Gives handlers the names that their functions and servers have now. The names are read with the statement's own
 /// snapshot, which shows another session's renaming and the new names in its handlers either both or not at all. The
 /// system caches may be older than the snapshot, and with them a session that merely grants a right would write the old
@@ -185,17 +192,24 @@ fn follow() {
         "UPDATE litmus_pgnats.handler h SET server = s.srvname FROM {BINDING}, pg_foreign_server s \
          WHERE {OF} AND s.oid = b.server_oid AND h.server <> s.srvname"
     );
-    let functions = format!(
-        "UPDATE litmus_pgnats.handler h SET signature = f.signature FROM {BINDING}, LATERAL ( \
-           SELECT format('%I.%I(%s)', n.nspname, p.proname, string_agg(format_type(a.oid, NULL), ',' ORDER BY a.place)) AS signature \
-           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace, \
-           unnest(p.proargtypes) WITH ORDINALITY a(oid, place) \
-           WHERE p.oid = b.function_oid GROUP BY n.nspname, p.proname \
-         ) f WHERE {OF} AND h.signature <> f.signature"
-    );
-    for sql in [left, servers, functions] {
+    for sql in [left, servers] {
         query(&sql, &here());
     }
+    // A function that the transaction has dropped may have left handlers, whose name a renamed function takes.
+    let replaced = format!(
+        "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler_binding u, litmus_pgnats.handler h, {BINDING}, \
+         {CALLED} WHERE {OF} AND h.signature <> f.signature \
+         AND (o.kind, o.server, o.subject, o.signature) = (h.kind, h.server, h.subject, f.signature) \
+         AND (u.kind, u.server, u.subject, u.signature) = (o.kind, o.server, o.subject, o.signature) \
+         AND u.function_oid = 0 AND u.system_identifier = $1 AND u.database_oid = $2 \
+         RETURNING o.kind, o.subject, o.signature"
+    );
+    remove(&replaced, &here());
+    let functions = format!(
+        "UPDATE litmus_pgnats.handler h SET signature = f.signature FROM {BINDING}, {CALLED} \
+         WHERE {OF} AND h.signature <> f.signature"
+    );
+    query(&functions, &here());
 }
 
 /// Forgets what this transaction has changed, of which the runtime worker need not be told.

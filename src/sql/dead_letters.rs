@@ -219,10 +219,8 @@ fn execute(letter: &Dead) -> Result<()> {
         )
         .hint(""));
     }
-    // Plans are made with the rights of one role: those of an earlier call are not for this role, and those of this
-    // call are not for the next.
-    callback::forget_plans();
-    {
+    // Plans are made with the rights of one role: those of other calls are not for this role.
+    callback::with_own_plans(|| {
         // Takes back what the function sets: the caller may have more rights than the message's role.
         let _parameters = Parameters::of(&[]);
         let _identity = UserContext::confined(letter.role);
@@ -247,7 +245,6 @@ fn execute(letter: &Dead) -> Result<()> {
             };
             callback::call(&function, &arguments);
         }
-    }
-    callback::forget_plans();
+    });
     Ok(())
 }

@@ -102,6 +102,30 @@ impl OwnTables {
         );
     }
 
+    /// Like [`OwnTables::bind`], for a handler that a refresh has read: where the handler is bound to a function of
+    /// this database already, that function stays, because it may have changed since the refresh has read it.
+    pub fn complete_binding(&self, handler: [&str; 4], function: u32, server_oid: u32) {
+        let [kind, server, subject, signature] = handler;
+        query(
+            "INSERT INTO litmus_pgnats.handler_binding AS b \
+             (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
+             SELECT $1, $2, $3, $4, p.oid, nullif($6, 0::oid), $7, $8 FROM pg_proc p WHERE p.oid = $5 \
+             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = CASE \
+             WHEN b.system_identifier = $7 AND b.database_oid = $8 THEN b.function_oid ELSE excluded.function_oid END, \
+             server_oid = excluded.server_oid, system_identifier = $7, database_oid = $8",
+            &[
+                Text(kind),
+                Text(server),
+                Text(subject),
+                Text(signature),
+                Oid(function),
+                Oid(server_oid),
+                Int8(state::system_identifier()),
+                Oid(databases::database_oid()),
+            ],
+        );
+    }
+
     /// Deletes a handler.
     pub fn delete(&self, kind: HandlerKind, server: &str, subject: &str, signature: &str) {
         query(

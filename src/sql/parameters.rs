@@ -79,7 +79,7 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"litmus_pgnats.busy_poll_us",
         c"Sets for how many microseconds a waiting session polls for a reply before it sleeps.",
-        c"Applies only while few calls are in flight. Polling saves the wake-up of an idle CPU; 0 turns it off.",
+        c"Applies only while no other call is in flight. Polling saves the wake-up of an idle CPU; 0 turns it off.",
         &BUSY_POLL,
         0,
         10_000,
@@ -134,7 +134,7 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"litmus_pgnats.max_executors",
-        c"Sets the most executors of a database, which run the functions of subscriptions and responders.",
+        c"Sets the maximum number of executors of a database, which run the functions of subscriptions and responders.",
         c"Each takes a slot of max_worker_processes.",
         &MAX_EXECUTORS,
         1,
@@ -144,7 +144,7 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"litmus_pgnats.executor_idle_timeout",
-        c"Sets how long an executor waits for messages before it leaves.",
+        c"Sets after how long an idle executor or outbox relay ends.",
         c"A database with subscriptions or responders keeps one.",
         &EXECUTOR_IDLE_TIMEOUT,
         100,

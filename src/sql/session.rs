@@ -26,9 +26,9 @@ use crate::settings::Settings;
 
 /// Most NATS connections that one session may use at a time; it uses several if it changes roles or servers.
 const MAX_SLOTS: usize = 32;
-/// How much longer than the time that the runtime worker was given a session waits for the answer.
+/// A session waits for the answer this much longer than the time that it gave the runtime worker.
 pub const GRACE: Duration = Duration::from_secs(2);
-/// How much longer than the deadline a session waits for its publishes to be confirmed: short, because the runtime
+/// A session waits for its publishes to be confirmed this much longer than the deadline; short, because the runtime
 /// worker lets publishes wait for less than the deadline ([`patience`]).
 const BARRIER_GRACE: Duration = Duration::from_millis(500);
 /// Shortest time between two reads of news.
@@ -272,7 +272,7 @@ impl RuntimeSession {
         let before = self.slots.len();
         for (_, slot) in self.slots.extract_if(|key, slot| is_over(key, slot)) {
             // Fails only if the connection is broken, and with it the runtime worker has given up all slots.
-            let _ = self.client.push(&Request::Leave { slot: slot.number }, b"");
+            let _ = self.client.push(&Request::CloseSlot { slot: slot.number }, b"");
         }
         self.slots.len() < before
     }
@@ -325,7 +325,7 @@ impl RuntimeSession {
         };
         if link.is_err() && !self.client.is_broken() {
             // The runtime worker may have the slot all the same. If the connection breaks now, the slot ends with it.
-            let left = self.client.push(&Request::Leave { slot: number }, b"");
+            let left = self.client.push(&Request::CloseSlot { slot: number }, b"");
             let _ = left.and_then(|()| self.client.try_flush());
         }
         link.map(|link| Slot {

@@ -129,7 +129,7 @@ const RULES: &[Rule] = &[
     rule("litmus_pgnats runtime", "could not remove unused chunks", AWAY),
     rule(
         "litmus_pgnats runtime",
-        "messages for an unreachable NATS server are given up",
+        "messages for an unreachable NATS server are dropped",
         AWAY,
     ),
     rule(

@@ -2,7 +2,8 @@
 //!
 //! tokio catches the panic of a task, and whatever depends on the task would then wait for ever. So every task is
 //! started here, and every actor holds a [`Vital`]. A task's panic is logged with its name, and the panic of a vital
-//! task or actor ends the runtime worker, which the postmaster starts again.
+//! task or actor ends the runtime worker, which the postmaster starts again. actix itself drives the future with which
+//! an actor answers a message: [`answer`] is for those that do more than wait for others.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -12,6 +13,8 @@ use std::panic::AssertUnwindSafe;
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+use crate::error::{Error, Kind, Result};
 
 /// A task's name, for the log.
 pub type TaskName = Cow<'static, str>;
@@ -56,6 +59,18 @@ pub fn spawn_vital(
     task: impl Future<Output = ()> + 'static,
 ) -> JoinHandle<Option<()>> {
     actix::spawn(watched(name.into(), true, task))
+}
+
+/// Carries out the call that an actor answers with a future of its own. A panic is logged, and fails the call.
+pub async fn answer<T>(name: impl Into<TaskName>, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let name = name.into();
+    let outcome = watched(name.clone(), false, call).await;
+    outcome.unwrap_or_else(|| {
+        Err(Error::new(
+            Kind::Internal,
+            format!("internal error: the {name} has panicked"),
+        ))
+    })
 }
 
 /// Like [`spawn`], for a `drop` or a test, which may run where the thread has no actors, or has none any more: nothing

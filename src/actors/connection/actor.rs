@@ -427,7 +427,7 @@ impl Handler<FinishConnection> for Connection {
             }
             if !actor.held.is_empty() {
                 log::warn!(
-                    "{}: {} messages for an unreachable NATS server are given up",
+                    "{}: {} messages for an unreachable NATS server are dropped",
                     actor.name,
                     actor.held.len()
                 );

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::client::traits::Publisher;
@@ -20,6 +20,9 @@ use tokio::time::timeout;
 
 use crate::actors::base::tasks;
 use crate::actors::metrics::traffic::{ClientTraffic, wire_size};
+
+/// First wait for the answer to a round trip, before the round trip is repeated; each further wait is twice as long.
+const ROUND_TRIP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a request has no reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ struct Inbox {
     prefix: String,
     next: AtomicU64,
     waiting: Arc<Waiting>,
+    /// The user may not subscribe to the inbox, so no reply comes.
+    is_refused: AtomicBool,
     /// Dropped with the inbox, which ends the task that reads the subscription and keeps the client alive.
     _open: oneshot::Sender<()>,
 }
@@ -121,6 +126,7 @@ impl Requester {
             prefix,
             next: AtomicU64::new(0),
             waiting,
+            is_refused: AtomicBool::new(false),
             _open: open,
         };
         Ok(Requester {
@@ -151,14 +157,35 @@ impl Requester {
     /// Returns when the NATS server has read all that this client has sent before: a message that the client publishes
     /// to its own inbox comes back behind that. Unlike a request to a subject without responders, this needs nothing of
     /// a server but publish and subscribe. A server that forbids the publish has read all that came before it as well.
+    /// Ends only with the client, or when the caller gives up.
     pub async fn round_trip(&self) -> Result<(), RequestFailure> {
-        let (pending, inbox) = self.expect(|inbox| Some(inbox.to_string()));
-        self.publish_request(inbox, None, None, Bytes::new()).await?;
-        match pending.reply.await {
-            Ok(Ok(_) | Err(RequestFailure::Forbidden)) => Ok(()),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(RequestFailure::ClientLost),
+        let mut limit = ROUND_TRIP_LIMIT;
+        loop {
+            match self.try_round_trip(limit).await {
+                Ok(_) | Err(RequestFailure::Forbidden) => return Ok(()),
+                // async-nats drops what the server reports if too much comes at once, so a refusal may be lost.
+                Err(RequestFailure::TimedOut) => limit = limit.saturating_mul(2),
+                Err(failure) => return Err(failure),
+            }
         }
+    }
+
+    async fn try_round_trip(&self, limit: Duration) -> Result<Message, RequestFailure> {
+        let (pending, inbox) = self.expect(|inbox| Some(inbox.to_string()));
+        let is_refused = self.inbox.is_refused.load(Ordering::Relaxed);
+        let is_repeated = limit > ROUND_TRIP_LIMIT;
+        // No reply comes to a refused inbox, but then the server refuses a subscription of the reply's own subject too,
+        // and says so after it has read all that came before.
+        let _refused = if is_refused || is_repeated {
+            let subscribed = self.client.subscribe(inbox.clone()).await;
+            Some(subscribed.map_err(|_| RequestFailure::ClientLost)?)
+        } else {
+            None
+        };
+        if !is_refused {
+            self.publish_request(inbox, None, None, Bytes::new()).await?;
+        }
+        pending.reply(limit).await
     }
 
     /// Adds a request that waits, and returns it with its inbox. `published_to` makes from the inbox the subject whose
@@ -185,6 +212,22 @@ impl Requester {
         for (_, waiter) in waiting.extract_if(|_, waiter| waiter.subject.as_deref() == Some(subject)) {
             // The caller may have given up just now.
             let _ = waiter.answer.send(Err(RequestFailure::Forbidden));
+        }
+    }
+
+    /// NATS has refused a subscription of this subject. Without its inbox the client gets no reply; what waits for one
+    /// in a round trip tries another way.
+    pub fn subscription_refused(&self, subject: &str) {
+        let is_own = subject.strip_prefix(&self.inbox.prefix);
+        if is_own != Some("*") {
+            return self.forbidden(subject);
+        }
+        self.inbox.is_refused.store(true, Ordering::Relaxed);
+        let is_round_trip = |waiter: &Waiter| waiter.subject.as_ref().is_some_and(|of| self.is_inbox(of));
+        let mut waiting = self.inbox.waiting.lock();
+        for (_, waiter) in waiting.extract_if(|_, waiter| is_round_trip(waiter)) {
+            // The caller may have given up just now.
+            let _ = waiter.answer.send(Err(RequestFailure::TimedOut));
         }
     }
 

@@ -9,7 +9,7 @@ use crate::channel::target::Key;
 pub enum ConnectionUser {
     /// A session. The view `litmus_pgnats.connections` counts sessions.
     Session,
-    /// A handler, an outbox partition or the notifier.
+    /// A handler, an outbox partition or the role notifier.
     Worker,
 }
 

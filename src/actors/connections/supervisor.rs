@@ -166,6 +166,11 @@ impl Handler<OpenConnection> for Supervisor {
             user,
         } = open;
         let supervisor = ctx.address().recipient();
+        if target.key.private_to != 0 {
+            // A session opens a private connection only after it has left the former one, whose options are the former
+            // ones too, and which a call that was given up may still use.
+            self.close(target.key);
+        }
         if let Some(known) = self.connections.get_mut(&target.key) {
             if !known.status.borrow().was_up {
                 // A connection that has never been up has nothing to preserve, so corrected settings take effect at

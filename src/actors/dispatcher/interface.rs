@@ -3,7 +3,7 @@
 use actix::prelude::*;
 
 use crate::actors::connections::Supervisor;
-use crate::actors::ha::{Notifier, PatroniWatcher};
+use crate::actors::ha::{PatroniWatcher, RoleNotifier};
 use crate::actors::handlers::responder_registry::ResponderRegistry;
 use crate::actors::handlers::subscription_registry::SubscriptionRegistry;
 use crate::actors::outbox::Outbox;
@@ -25,7 +25,7 @@ pub struct ExecutorRows;
 pub struct Registries {
     pub subscriptions: Addr<SubscriptionRegistry>,
     pub responders: Addr<ResponderRegistry>,
-    pub notifier: Addr<Notifier>,
+    pub notifier: Addr<RoleNotifier>,
     pub patroni: Addr<PatroniWatcher>,
     pub outbox: Addr<Outbox>,
     pub supervisor: Addr<Supervisor>,

@@ -1,4 +1,4 @@
-//! The messages that `PatroniWatcher` and `Notifier` take, and the message that tells of a fence. Pure.
+//! The messages that `PatroniWatcher` and `RoleNotifier` take, and the message that tells of a fence. Pure.
 
 use std::collections::BTreeSet;
 

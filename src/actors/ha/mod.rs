@@ -9,4 +9,4 @@ mod patroni_watcher;
 mod role_notifier;
 
 pub use patroni_watcher::PatroniWatcher;
-pub use role_notifier::Notifier;
+pub use role_notifier::RoleNotifier;

@@ -59,7 +59,12 @@ impl Clients {
         let (client, builder) = if is_encrypted {
             (&self.encrypted, builder)
         } else {
-            (&self.plain, builder.tls_certs_only([]).redirect(Policy::none()))
+            // Without certificates, the client can follow redirects to plain addresses only.
+            let plain_only = Policy::custom(|attempt| match attempt.url().scheme() {
+                "http" => Policy::default().redirect(attempt),
+                _ => attempt.stop(),
+            });
+            (&self.plain, builder.tls_certs_only([]).redirect(plain_only))
         };
         if let Some(client) = client.get() {
             return Ok(client.clone());
@@ -216,6 +221,9 @@ fn explain(error: reqwest::Error) -> String {
 /// Whether the answer is a success, and the answer's body, which Patroni sends with failures as well.
 async fn get(client: &reqwest::Client, url: &str) -> Result<(bool, Vec<u8>), String> {
     let mut response = client.get(url).send().await.map_err(explain)?;
+    if response.status().is_redirection() {
+        return Err("it redirects to an encrypted address, which patroni_url has to name itself".into());
+    }
     let success = response.status().is_success();
     let mut body = Vec::new();
     while let Some(part) = response.chunk().await.map_err(explain)? {
@@ -266,5 +274,51 @@ impl Handler<WhoAmI> for PatroniWatcher {
 
     fn handle(&mut self, WhoAmI(url): WhoAmI, _: &mut Self::Context) -> Self::Result {
         Box::pin(who_am_i(self.clients.of(&url), url))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Answers one request after another; `{port}` stands for the server's own port.
+    fn serve(answers: &'static [&'static str]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let port = listener.local_addr().expect("its address").port();
+        std::thread::spawn(move || {
+            for (answer, stream) in answers.iter().zip(listener.incoming()) {
+                let mut stream = stream.expect("a connection");
+                let asked = stream.read(&mut [0; 4096]).expect("a request");
+                assert!(asked > 0);
+                let answer = answer.replace("{port}", &port.to_string());
+                let written = stream.write_all(answer.as_bytes());
+                written.expect("an answer");
+            }
+        });
+        format!("http://127.0.0.1:{port}")
+    }
+
+    fn ask_for_body(url: &str) -> Result<(bool, Vec<u8>), String> {
+        // Fails if another test has installed a provider.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Clients::default().of(url).expect("a client");
+        System::new().block_on(async { get(&client, url).await })
+    }
+
+    #[test]
+    fn redirects_are_followed_to_plain_addresses() {
+        let moved = serve(&[
+            "HTTP/1.1 308 Moved\r\nLocation: http://127.0.0.1:{port}/here\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nhere",
+        ]);
+        assert_eq!(ask_for_body(&moved), Ok((true, b"here".to_vec())));
+        let encrypted = serve(&[
+            "HTTP/1.1 301 Moved\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        ]);
+        let error = ask_for_body(&encrypted).expect_err("no answer of Patroni's");
+        assert!(error.contains("redirects"), "{error}");
     }
 }

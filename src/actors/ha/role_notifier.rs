@@ -49,7 +49,7 @@ struct ToldSubject {
 }
 
 /// The actor that tells NATS of the server's role.
-pub struct Notifier {
+pub struct RoleNotifier {
     identity: Arc<ServerIdentity>,
     roles: Roles,
     /// The notifications that NATS has taken, in case the runtime worker is started again without the server.
@@ -62,7 +62,7 @@ pub struct Notifier {
     _vital: Vital,
 }
 
-impl Notifier {
+impl RoleNotifier {
     pub fn new(
         identity: ServerIdentity,
         roles: Roles,
@@ -70,7 +70,7 @@ impl Notifier {
         supervisor: Addr<Supervisor>,
         patroni: Addr<PatroniWatcher>,
     ) -> Self {
-        Notifier {
+        RoleNotifier {
             identity: Arc::new(identity),
             roles,
             memory: Arc::new(Told(memory)),
@@ -110,11 +110,11 @@ impl Notifier {
     }
 }
 
-impl Actor for Notifier {
+impl Actor for RoleNotifier {
     type Context = Context<Self>;
 }
 
-impl Handler<Notify> for Notifier {
+impl Handler<Notify> for RoleNotifier {
     type Result = ();
 
     fn handle(&mut self, Notify { database, sources }: Notify, ctx: &mut Self::Context) {
@@ -261,7 +261,7 @@ struct RoleMessage<'a> {
     scope: Option<String>,
     api_url: Option<String>,
     conn_url: Option<String>,
-    /// When the notifier heard of the role, in UTC.
+    /// When the role notifier heard of the role, in UTC.
     time: String,
 }
 

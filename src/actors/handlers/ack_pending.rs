@@ -171,7 +171,7 @@ impl AckPending {
         };
     }
 
-    /// An executor has committed messages; ignored unless they are of the present stream, which was created then.
+    /// An executor has committed messages; ignored unless `created` is the creation time of the present stream.
     pub fn set_ack_floor(&self, created: &str, ack_floor: u64) {
         let stream = &mut self.pending.lock().stream;
         if stream.created == created {

@@ -235,9 +235,13 @@ impl MessageHandler {
 
     /// Counts the failure of a message that was executed.
     pub fn failed(&self, sqlstate: &str, message: &str) {
-        let mut counts = self.counts();
-        counts.errors += 1;
-        counts.last_error = Some((format!("{sqlstate}: {message}"), SystemTime::now().into()));
+        self.counts().errors += 1;
+        self.note_error(format!("{sqlstate}: {message}"));
+    }
+
+    /// Shows an error as the handler's last.
+    pub fn note_error(&self, error: String) {
+        self.counts().last_error = Some((error, SystemTime::now().into()));
     }
 
     /// The handler's row in the views.

@@ -235,9 +235,9 @@ async fn start(
     }
 }
 
-/// Starts a handler's subscriber. Each of its turns ends when nothing is left to take, and not after tokio's 128
-/// operations: while the client's own task has its turn, so much more may come that all would wait there, where nothing
-/// bounds it.
+/// Starts a handler's subscriber. The task is `unconstrained`: it yields only when it has taken every message. If tokio
+/// made it yield after 128 operations, the client's task could read more than that in between, and messages would pile
+/// up in the client's channel, outside of the handler's bounded queue.
 fn subscribe(
     handler: Arc<MessageHandler>,
     connection: ConnectionHandle,

@@ -15,6 +15,9 @@ use crate::nats::headers::{SERVICE_ERROR, SERVICE_ERROR_CODE};
 /// SQLSTATE of the answer to a request that no executor had time for: `too_many_connections`.
 const BUSY: &str = "53300";
 
+/// Why replies are dropped.
+const NO_ROOM: &str = "there was no room for replies while NATS is away";
+
 /// What a request is answered with.
 pub enum ResponderReply {
     Payload(Bytes),
@@ -59,7 +62,8 @@ pub fn answer(
     tasks::spawn("replies of a responder", async move {
         let refused = publishing.await.map_or(count, |refused| refused.len());
         if refused > 0 {
-            handler.dropped(refused, "there was no room for replies while NATS is away");
+            handler.dropped(refused, NO_ROOM);
+            handler.note_error(NO_ROOM.into());
         }
     });
 }

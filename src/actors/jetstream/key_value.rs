@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::api::Api;
 use super::bucket::Bucket;
 use super::interface::{InBucket, unless_cancelled};
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::channel::message::Reply;
 use crate::error::Result;
@@ -15,11 +16,15 @@ use crate::error::Result;
 /// The actor of a connection's key-value buckets.
 pub struct KeyValue {
     status: watch::Receiver<ConnectionStatus>,
+    _vital: Vital,
 }
 
 impl KeyValue {
     pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
-        KeyValue { status }
+        KeyValue {
+            status,
+            _vital: Vital::new("key-value buckets"),
+        }
     }
 }
 
@@ -44,7 +49,8 @@ impl Handler<InBucket> for KeyValue {
         };
         Box::pin(async move {
             let bucket = Bucket { api, bucket };
-            Some(unless_cancelled(&cancel, bucket.answer(call, value)).await)
+            let answer = unless_cancelled(&cancel, bucket.answer(call, value));
+            Some(tasks::answer("call of a bucket", answer).await)
         })
     }
 }

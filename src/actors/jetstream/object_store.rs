@@ -12,12 +12,14 @@ use futures::TryStreamExt;
 use futures::stream::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::answers::{StoredMessage, StreamInfo};
 use super::api::Api;
 use super::async_nats_api::{causes, timestamp};
 use super::interface::{InStore, Parts, unless_cancelled};
 use crate::actors::base::result_limit::collect;
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::metrics::transfers::TransferProgress;
 use crate::channel::message::{Reply, StoreCall};
@@ -34,11 +36,15 @@ pub(super) const WINDOW: usize = 16;
 /// The actor of a connection's object stores.
 pub struct ObjectStore {
     status: watch::Receiver<ConnectionStatus>,
+    _vital: Vital,
 }
 
 impl ObjectStore {
     pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
-        ObjectStore { status }
+        ObjectStore {
+            status,
+            _vital: Vital::new("object stores"),
+        }
     }
 }
 
@@ -68,12 +74,14 @@ impl Handler<InStore> for ObjectStore {
                 name: store,
                 progress,
             };
-            let reply = match call {
-                // A put or delete that is cut short would leave chunks behind that belong to no object, so neither is
-                // cancelled: a put ends at the next part when the session gives it up, and a delete is two requests.
-                StoreCall::Put { .. } | StoreCall::Delete { .. } => store.answer(call, parts).await,
-                _ => unless_cancelled(&cancel, store.answer(call, parts)).await,
+            // A put or delete that is cut short would leave chunks behind that belong to no object, so neither is
+            // cancelled: a put ends at the next part when the session gives it up, and a delete is two requests.
+            let cancel = match call {
+                StoreCall::Put { .. } | StoreCall::Delete { .. } => CancellationToken::new(),
+                _ => cancel,
             };
+            let answer = unless_cancelled(&cancel, store.answer(call, parts));
+            let reply = tasks::answer("call of an object store", answer).await;
             Ok(reply.map(|reply| (reply, Bytes::new())))
         })
     }

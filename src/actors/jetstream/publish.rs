@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::api::Api;
 use super::interface::{PublishToStream, unless_cancelled};
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connection::headers::header_map;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::channel::message::Reply;
@@ -14,11 +15,15 @@ use crate::error::Result;
 /// The actor of a connection's acknowledged publishes.
 pub struct JetStream {
     status: watch::Receiver<ConnectionStatus>,
+    _vital: Vital,
 }
 
 impl JetStream {
     pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
-        JetStream { status }
+        JetStream {
+            status,
+            _vital: Vital::new("publishes to streams"),
+        }
     }
 }
 
@@ -43,7 +48,8 @@ impl Handler<PublishToStream> for JetStream {
         };
         Box::pin(async move {
             let published = api.publish_plain(subject, header_map(&headers), payload);
-            let sequence = unless_cancelled(&cancel, published).await;
+            let published = unless_cancelled(&cancel, published);
+            let sequence = tasks::answer("publish to a stream", published).await;
             Some(sequence.map(|sequence| (Reply::Number(sequence), Bytes::new())))
         })
     }

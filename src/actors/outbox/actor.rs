@@ -94,7 +94,7 @@ impl Outbox {
                 self.launcher.start(worker, number);
             }
             Step::Order(fetch) => entry.order(ToWorker::Fetch(fetch)),
-            Step::Leave => entry.order(ToWorker::Leave),
+            Step::Leave => entry.order(ToWorker::End),
             Step::Drained => {
                 for done in entry.drain_waiters.drain(..) {
                     // The waiter may have given up.
@@ -213,7 +213,7 @@ impl Outbox {
         match entry.outbox.idle_for(limit, Instant::now()) {
             // The relay works; when it is idle next, it is watched again.
             None => {}
-            Some(Duration::ZERO) => entry.order(ToWorker::Leave),
+            Some(Duration::ZERO) => entry.order(ToWorker::End),
             Some(rest) => {
                 entry.is_watched = true;
                 ctx.run_later(rest, move |actor, ctx| {
@@ -304,7 +304,7 @@ impl Handler<WorkerJoined> for Outbox {
         if let Some(entry) = self.databases.get_mut(&number) {
             entry.orders = Some(orders);
             if entry.outbox.joined() {
-                entry.order(ToWorker::Leave);
+                entry.order(ToWorker::End);
             }
         }
         self.advance(number, ctx);

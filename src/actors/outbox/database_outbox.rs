@@ -195,7 +195,7 @@ impl<C> DatabaseOutbox<C> {
         };
         let had_more = !self.partitions.are_idle() || !self.settled.is_empty() || relay.is_busy;
         self.settled.clear();
-        self.partitions.leave();
+        self.partitions.relay_gone();
         if !relay.is_leaving {
             let wait = exponential(RESTART, RESTART_LIMIT, self.failures);
             self.failures += 1;

@@ -151,7 +151,7 @@ impl<C> Partitions<C> {
     }
 
     /// The relay is gone: what is held back stays so, and connections are no longer used.
-    pub fn leave(&mut self) {
+    pub fn relay_gone(&mut self) {
         for state in self.0.values_mut() {
             state.is_busy = false;
             state.connection = None;
@@ -392,7 +392,7 @@ mod tests {
         let delivery = Ok((vec![MessageFate::Stored], Some(connection.clone())));
         partitions.end(&partition(), &subjects(&["a"]), delivery, RETRY, now);
         assert_eq!(Rc::strong_count(&connection), 2);
-        partitions.leave();
+        partitions.relay_gone();
         assert_eq!(Rc::strong_count(&connection), 1);
     }
 }

@@ -39,7 +39,7 @@ impl Session {
                 settings,
                 wait_ms,
             } => self.use_slot(id, slot, target, *settings, wait_ms).await?,
-            Request::Leave { slot } => drop(self.slots.remove(&slot)),
+            Request::CloseSlot { slot } => drop(self.slots.remove(&slot)),
             Request::Barrier => self.barrier(id).await?,
             Request::Hold => self.held = Some(Vec::new()),
             Request::Release => self.release().await,
@@ -101,7 +101,7 @@ impl Session {
                 self.actors.dispatcher.do_send(Promoted { timeline, databases });
             }
             // `worker_session` takes the former, and `Session::take` the latter.
-            Request::Executor(_) | Request::Publish { .. } => {}
+            Request::Worker(_) | Request::Publish { .. } => {}
             #[cfg(debug_assertions)]
             Request::Panic { task } => return self.panic(id, &task).await,
         }

@@ -45,12 +45,12 @@ where
                 Err(error) => break Err(error),
             },
             Some((told, body)) = incoming.recv(), if takes_orders => {
-                takes_orders = writer.send(0, 0, &Reply::Executor(told), &body).await.is_ok();
+                takes_orders = writer.send(0, 0, &Reply::Worker(told), &body).await.is_ok();
             }
             () = finish.cancelled() => break Ok(()),
         }
         for frame in batch {
-            if let Request::Executor(said) = frame.message {
+            if let Request::Worker(said) = frame.message {
                 actor.do_send(WorkerSaid(worker, said, Bytes::clone(&frame.body)));
             }
         }
@@ -87,7 +87,7 @@ mod tests {
         type Result = bool;
 
         fn handle(&mut self, joined: WorkerJoined, _: &mut Self::Context) -> bool {
-            let order = (ToWorker::Leave, Bytes::new());
+            let order = (ToWorker::End, Bytes::new());
             joined.orders.try_send(order).is_ok()
         }
     }
@@ -116,7 +116,7 @@ mod tests {
                 let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
                 let mut frames = Vec::new();
                 for messages in [1, 2] {
-                    let said = Request::Executor(FromWorker::Committing { messages });
+                    let said = Request::Worker(FromWorker::Committing { messages });
                     encode(&mut frames, 0, 0, &said, b"").expect("a frame");
                 }
                 theirs.write_all(&frames).expect("write");

@@ -6,6 +6,7 @@ use async_nats::{Event, ServerError};
 
 use super::Connection;
 use crate::actors::connection::connect::Observer;
+use crate::actors::connection::requester::Requester;
 
 /// Most errors of a server whose log lines are limited separately.
 const MAX_SERVER_ERRORS: usize = 64;
@@ -67,23 +68,20 @@ impl Handler<ClientEvent> for Connection {
     fn handle(&mut self, ClientEvent(generation, event): ClientEvent, ctx: &mut Self::Context) {
         if let Some(former) = self.retiring.get(&generation)
             && let Event::ServerError(ServerError::Other(what)) = &event
-            && let Some(subject) = forbidden(what)
         {
-            former.forbidden(subject);
+            tell_waiting(former, what);
         }
         if generation != self.lifecycle.generation() {
             return;
         }
         match event {
             Event::ServerError(ServerError::Other(what)) => {
-                if let Some((subject, client)) = forbidden(&what).zip(self.lifecycle.client()) {
-                    client.forbidden(subject);
-                    if client.is_inbox(subject) {
-                        // The publish was part of a round trip, which the refusal answers as well. It ends the
-                        // measurements, and is not reported.
-                        self.may_measure = false;
-                        return;
-                    }
+                if let Some(client) = self.lifecycle.client()
+                    && tell_waiting(client, &what)
+                {
+                    // A refusal that answers a round trip ends the measurements, and is not reported.
+                    self.may_measure = false;
+                    return;
                 }
                 self.stats
                     .lock()
@@ -116,6 +114,19 @@ impl Handler<ClientEvent> for Connection {
             _ => {}
         }
     }
+}
+
+/// Tells the client's waiting requests what the server has refused. `true` if that was a part of a round trip, which
+/// the refusal answers as well.
+fn tell_waiting(client: &Requester, what: &str) -> bool {
+    if let Some(subject) = forbidden(what) {
+        client.forbidden(subject);
+        return client.is_inbox(subject);
+    }
+    refused(what).is_some_and(|subject| {
+        client.subscription_refused(subject);
+        client.is_inbox(subject) && !subject.ends_with('*')
+    })
 }
 
 /// The subject in the server's error for a forbidden publish; `None` for another error.

@@ -181,7 +181,7 @@ impl Pool {
             return;
         };
         match &executor.activity {
-            Activity::Idle => self.order(worker, Activity::Leaving, (ToWorker::Leave, Bytes::new())),
+            Activity::Idle => self.order(worker, Activity::Leaving, (ToWorker::End, Bytes::new())),
             // The executor has not opened its channel and may never do so; nothing is lost with it.
             Activity::Starting => {
                 executor.activity = Activity::Leaving;

@@ -92,7 +92,7 @@ impl Scene {
 fn told(orders: &mut mpsc::Receiver<WorkerOrder>) -> String {
     match orders.try_recv() {
         Ok((ToWorker::Refresh, _)) => "refresh".into(),
-        Ok((ToWorker::Leave, _)) => "leave".into(),
+        Ok((ToWorker::End, _)) => "leave".into(),
         Ok((ToWorker::Fetch(_), _)) => "fetch".into(),
         Ok((ToWorker::Work(work), _)) => format!("{} {}", work.subject, work.messages.len()),
         Err(_) => "nothing".into(),
