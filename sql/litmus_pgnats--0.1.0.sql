@@ -281,6 +281,8 @@ CREATE TABLE litmus_pgnats.handler_stream (
     backoff interval[] NOT NULL,
     stop_on_failure boolean NOT NULL,
     stopped text,
+    paused boolean NOT NULL DEFAULT false,
+    resumed integer NOT NULL DEFAULT 0,
     stream_created text,
     applied int8multirange NOT NULL DEFAULT '{}',
     PRIMARY KEY (kind, server, subject, signature),
@@ -305,12 +307,37 @@ COMMENT ON COLUMN litmus_pgnats.handler_stream.max_deliveries IS 'deliveries aft
 COMMENT ON COLUMN litmus_pgnats.handler_stream.backoff IS 'times before the second, third and further deliveries of a message that fails';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stop_on_failure IS 'whether messages behind one that fails wait for it';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stopped IS 'why it has stopped, if it has';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.paused IS 'whether somebody has paused it';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.resumed IS 'how often it has gone on after it had stopped';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stream_created IS 'creation of the stream that "applied" holds for';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.applied IS 'sequences of the stream that are done with';
 CREATE TRIGGER handler_stream_changed
-  AFTER UPDATE OF durable, domain, filter_subjects, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, stopped
+  AFTER UPDATE OF durable, domain, filter_subjects, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, stopped, paused
   ON litmus_pgnats.handler_stream
   FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.handler_changed();
+
+CREATE TABLE litmus_pgnats.stopped_message (
+    id uuid PRIMARY KEY REFERENCES litmus_pgnats.handler_stream (id) ON DELETE CASCADE,
+    after_sequence bigint NOT NULL,
+    stream_sequence bigint NOT NULL,
+    delivery_count integer NOT NULL,
+    subject text NOT NULL,
+    payload bytea NOT NULL,
+    headers jsonb,
+    error text NOT NULL,
+    sent timestamptz NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.stopped_message', '');
+COMMENT ON TABLE litmus_pgnats.stopped_message IS 'messages at which durable subscriptions have stopped, for resume()';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.id IS 'the durable subscription';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.after_sequence IS 'the subscription has no message between this sequence of the stream and its own';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.stream_sequence IS 'its sequence in the stream';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.delivery_count IS 'how often the stream has delivered it';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.subject IS 'its subject';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.payload IS 'what it carries';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.headers IS 'its headers';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.error IS 'why the last attempt has failed';
+COMMENT ON COLUMN litmus_pgnats.stopped_message.sent IS 'when it was published to the stream';
 
 CREATE FUNCTION litmus_pgnats.ddl() RETURNS event_trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'litmus_pgnats_ddl';
@@ -337,10 +364,11 @@ CREATE FUNCTION nats_unsubscribe(subject text, fn regproc) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe';
 COMMENT ON FUNCTION nats_unsubscribe(text, regproc) IS 'no longer have a function called for messages on a subject';
 
-CREATE FUNCTION nats_subscribe_stream(stream text, fn regproc, filter_subjects text[] DEFAULT NULL, deliver text DEFAULT 'all',
-    start_sequence bigint DEFAULT NULL, start_time timestamptz DEFAULT NULL, batch_size integer DEFAULT 500,
-    ack_wait interval DEFAULT '30 s', max_deliveries integer DEFAULT 5, backoff interval[] DEFAULT '{1 s,5 s,30 s}',
-    stop_on_failure boolean DEFAULT false, durable text DEFAULT NULL, domain text DEFAULT NULL) RETURNS void
+-- NULL is the usual value for a new subscription, and what was before for one that is there.
+CREATE FUNCTION nats_subscribe_stream(stream text, fn regproc, filter_subjects text[] DEFAULT NULL, deliver text DEFAULT NULL,
+    start_sequence bigint DEFAULT NULL, start_time timestamptz DEFAULT NULL, batch_size integer DEFAULT NULL,
+    ack_wait interval DEFAULT NULL, max_deliveries integer DEFAULT NULL, backoff interval[] DEFAULT NULL,
+    stop_on_failure boolean DEFAULT NULL, durable text DEFAULT NULL, domain text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe_stream';
 COMMENT ON FUNCTION nats_subscribe_stream(text, regproc, text[], text, bigint, timestamptz, integer, interval, integer, interval[], boolean, text, text)
   IS 'have a function called for each message of a JetStream stream, from the commit on, with effects exactly once';
@@ -348,6 +376,14 @@ COMMENT ON FUNCTION nats_subscribe_stream(text, regproc, text[], text, bigint, t
 CREATE FUNCTION nats_unsubscribe_stream(stream text, fn regproc) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe_stream';
 COMMENT ON FUNCTION nats_unsubscribe_stream(text, regproc) IS 'no longer have a function called for messages of a JetStream stream';
+
+CREATE FUNCTION litmus_pgnats.pause(stream text, fn regproc) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_pause';
+COMMENT ON FUNCTION litmus_pgnats.pause(text, regproc) IS 'have a durable subscription wait, from the commit on, until it is resumed';
+
+CREATE FUNCTION litmus_pgnats.resume(stream text, fn regproc, skip boolean DEFAULT false) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_resume';
+COMMENT ON FUNCTION litmus_pgnats.resume(text, regproc, boolean) IS 'have a durable subscription that was paused or has stopped go on, with the message that it has stopped at or behind it';
 
 CREATE FUNCTION litmus_pgnats_register_responder(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_register_responder';
@@ -421,9 +457,10 @@ CREATE FUNCTION litmus_pgnats.redrive(id bigint) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_redrive';
 COMMENT ON FUNCTION litmus_pgnats.redrive(bigint) IS 'put a dead letter into the outbox again, or execute it, in this transaction';
 
-CREATE FUNCTION litmus_pgnats.redrive_all(server text DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION litmus_pgnats.redrive_all(source text DEFAULT NULL, stream text DEFAULT NULL, function text DEFAULT NULL,
+    server text DEFAULT NULL, OUT id bigint, OUT error text) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_redrive_all';
-COMMENT ON FUNCTION litmus_pgnats.redrive_all(text) IS 'put all dead letters of the outbox into it again, and return their number';
+COMMENT ON FUNCTION litmus_pgnats.redrive_all(text, text, text, text) IS 'redrive all dead letters, or some; return each one''s id and, if it stays a dead letter, why';
 
 CREATE FUNCTION litmus_pgnats.purge_dead_letters(older_than interval DEFAULT NULL) RETURNS bigint
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_purge_dead_letters';

@@ -117,3 +117,37 @@ async fn what_is_refused() {
     let function = text(&session, "SELECT function FROM litmus_pgnats.subscriptions").await;
     assert_eq!(function, "public.\"Keep\"(litmus_pgnats.message[])");
 }
+
+/// `transaction_timeout` is meant for one piece of work, not for the many messages that an executor puts into a transaction.
+#[tokio::test]
+async fn a_transaction_timeout_is_for_one_message() {
+    // PostgreSQL has the parameter from 17 on.
+    if support::major() < 17 {
+        return;
+    }
+    let (scene, session) = Scene::keeping().await;
+    run(
+        &session,
+        "CREATE FUNCTION nap(msg text) RETURNS void LANGUAGE sql AS
+           $$ SELECT pg_sleep(CASE WHEN msg = 'fast' THEN 0 WHEN msg = 'slow' THEN 0.1 ELSE 60 END);
+              INSERT INTO public.got (payload) VALUES (msg) $$;
+         ALTER ROLE postgres SET transaction_timeout = '1 s'",
+    )
+    .await;
+    subscribe(&session, "nap", "nap").await;
+    let client = scene.nats.client().await;
+    // So that the function is known to be fast, and is given many messages at once.
+    for n in 1..=20 {
+        say(&client, "nap", "fast").await;
+        until_number(&session, n, "SELECT count(*) FROM got").await;
+    }
+    for _ in 0..30 {
+        client.publish("nap", "slow".into()).await.expect("publish");
+    }
+    until_number(&session, 50, "SELECT count(*) FROM got").await;
+    until_errors(&session, "nap", 0).await;
+    say(&client, "nap", "for ever").await;
+    until_errors(&session, "nap", 1).await;
+    let last = text(&session, "SELECT last_error FROM litmus_pgnats.subscriptions").await;
+    assert!(last.starts_with("57014"), "{last}");
+}

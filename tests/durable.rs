@@ -58,6 +58,9 @@ async fn filters_and_where_it_begins() {
             "start_time => now() - interval '1 hour'",
             "1 2 3 4 5 6 7 8 9 10 11",
         ),
+        ("start_time => '1677-01-01'", "1 2 3 4 5 6 7 8 9 10 11"),
+        ("start_time => '-infinity'", "1 2 3 4 5 6 7 8 9 10 11"),
+        ("start_time => now() - interval '1 us'", "10 11"),
     ] {
         run(&session, "TRUNCATE got").await;
         run(
@@ -176,6 +179,159 @@ async fn a_dead_letter_is_redriven() {
     assert_eq!(text(&session, "SELECT current_user::text").await, "postgres");
     assert_ne!(text(&session, "SHOW application_name").await, "mine");
     drop(scene);
+}
+
+/// Calling again changes what is named, and leaves the rest; where the subscription is cannot be changed so.
+#[tokio::test]
+async fn calling_again_changes_what_is_named() {
+    let (_scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', stop_on_failure => true, max_deliveries => 0, ack_wait => '7 s',
+           filter_subjects => '{events.x}')",
+    )
+    .await;
+    session.take_notices();
+    let row = "SELECT concat_ws(' ', stop_on_failure, max_deliveries, ack_wait, filter_subjects, batch_size, backoff)
+               FROM litmus_pgnats.handler_stream";
+    for (arguments, expected) in [
+        ("", "t 0 00:00:07 {events.x} 500 {00:00:01,00:00:05,00:00:30}"),
+        (
+            ", batch_size => 7, backoff => '{2 s}'",
+            "t 0 00:00:07 {events.x} 7 {00:00:02}",
+        ),
+        (
+            ", stop_on_failure => false, filter_subjects => '{}', max_deliveries => 3",
+            "f 3 00:00:07 {} 7 {00:00:02}",
+        ),
+    ] {
+        run(
+            &session,
+            &format!("SELECT nats_subscribe_stream('events', 'keep'{arguments})"),
+        )
+        .await;
+        assert_eq!(text(&session, row).await, expected);
+    }
+    assert!(session.take_notices().is_empty());
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', deliver => 'new')",
+    )
+    .await;
+    let notices = session.take_notices();
+    assert_eq!(
+        notices[0].message,
+        "the durable subscription of stream \"events\" goes on where it is"
+    );
+    until(&session, "live").await;
+    events.say("events.y", "wanted now").await;
+    until_got(&session, &["wanted now"]).await;
+}
+
+/// A subscription is paused and resumed, and skips the message that it has stopped at, which becomes a dead letter.
+#[tokio::test]
+async fn a_subscription_is_paused_resumed_and_skips() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        &format!(
+            "{SHOP} CREATE FUNCTION fussy(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+               IF msg = 'poison' THEN RAISE 'not %', msg; END IF;
+               INSERT INTO public.got (payload) VALUES (msg); END $$;
+             SELECT nats_subscribe_stream('events', 'fussy', stop_on_failure => true, max_deliveries => 1)"
+        ),
+    )
+    .await;
+    until(&session, "live").await;
+    let (report, _) = refused(
+        &session,
+        "SELECT litmus_pgnats.resume('events', 'fussy', skip => true)",
+    )
+    .await;
+    assert_eq!(report.code, "55000");
+    let shop = scene.pg.connect_as("shop", "postgres").await;
+    for verb in ["pause", "resume"] {
+        let (report, _) = refused(&shop, &format!("SELECT litmus_pgnats.{verb}('events', 'fussy')")).await;
+        assert_eq!(report.code, "42501");
+        let (report, _) = refused(
+            &session,
+            &format!("SELECT litmus_pgnats.{verb}('other', 'fussy')"),
+        )
+        .await;
+        assert_eq!(report.code, "42602");
+    }
+    run(&session, "SELECT litmus_pgnats.pause('events', 'fussy')").await;
+    until(&session, "disabled").await;
+    let problem = format!("SELECT problem FROM {ALL}");
+    assert_eq!(text(&session, &problem).await, "paused by litmus_pgnats.pause()");
+    for word in ["one", "poison", "three"] {
+        events.say("events.x", word).await;
+    }
+    run(&session, "SELECT nats_subscribe_stream('events', 'fussy')").await;
+    run(&session, "SELECT nats_publish_text('x', '')").await;
+    until(&session, "disabled").await;
+    assert_eq!(got(&session).await, [""; 0]);
+    run(&session, "SELECT litmus_pgnats.resume('events', 'fussy')").await;
+    until_got(&session, &["one"]).await;
+    until(&session, "disabled").await;
+    let why = text(&session, &problem).await;
+    assert!(why.starts_with("message 2 of the stream has failed"), "{why}");
+    // Resumed without a change, it stops at the same message.
+    run(&session, "SELECT litmus_pgnats.resume('events', 'fussy')").await;
+    until_holds(
+        &session,
+        "SELECT stopped IS NOT NULL FROM litmus_pgnats.handler_stream",
+    )
+    .await;
+    run(
+        &session,
+        "SELECT litmus_pgnats.resume('events', 'fussy', skip => true)",
+    )
+    .await;
+    until_got(&session, &["one", "three"]).await;
+    until(&session, "live").await;
+    let letter = "SELECT concat_ws('|', source, server, role, stream, function, stream_sequence, delivery_count, subject,
+                  convert_from(payload, 'utf8'), error) FROM litmus_pgnats.dead_letter";
+    let letter = text(&session, letter).await;
+    assert_eq!(
+        letter,
+        "stream|nats|postgres|events|public.fussy(text)|2|1|events.x|poison|P0001: not poison"
+    );
+    until_number(&session, 3, &format!("SELECT applied_to FROM {ALL}")).await;
+}
+
+/// All dead letters of a subscription are redriven with one call, which goes on past those that fail again.
+#[tokio::test]
+async fn dead_letters_are_redriven_together() {
+    let (_scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE TABLE bad (word text); INSERT INTO bad VALUES ('one'), ('two'), ('three');
+         CREATE FUNCTION moody(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF msg IN (SELECT word FROM public.bad) THEN RAISE 'not %', msg; END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         SELECT nats_subscribe_stream('events', 'moody', max_deliveries => 1)",
+    )
+    .await;
+    for word in ["one", "two", "three"] {
+        events.say("events.x", word).await;
+    }
+    until_number(&session, 3, "SELECT count(*) FROM litmus_pgnats.dead_letter").await;
+    run(&session, "DELETE FROM bad WHERE word <> 'two'").await;
+    let none = "SELECT count(*) FROM litmus_pgnats.redrive_all('outbox')";
+    assert_eq!(number(&session, none).await, 0);
+    let none = "SELECT count(*) FROM litmus_pgnats.redrive_all(stream => 'others')";
+    assert_eq!(number(&session, none).await, 0);
+    let redriven = texts(
+        &session,
+        "SELECT concat_ws(' ', id, coalesce(error, 'done')) FROM litmus_pgnats.redrive_all(
+           stream => 'events', function => 'public.moody(text)') ORDER BY id",
+    )
+    .await;
+    assert_eq!(redriven, ["1 done", "2 P0001: not two", "3 done"]);
+    assert_eq!(got(&session).await, ["one", "three"]);
+    let left = "SELECT convert_from(payload, 'utf8') FROM litmus_pgnats.dead_letter";
+    assert_eq!(texts(&session, left).await, ["two"]);
 }
 
 /// A handler's own function may redrive, while the plans of the executor are in use.
@@ -305,9 +461,53 @@ async fn a_long_callback_is_not_delivered_again_meanwhile() {
     drop(scene);
 }
 
+/// The time to begin at is the one that was given, whatever the session's settings make of times as text.
+#[tokio::test]
+async fn a_time_is_no_text() {
+    let (_scene, session, _) = scene().await;
+    run(
+        &session,
+        "SET DateStyle = 'SQL, DMY'; SET TimeZone = 'Asia/Kolkata'; SET IntervalStyle = sql_standard;
+         SELECT nats_subscribe_stream('events', 'keep', start_time => '2026-03-04 05:06:07.000009+00',
+           ack_wait => '1 min 1.5 s', backoff => '{1 s,1 day,90 min}')",
+    )
+    .await;
+    let stored = "SELECT start_time = '2026-03-04 05:06:07.000009+00' AND ack_wait = '1 min 1.5 s' \
+                  AND backoff = '{1 s,1 day,90 min}' FROM litmus_pgnats.handler_stream";
+    assert!(holds(&session, stored).await);
+    until(&session, "live").await;
+}
+
+/// A function that becomes STRICT would miss messages: its handlers are disabled, and say why, until it is not.
+#[tokio::test]
+async fn a_function_that_becomes_strict() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE FUNCTION keep_all(msg text, subject text, reply_to text) RETURNS void LANGUAGE sql AS
+           $$ INSERT INTO public.got (payload) VALUES (msg) $$;
+         SELECT nats_subscribe_stream('events', 'keep_all')",
+    )
+    .await;
+    until(&session, "live").await;
+    run(&session, "ALTER FUNCTION keep_all STRICT").await;
+    until(&session, "disabled").await;
+    let problem = text(&session, &format!("SELECT problem FROM {ALL}")).await;
+    assert!(problem.contains("is not called for each message"), "{problem}");
+    events.say("events.x", "kept").await;
+    run(&session, "ALTER FUNCTION keep_all CALLED ON NULL INPUT").await;
+    until_got(&session, &["kept"]).await;
+    drop(scene);
+}
+
 #[tokio::test]
 async fn what_is_refused() {
     let (scene, session, _) = scene().await;
+    run(
+        &session,
+        "CREATE FUNCTION strict_reply(msg text, subject text, reply_to text) RETURNS void LANGUAGE sql STRICT AS ''",
+    )
+    .await;
     for (arguments, message) in [
         ("'a.b', 'keep'", "invalid stream name \"a.b\""),
         (
@@ -321,6 +521,22 @@ async fn what_is_refused() {
         (
             "'events', 'keep', start_sequence => 0",
             "start_sequence is out of range",
+        ),
+        (
+            "'events', 'keep', start_time => 'infinity'",
+            "start_time is out of range",
+        ),
+        (
+            "'events', 'keep', start_time => '2262-04-12'",
+            "start_time is out of range",
+        ),
+        (
+            "'events', 'keep', start_time => '10000-01-01'",
+            "start_time is out of range",
+        ),
+        (
+            "'events', 'strict_reply'",
+            "function public.strict_reply(text,text,text) is not called for each message",
         ),
         ("'events', 'keep', batch_size => 0", "batch_size is out of range"),
         (

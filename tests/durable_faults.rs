@@ -5,6 +5,7 @@ mod handlers;
 mod scene;
 mod support;
 
+use async_nats::jetstream;
 use events::*;
 use handlers::*;
 use scene::*;
@@ -253,4 +254,107 @@ async fn a_connection_that_breaks_under_load_leaves_the_runtime_alive() {
         // The runtime worker is asked.
         run(&session, "TABLE litmus_pgnats.handlers").await;
     }
+}
+
+/// Where the stream or the NATS account allows fewer ack pending messages than the subscription would like, it does with those.
+#[tokio::test]
+async fn few_ack_pending_messages() {
+    let account = NatsServer::builder().config(
+        "accounts: { A: { jetstream: { max_ack_pending: 7 }, users: [{ user: a, password: b }] } }\nno_auth_user: a",
+    );
+    for (nats, limit) in [(NatsServer::builder(), 3), (account, 0)] {
+        let nats = nats.jetstream().start().await;
+        let scene = Scene::with(Postgres::builder(), nats, "").await;
+        let session = scene.pg.connect().await;
+        run(&session, KEEP).await;
+        let events = Events(jetstream::new(scene.nats.client().await));
+        let config = jetstream::stream::Config {
+            name: "events".into(),
+            subjects: vec!["events.>".into()],
+            consumer_limits: (limit > 0).then(|| jetstream::stream::ConsumerLimits {
+                max_ack_pending: limit,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        events.0.create_stream(config).await.expect("create a stream");
+        events.count_off(1..=50).await;
+        run(&session, "SELECT nats_subscribe_stream('events', 'keep')").await;
+        until(&session, "live").await;
+        until_number(&session, 50, "SELECT count(*) FROM got").await;
+        let expected = if limit > 0 { limit } else { 7 };
+        assert_eq!(events.consumer().await.config.max_ack_pending, expected);
+    }
+}
+
+/// What the NATS user may not do is said by its name, within a round trip.
+#[tokio::test]
+async fn permissions_that_are_missing() {
+    for (denied, expected) in [
+        ("$JS.ACK.>", "does not let this user publish to $JS.ACK.>"),
+        (
+            "$JS.API.CONSUMER.MSG.NEXT.>",
+            "does not let this user publish to $JS.API.CONSUMER.MSG.NEXT.>",
+        ),
+        (
+            "$JS.API.CONSUMER.CREATE.>",
+            "does not let this user publish to subject \"$JS.API.CONSUMER.CREATE.events.",
+        ),
+    ] {
+        let users = format!(
+            "authorization: {{ users: [ \
+               {{ user: a, password: b, permissions: {{ publish: {{ deny: [\"{denied}\"] }} }} }}, \
+               {{ user: all, password: b }}] }}"
+        );
+        let nats = NatsServer::builder().config(&users).jetstream().start().await;
+        let everything = async_nats::ConnectOptions::with_user_and_password("all".into(), "b".into());
+        let client = nats.connect(everything).await.expect("a client");
+        let scene = Scene::with(Postgres::builder(), nats, ", username 'a', password 'b'").await;
+        let session = scene.pg.connect().await;
+        run(&session, KEEP).await;
+        let events = Events(jetstream::new(client));
+        events.create(RetentionPolicy::Limits).await;
+        events.say("events.x", "x").await;
+        run(&session, "SELECT nats_subscribe_stream('events', 'keep')").await;
+        let problem = format!("SELECT coalesce(problem, '') FROM {ALL}");
+        eventually(SOON, async || {
+            let problem = text(&session, &problem).await;
+            if problem.contains(expected) {
+                Ok(())
+            } else {
+                Err(problem)
+            }
+        })
+        .await;
+    }
+}
+
+/// A pause that an administrator has set outlasts the runtime worker and another call of nats_subscribe_stream.
+#[tokio::test]
+async fn a_pause_is_kept() {
+    let (scene, session, events) = scene().await;
+    run(&session, "SELECT nats_subscribe_stream('events', 'keep')").await;
+    until(&session, "live").await;
+    let durable = events.consumer().await.name;
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    let until_time = async_nats::datetime::from_nanos(4_000_000_000_000_000_000).expect("a time");
+    stream.pause_consumer(&durable, until_time).await.expect("pause");
+    events.say("events.x", "later").await;
+    let paused = format!("SELECT state = 'waiting' AND problem LIKE '%is paused until 2096-%' FROM {ALL}");
+    until_holds(&session, &paused).await;
+    let old = scene.runtime().await;
+    run(&session, &format!("SELECT pg_terminate_backend({old})")).await;
+    scene.next_runtime(old).await;
+    until_holds(&session, &paused).await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', batch_size => 7)",
+    )
+    .await;
+    until_holds(&session, &paused).await;
+    assert!(events.consumer().await.paused);
+    assert_eq!(got(&session).await, [""; 0]);
+    stream.resume_consumer(&durable).await.expect("resume");
+    until_got(&session, &["later"]).await;
+    until(&session, "live").await;
 }

@@ -181,3 +181,33 @@ async fn move_database() {
     until_got(&moved, &["before", "moved"]).await;
     the_other_goes_on(&session, &client).await;
 }
+
+/// Handlers that wait, for a stream that is missing say, hold up neither other databases at a start nor the session's next
+/// call.
+#[tokio::test]
+async fn what_waits_in_one_database_delays_no_other() {
+    let nats = NatsServer::builder().jetstream().start().await;
+    let pg = Postgres::builder().conf("max_worker_processes", "24");
+    let scene = Scene::with(pg, nats, "").await;
+    for n in 1..=7 {
+        let session = scene.database(&format!("waiting{n}")).await;
+        let began = Instant::now();
+        run(&session, "SELECT nats_subscribe_stream('missing', 'keep')").await;
+        run(&session, "SELECT nats_publish_text('x', '')").await;
+        println!("next call after {:?}", began.elapsed());
+        let problem = "SELECT problem FROM litmus_pgnats.stream_subscriptions WHERE state = 'waiting'";
+        let problem = text(&session, problem).await;
+        assert_eq!(problem, "stream \"missing\" does not exist");
+    }
+    // Read last, as the newest.
+    let last = scene.database("last").await;
+    subscribe(&last, "news", "keep").await;
+    let runtime = scene.runtime().await;
+    run(&last, &format!("SELECT pg_terminate_backend({runtime})")).await;
+    scene.next_runtime(runtime).await;
+    let began = Instant::now();
+    until_live(&last, "news").await;
+    println!("live after {:?}", began.elapsed());
+    // Each of the others would have waited for three seconds.
+    assert!(began.elapsed() < CEILING, "{:?}", began.elapsed());
+}

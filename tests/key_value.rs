@@ -217,6 +217,8 @@ async fn invalid_names_do_not_leave() {
         ("nats_create_bucket('b', history => 0)", "22003"),
         ("nats_create_bucket('b', history => 65)", "22003"),
         ("nats_create_bucket('b', ttl => '-1 s')", "22003"),
+        ("nats_create_bucket('b', ttl => '600 years')", "22003"),
+        ("nats_create_bucket('b', ttl => '999 us')", "22003"),
         ("nats_create_bucket('b', replicas => 6)", "22003"),
         ("nats_create_bucket('b', storage => 'tape')", "22003"),
     ] {

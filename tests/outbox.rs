@@ -463,6 +463,56 @@ async fn who_may() {
     );
 }
 
+/// Redrives all dead letters; yields how many.
+const REDRIVE_ALL: &str = "SELECT count(*) FROM litmus_pgnats.redrive_all() WHERE error IS NULL";
+
+/// Locks on dead letters hold up neither the outbox nor those who redrive others, and who may not redrive locks none.
+#[tokio::test]
+async fn locked_dead_letters_hold_nobody_up() {
+    let pg = Postgres::builder()
+        .conf("litmus_pgnats.outbox_retry_time", "0")
+        .conf("litmus_pgnats.dead_letter_retention", "1h");
+    let (scene, session, _kept) = scene_with(pg).await;
+    for word in ["first", "second"] {
+        run(
+            &session,
+            &format!("SELECT nats_publish_text_outbox('nowhere', '{word}')"),
+        )
+        .await;
+    }
+    until_number(&session, 2, DEAD).await;
+    run(
+        &session,
+        "UPDATE litmus_pgnats.dead_letter SET died = '2020-01-01' WHERE id = 1",
+    )
+    .await;
+    let other = scene.pg.connect().await;
+    run(
+        &other,
+        "BEGIN; SELECT FROM litmus_pgnats.dead_letter WHERE id = 1 FOR UPDATE",
+    )
+    .await;
+    // The first one has expired, and stays as long as it is locked.
+    run(&session, "SELECT nats_publish_text_outbox('nowhere', 'third')").await;
+    until_number(&session, 3, DEAD).await;
+    run(&session, "SET lock_timeout = '10 s'").await;
+    assert_eq!(number(&session, REDRIVE_ALL).await, 2);
+    until_number(&session, 3, DEAD).await;
+    run(&other, "ROLLBACK").await;
+    run(&session, "CREATE ROLE stranger LOGIN").await;
+    let stranger = scene.pg.connect_as("stranger", "postgres").await;
+    run(&stranger, "BEGIN").await;
+    assert_eq!(number(&stranger, REDRIVE_ALL).await, 0);
+    assert_eq!(number(&session, REDRIVE_ALL).await, 3);
+    until_number(&session, 3, DEAD).await;
+    let refusal = "SELECT litmus_pgnats.redrive(max(id)) FROM litmus_pgnats.dead_letter";
+    let id = number(&session, "SELECT max(id) FROM litmus_pgnats.dead_letter").await;
+    run(&stranger, "ROLLBACK; BEGIN").await;
+    let (report, _) = refused(&stranger, &format!("SELECT litmus_pgnats.redrive({id})")).await;
+    assert_eq!(report.code, "42501");
+    run(&session, refusal).await;
+}
+
 /// An outbox relay is no trouble to those who want the database for themselves.
 #[tokio::test]
 async fn databases_and_the_extension_can_be_dropped() {

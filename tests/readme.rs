@@ -191,6 +191,7 @@ async fn the_reference_names_every_function() {
             "interval",
             "integer",
             "bigint",
+            "boolean",
         ];
         let arguments = types
             .iter()

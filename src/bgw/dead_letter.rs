@@ -43,13 +43,7 @@ pub fn of_stream(
     payload: &Bytes,
     why: &str,
 ) {
-    let subject = storable(&message.subject);
-    let stored = message
-        .headers
-        .iter()
-        .map(|(name, value)| (storable(name), storable(value)));
-    let stored: Headers = stored.collect();
-    let headers = (!stored.is_empty()).then(|| headers::to_json(&stored));
+    let (subject, headers) = content(message);
     prepared(
         "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
          subject, payload, headers, domain, error, sent) \
@@ -70,16 +64,54 @@ pub fn of_stream(
     expire();
 }
 
+/// Keeps the message at which the durable subscription `id` has stopped, in case somebody skips it.
+pub fn of_stopped(id: &str, message: &Delivered, position: StreamPosition, payload: &Bytes, why: &str) {
+    let (subject, headers) = content(message);
+    prepared(
+        "INSERT INTO litmus_pgnats.stopped_message (id, after_sequence, stream_sequence, delivery_count, subject, payload, \
+         headers, error, sent) \
+         SELECT $1::uuid, $2, $3, $4::integer, $5, $6, $7::jsonb, $8, to_timestamp($9 / 1000000.0) \
+         ON CONFLICT (id) DO UPDATE SET after_sequence = excluded.after_sequence, \
+         stream_sequence = excluded.stream_sequence, delivery_count = excluded.delivery_count, \
+         subject = excluded.subject, payload = excluded.payload, headers = excluded.headers, error = excluded.error, \
+         sent = excluded.sent",
+        &[
+            Text(id),
+            Int8(i64::try_from(position.after).unwrap_or(i64::MAX)),
+            Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
+            Int8(position.deliveries.into()),
+            Text(&subject),
+            Bytea(payload),
+            OptionalText(headers.as_deref()),
+            Text(why),
+            Int8(message.time_us),
+        ],
+    );
+}
+
+/// Subject and headers, as far as the database can hold them.
+fn content(message: &Delivered) -> (String, Option<String>) {
+    let headers = message.headers.iter();
+    let headers: Headers = headers
+        .map(|(name, value)| (storable(name), storable(value)))
+        .collect();
+    let json = (!headers.is_empty()).then(|| headers::to_json(&headers));
+    (storable(&message.subject), json)
+}
+
 /// Text that the database can hold: the characters that it cannot hold are written as escapes.
 fn storable(text: &str) -> String {
     displayable(text.replace('\0', "\\0"))
 }
 
-/// Removes dead letters that are older than `litmus_pgnats.dead_letter_retention`.
+/// Removes dead letters that are older than `litmus_pgnats.dead_letter_retention`. Those that a session has locked are
+/// left for the next time: the outbox and durable subscriptions wait for nobody's lock.
 fn expire() {
     if let Some(retention) = parameters::dead_letter_retention() {
         prepared(
-            "DELETE FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1)",
+            "DELETE FROM litmus_pgnats.dead_letter WHERE id IN ( \
+             SELECT id FROM litmus_pgnats.dead_letter WHERE died < now() - make_interval(secs => $1) \
+             FOR UPDATE SKIP LOCKED)",
             &[Int8(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX))],
         );
     }

@@ -159,10 +159,10 @@ fn rows() -> Vec<RegisteredRow> {
            SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
              'durable', coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2))), \
              'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
-             to_char(d.start_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'batch_size', d.batch_size, \
+             trunc(extract(epoch FROM d.start_time) * 1000000)::int8, 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
              'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
-             'stop_on_failure', d.stop_on_failure, 'stopped', d.stopped, 'stream_created', d.stream_created, \
+             'stop_on_failure', d.stop_on_failure, 'resumed', d.resumed, 'stopped', CASE WHEN d.paused THEN 'paused by litmus_pgnats.pause()' ELSE d.stopped END, 'stream_created', d.stream_created, \
              'ack_floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
@@ -264,7 +264,7 @@ fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
         server: row.server.clone(),
         subject: row.subject.clone(),
         queue_group: row.queue_group.clone(),
-        batch_size: takes_many.then(|| row.batch_size.unwrap_or(BATCH)),
+        batch_size: takes_many.then(|| batch_size(row)),
         consumer: row.stream.as_ref().map(|stream| stream.consumer.clone()),
         progress: row
             .stream
@@ -277,6 +277,12 @@ fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
         role_name: role_name.clone(),
         source: source(row, function, role_name),
     })
+}
+
+/// Most messages for one call of a function that takes many.
+fn batch_size(row: &RegisteredRow) -> u32 {
+    let of_stream = row.stream.as_ref().map(|stream| stream.consumer.batch_size);
+    of_stream.or(row.batch_size).unwrap_or(BATCH)
 }
 
 /// The connection that a handler's role uses for the server, or why the handler cannot run.
@@ -310,6 +316,7 @@ fn source(row: &RegisteredRow, function: u32, role_name: &str) -> Result<Source>
         let message = format!("function {} cannot be a {}", row.signature, row.kind.noun());
         return Err(Error::new(Kind::InvalidFunction, message));
     }
+    Function::find(function).map_or(Ok(()), |function| function.check_calls())?;
     if let Some(why) = row.stream.as_ref().and_then(|stream| stream.stopped.clone()) {
         return Err(Error::new(Kind::Stopped, why));
     }

@@ -21,12 +21,13 @@ struct Columns {
     durable: String,
     deliver: String,
     start_sequence: Option<u64>,
-    start_time: Option<String>,
+    start_time: Option<i64>,
     batch_size: u32,
     ack_wait_ms: f64,
     max_deliveries: u32,
     backoff_ms: Vec<f64>,
     stop_on_failure: bool,
+    resumed: u32,
     stopped: Option<String>,
     stream_created: Option<String>,
     ack_floor: Option<u64>,
@@ -53,6 +54,7 @@ pub fn read(row: &str) -> Option<Durable> {
             max_deliveries: row.max_deliveries,
             backoff_ms: row.backoff_ms.into_iter().map(milliseconds).collect(),
             stop_on_failure: row.stop_on_failure,
+            resumed: row.resumed,
         },
         progress: StreamProgress {
             ack_floor: row.ack_floor,
@@ -74,7 +76,7 @@ mod tests {
     fn row(deliver: &str, more: &str) -> String {
         format!(
             r#"{{"id": "1", "filter_subjects": ["a"], "durable": "d", "deliver": "{deliver}", "batch_size": 10,
-            "ack_wait_ms": 30000.5, "max_deliveries": 5, "backoff_ms": [100, -1], "stop_on_failure": false{more}}}"#
+            "ack_wait_ms": 30000.5, "max_deliveries": 5, "backoff_ms": [100, -1], "stop_on_failure": false, "resumed": 0{more}}}"#
         )
     }
 
@@ -88,10 +90,9 @@ mod tests {
             start("sequence", r#", "start_sequence": 7"#),
             DeliverFrom::Sequence(7)
         );
-        let time = r#", "start_time": "2026-01-01T00:00:00Z""#;
         assert_eq!(
-            start("time", time),
-            DeliverFrom::Time("2026-01-01T00:00:00Z".into())
+            start("time", r#", "start_time": 1767225600000000"#),
+            DeliverFrom::Time(1_767_225_600_000_000)
         );
     }
 

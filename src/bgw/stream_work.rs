@@ -33,12 +33,12 @@ fn own_transaction() -> Parameters {
 }
 
 impl Applied {
-    /// Locks the row; `None` if the subscription is gone or has stopped, or if these messages are of an older stream
+    /// Locks the row; `None` if the subscription is gone, was paused or has stopped, or if these messages are of an older stream
     /// than the row.
     pub fn lock(stream: &StreamWork) -> Option<Applied> {
         let _names = own_names();
         let rows = prepared(
-            "SELECT applied::text, stopped IS NULL, stream_created IS NOT NULL AND stream_created <> $2, \
+            "SELECT applied::text, stopped IS NULL AND NOT paused, stream_created IS NOT NULL AND stream_created <> $2, \
              stream_created::timestamptz > $2::timestamptz FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
             &[Text(&stream.id), Text(&stream.stream_created)],
         );
@@ -105,6 +105,7 @@ pub fn give_up(
             }
             if stream.stop_on_failure {
                 stop(stream, position, &why);
+                dead_letter::of_stopped(&stream.id, message, position, payload, &why);
             } else {
                 dead_letter::of_stream(work.role, &stream.id, message, position, payload, &why);
                 applied.add(stream, std::iter::once(position));

@@ -20,7 +20,7 @@ use crate::pg::function::Function;
 use crate::pg::query::query;
 use crate::pg::transaction::{
     Caught, Parameters, Timeout, UserContext, begin_statement, statement_timeout, subtransaction,
-    transaction, with_snapshot,
+    transaction, transaction_timeout_for_statements, with_snapshot,
 };
 use crate::pg::{batch, callback, databases, foreign_servers, rights, worker};
 use crate::sql::parameters;
@@ -152,6 +152,7 @@ impl Worker {
                     .then(|| Executed::of(group.iter().map(|_| denied()).collect()));
             }
             let _parameters = Parameters::of_known(settings);
+            let _timeouts = transaction_timeout_for_statements();
             let executed = with_snapshot(|| {
                 // In a security-restricted operation, PostgreSQL refuses to defer a trigger, which could run as another
                 // role at the commit.

@@ -148,6 +148,8 @@ pub struct Consumer {
     pub backoff_ms: Vec<u64>,
     /// Whether messages after one that fails wait for it, and the subscription stops rather than give that message up.
     pub stop_on_failure: bool,
+    /// How often the subscription has gone on after it had stopped: the handler begins anew then.
+    pub resumed: u32,
 }
 
 /// Where a new consumer begins.
@@ -156,8 +158,8 @@ pub enum DeliverFrom {
     All,
     New,
     Sequence(u64),
-    /// A time in the format of RFC 3339.
-    Time(String),
+    /// Microseconds since 1970.
+    Time(i64),
 }
 
 /// How far a durable subscription has got.

@@ -17,8 +17,8 @@ pub struct Delivery {
     pub pending: u64,
 }
 
-/// Reads the subject on which a message is acknowledged; `None` if it is no such subject.
-pub fn parse(reply: &str) -> Option<Delivery> {
+/// The seven tokens of a subject on which a message is acknowledged, from the stream on; `None` for another subject.
+fn tokens(reply: &str) -> Option<[&str; 7]> {
     let tokens: Vec<&str> = reply.split('.').collect();
     // $JS.ACK.stream.consumer.deliveries.sequence.consumer_sequence.time.pending, or with domain and account hash
     // before the stream, and perhaps more at the end.
@@ -27,6 +27,16 @@ pub fn parse(reply: &str) -> Option<Delivery> {
         ["$JS", "ACK", _, _, rest @ ..] if rest.len() >= 7 => rest,
         _ => return None,
     };
+    rest.first_chunk().copied()
+}
+
+/// Stream and consumer of the message that is acknowledged on a subject; `None` if it is no such subject.
+pub fn consumer(reply: &str) -> Option<(&str, &str)> {
+    tokens(reply).map(|[stream, consumer, ..]| (stream, consumer))
+}
+
+/// Reads the subject on which a message is acknowledged; `None` if it is no such subject.
+pub fn parse(reply: &str) -> Option<Delivery> {
     let [
         _,
         _,
@@ -35,11 +45,7 @@ pub fn parse(reply: &str) -> Option<Delivery> {
         consumer_sequence,
         nanoseconds,
         pending,
-        ..,
-    ] = rest
-    else {
-        return None;
-    };
+    ] = tokens(reply)?;
     Some(Delivery {
         sequence: sequence.parse().ok()?,
         consumer_sequence: consumer_sequence.parse().ok()?,
@@ -68,6 +74,8 @@ mod tests {
             parse("$JS.ACK.hub.hash.s.c.2.10.7.1600000000000000000.3.random"),
             expected
         );
+        assert_eq!(consumer("$JS.ACK._.hash.s.c.2.10.7.16.3"), Some(("s", "c")));
+        assert_eq!(consumer("$JS.ACK.s.c"), None);
         for other in ["_INBOX.a.b", "$JS.ACK.s.c.2.10", "$JS.ACK.s.c.2.ten.7.16.3"] {
             assert_eq!(parse(other), None, "{other}");
         }

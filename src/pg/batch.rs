@@ -4,12 +4,9 @@
 use pgrx::pg_sys;
 
 use super::encoding::{to_server, utf8_to_server};
-use super::fmgr::{jsonb, varlena};
+use super::fmgr::{EPOCH_US, jsonb, varlena};
 use super::function::Function;
 use super::{callback, own_objects};
-
-/// Microseconds from 1970 to 2000, when PostgreSQL's timestamps begin.
-const EPOCH_US: i64 = 946_684_800_000_000;
 
 /// A row of type `litmus_pgnats.message`; text is UTF-8.
 pub struct Element<'a> {

@@ -11,6 +11,9 @@ use super::report::guarded;
 use crate::error::Result;
 use crate::row::Row;
 
+/// Microseconds from 1970 to 2000, when PostgreSQL's timestamps begin.
+pub const EPOCH_US: i64 = 946_684_800_000_000;
+
 /// Version-1 calling convention; every function of the library uses it.
 pub static API_V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
 
@@ -142,11 +145,23 @@ impl<'a> Call<'a> {
 
     /// Argument `index` of type interval, in milliseconds (a month has 30 days); `None` if it is NULL.
     pub fn interval_ms(&self, index: usize) -> Option<i64> {
+        self.interval_us(index).map(|us| us / 1000)
+    }
+
+    /// Argument `index` of type interval, in microseconds (a month has 30 days); `None` if it is NULL. An infinite
+    /// interval is the largest or smallest number.
+    pub fn interval_us(&self, index: usize) -> Option<i64> {
         const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
         // SAFETY: the SQL declaration says that this argument is an interval, which is passed by reference.
         let interval = unsafe { *self.datum(index)?.cast_mut_ptr::<pg_sys::Interval>() };
         let days = i64::from(interval.month) * 30 + i64::from(interval.day);
-        Some(interval.time.saturating_add(days.saturating_mul(DAY_US)) / 1000)
+        Some(interval.time.saturating_add(days.saturating_mul(DAY_US)))
+    }
+
+    /// Argument `index` of type timestamptz, in microseconds since 1970; `None` if it is NULL. An infinite time is the
+    /// largest or smallest number.
+    pub fn timestamptz_us(&self, index: usize) -> Option<i64> {
+        self.int8(index).map(|us| us.saturating_add(EPOCH_US))
     }
 
     /// Argument `index` of type oid; `None` if it is NULL.
@@ -189,19 +204,21 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The elements of argument `index` of type text[], as UTF-8, without those that are NULL; empty if the argument is
+    /// The elements of argument `index` of type text[], as UTF-8, without those that are NULL; `None` if the argument is
     /// NULL.
-    pub fn text_array(&self, index: usize) -> Result<Vec<String>> {
+    pub fn text_array(&self, index: usize) -> Result<Option<Vec<String>>> {
         // SAFETY: the SQL declaration says that this argument is text[]; its elements are read as bytes, because
         // pgrx takes text for UTF-8.
         let array = self
             .datum(index)
             .and_then(|datum| unsafe { pgrx::Array::<&[u8]>::from_datum(datum, false) });
-        array
-            .iter()
-            .flat_map(|array| array.iter().flatten())
-            .map(|bytes| from_server(bytes).map(Cow::into_owned))
-            .collect()
+        let texts = array.map(|array| {
+            let elements = array.iter().flatten();
+            elements
+                .map(|bytes| from_server(bytes).map(Cow::into_owned))
+                .collect()
+        });
+        texts.transpose()
     }
 
     /// Turns the result into a datum.

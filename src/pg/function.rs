@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 use super::encoding::utf8;
 use super::own_objects;
 use super::own_objects::MessageType;
+use crate::error::{Error, Kind, Result};
 
 /// The types that the payload of a message or of a reply may have.
 const PAYLOAD: [pg_sys::Oid; 4] = [
@@ -33,6 +34,8 @@ pub struct Function {
     pub returns_set: bool,
     /// Whether its last argument is declared VARIADIC.
     pub is_variadic: bool,
+    /// Whether it is STRICT, so that a call with a NULL does nothing.
+    pub is_strict: bool,
 }
 
 impl Function {
@@ -66,6 +69,7 @@ impl Function {
                     is_plain: (*form).prokind as u8 == pg_sys::PROKIND_FUNCTION,
                     returns_set: (*form).proretset,
                     is_variadic: (*form).provariadic != pg_sys::InvalidOid,
+                    is_strict: (*form).proisstrict,
                 }
             });
             pg_sys::ReleaseSysCache(tuple);
@@ -86,6 +90,20 @@ impl Function {
                 .iter()
                 .zip(FURTHER)
                 .all(|(oid, wanted)| *oid == wanted.to_u32())
+    }
+
+    /// Fails if the function would not be called for each message: it is STRICT and takes a reply subject, which a
+    /// message need not have.
+    pub fn check_calls(&self) -> Result<()> {
+        // Payload and subject are never NULL.
+        const NEVER_NULL: usize = 2;
+        if !self.is_strict || self.arguments.len() <= NEVER_NULL {
+            return Ok(());
+        }
+        let message = format!("function {} is not called for each message", self.signature());
+        Err(Error::new(Kind::InvalidFunction, message)
+            .detail("It is STRICT, and reply_to and headers are NULL for messages that have none.")
+            .hint("ALTER FUNCTION ... CALLED ON NULL INPUT has it called."))
     }
 
     /// Whether the function takes many messages at once, as `litmus_pgnats.message[]`.

@@ -164,7 +164,7 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
         ),
         Kind::Stopped => (
             ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "Calling nats_subscribe_stream again has it go on.",
+            "litmus_pgnats.resume() has it go on.",
         ),
         Kind::Fenced => (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, ""),
         Kind::Rival => (

@@ -332,6 +332,27 @@ pub fn statement_timeout() -> Option<Duration> {
         .map(Duration::from_millis)
 }
 
+/// Has `transaction_timeout` hold for each statement rather than for the transaction, until the result is dropped:
+/// executors put the work of many messages into one transaction. `None` if it is off, or if PostgreSQL has none, as
+/// before version 17.
+pub fn transaction_timeout_for_statements() -> Option<Parameters> {
+    // SAFETY: returns NULL for a parameter that does not exist, and otherwise NUL-terminated text.
+    let milliseconds = unsafe {
+        let value = pg_sys::GetConfigOption(c"transaction_timeout".as_ptr(), true, false);
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())?
+    };
+    let limit = milliseconds
+        .parse()
+        .ok()
+        .filter(|ms| *ms > 0)
+        .map(Duration::from_millis)?;
+    let shorter = statement_timeout().map_or(limit, |own| own.min(limit));
+    Some(Parameters::of(&[
+        ("transaction_timeout".into(), "0".into()),
+        ("statement_timeout".into(), shorter.as_millis().to_string()),
+    ]))
+}
+
 /// A time limit for what runs until this is dropped: after that time it ends with PostgreSQL's own error for a
 /// statement timeout.
 pub struct Timeout(());

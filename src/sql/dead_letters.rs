@@ -13,8 +13,8 @@ use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::function::Function;
 use crate::pg::query::Argument::{Int8, Oid, OptionalText};
 use crate::pg::query::{Fields, prepared_each, query};
-use crate::pg::transaction::{Parameters, UserContext};
-use crate::pg::{batch, callback, databases, rights, state};
+use crate::pg::transaction::{Parameters, UserContext, sqlstate, subtransaction};
+use crate::pg::{batch, callback, databases, rights, sqlstates, state};
 
 sql_function!(litmus_pgnats_redrive, redrive);
 sql_function!(litmus_pgnats_redrive_all, redrive_all);
@@ -40,45 +40,67 @@ struct Dead {
 /// `(id)`: puts the message into the outbox again, or executes it, in the caller's own transaction.
 fn redrive(call: &Call<'_>) -> Result<Value> {
     let id = call.int8(0).ok_or_else(|| null("id"))?;
-    let letter = find(id)?.ok_or_else(|| {
+    let unknown = || {
         Error::new(Kind::InvalidName, format!("there is no dead letter {id}"))
             .hint("litmus_pgnats.dead_letters lists them.")
-    })?;
-    if !rights::has_privileges_of(letter.role) {
+    };
+    // Rights are checked first: nobody locks what they may not redrive.
+    if !rights::has_privileges_of(role_of(id)?.ok_or_else(unknown)?) {
         return Err(Error::new(
             Kind::PermissionDenied,
             format!("permission denied for dead letter {id}"),
         )
         .hint("Only a role that has the privileges of the message's role may redrive it."));
     }
-    again(id, &letter)?;
+    again(id, &find(id, FIND)?.ok_or_else(unknown)?)?;
     Ok(Value::Void)
 }
 
-/// `(server)`: redrives all dead letters of the outbox that the caller may redrive, those of one server or, for NULL,
-/// of any server. Returns their number.
+/// `(source, stream, function, server)`: redrives the dead letters that the caller may redrive and that these arguments,
+/// as far as they are not NULL, describe; but not those that another session has locked, to redrive or to remove them.
+/// Returns each one's id and, if it stays a dead letter, why.
 fn redrive_all(call: &Call<'_>) -> Result<Value> {
-    let server = call.text(0)?;
+    let (source, stream, function, server) = (call.text(0)?, call.text(1)?, call.text(2)?, call.text(3)?);
     let rows = {
         let _table = OwnTables::open()?;
         query(
-            "SELECT id FROM litmus_pgnats.dead_letter WHERE source = 'outbox' AND server = coalesce($1, server) ORDER BY id",
-            &[OptionalText(server.as_deref())],
+            "SELECT id, role::oid FROM litmus_pgnats.dead_letter WHERE source = coalesce($1, source) \
+             AND ($2 IS NULL OR stream = $2) AND ($3 IS NULL OR function = $3) AND server = coalesce($4, server) ORDER BY id",
+            &[
+                OptionalText(source.as_deref()),
+                OptionalText(stream.as_deref()),
+                OptionalText(function.as_deref()),
+                OptionalText(server.as_deref()),
+            ],
         )
     };
-    let mut count = 0;
-    for id in rows
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|id| id.parse().ok())
-    {
-        if let Some(letter) = find(id)?.filter(|letter| rights::has_privileges_of(letter.role)) {
-            again(id, &letter)?;
-            count += 1;
-        }
+    let letters = rows.into_iter().filter_map(|row| match row.as_slice() {
+        [Some(id), Some(role)] => Some((id.parse::<i64>().ok()?, role.parse().ok()?)),
+        _ => None,
+    });
+    let mut redriven = Vec::new();
+    for (id, _) in letters.filter(|(_, role)| rights::has_privileges_of(*role)) {
+        // One that fails holds up no other.
+        let outcome = subtransaction(|| match find(id, FIND_UNLOCKED)? {
+            Some(letter) => again(id, &letter).map(|()| true),
+            None => Ok(false),
+        });
+        let error = match outcome {
+            Ok(Ok(false)) => continue,
+            Ok(Ok(true)) => None,
+            Ok(Err(error)) => {
+                let code = sqlstate(sqlstates::describe(error.kind).0 as i32);
+                Some(format!("{code}: {error}"))
+            }
+            // A cancel is for the whole statement.
+            Err(caught) if caught.sqlstate.starts_with("57") => {
+                return Err(Error::new(Kind::Interrupted, caught.message));
+            }
+            Err(caught) => Some(format!("{}: {}", caught.sqlstate, caught.message)),
+        };
+        redriven.push(vec![Some(id.to_string()), error]);
     }
-    Ok(Value::Int8(count))
+    Ok(Value::Rows(redriven))
 }
 
 /// `(older_than)`: removes the dead letters that the caller may redrive, all of them for NULL, or those of at least
@@ -119,17 +141,42 @@ fn purge(call: &Call<'_>) -> Result<Value> {
     ))
 }
 
-/// Reads a dead letter and locks it; `None` if there is none with this id.
-fn find(id: i64) -> Result<Option<Dead>> {
+/// The role of a dead letter, which never changes; `None` if there is none with this id.
+fn role_of(id: i64) -> Result<Option<u32>> {
+    let _table = OwnTables::open()?;
+    let rows = query(
+        "SELECT role::oid FROM litmus_pgnats.dead_letter WHERE id = $1",
+        &[Int8(id)],
+    );
+    Ok(rows
+        .into_iter()
+        .flatten()
+        .flatten()
+        .next()
+        .and_then(|role| role.parse().ok()))
+}
+
+macro_rules! find_and {
+    ($lock:literal) => {
+        concat!(
+            "SELECT source, server, role::bigint, function, stream_sequence, delivery_count::bigint, subject, headers, \
+             domain, message_id, trunc(extract(epoch FROM sent) * 1000000)::bigint, payload, stream \
+             FROM litmus_pgnats.dead_letter WHERE id = $1 ",
+            $lock
+        )
+    };
+}
+
+/// Reads a dead letter and locks it, after another session that has locked it.
+const FIND: &str = find_and!("FOR UPDATE");
+/// Reads a dead letter and locks it, unless another session has locked it.
+const FIND_UNLOCKED: &str = find_and!("FOR UPDATE SKIP LOCKED");
+
+/// Reads a dead letter by one of these two; `None` if there is none with this id.
+fn find(id: i64, sql: &'static str) -> Result<Option<Dead>> {
     let _table = OwnTables::open()?;
     let mut found = None;
-    prepared_each(
-        "SELECT source, server, role::bigint, function, stream_sequence, delivery_count::bigint, subject, headers, domain, \
-         message_id, trunc(extract(epoch FROM sent) * 1000000)::bigint, payload, stream \
-         FROM litmus_pgnats.dead_letter WHERE id = $1 FOR UPDATE",
-        &[Int8(id)],
-        |row| found = dead(row),
-    );
+    prepared_each(sql, &[Int8(id)], |row| found = dead(row));
     Ok(found)
 }
 

@@ -306,7 +306,7 @@ fn handler(row: [Option<String>; 13], findings: &mut Findings) {
             CheckStatus::Error
         };
         let advice = if problem.contains("has failed") {
-            "Correct the function, then call nats_subscribe_stream again."
+            "Correct the function, then call litmus_pgnats.resume()."
         } else {
             "It goes on by itself when that is put right; changed options want litmus_pgnats_reload_conf()."
         };

@@ -23,7 +23,8 @@ fn check(call: &Call<'_>) -> Result<Value> {
             .split_once('=')
             .map(|(name, value)| (name.to_string(), value.to_string()))
     };
-    let options: Options = call.text_array(0)?.into_iter().filter_map(split).collect();
+    let given = call.text_array(0)?.unwrap_or_default();
+    let options: Options = given.into_iter().filter_map(split).collect();
     validate(target, &options)?;
     check_files(&options)?;
     if target == OptionsOf::Server {

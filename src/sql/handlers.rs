@@ -176,6 +176,25 @@ fn unregister(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
 /// Removes the handlers of a kind on a subject that call `function` or, for `None`, any function. Fails if the role may
 /// not remove one of them.
 pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> Result<Value> {
+    let (server, found) = changeable(kind, subject, function)?;
+    let table = OwnTables::open()?;
+    for registered in &found {
+        table.delete(kind, &server, subject, &registered.signature);
+    }
+    drop(table);
+    if found.is_empty() {
+        report::message(Level::Notice, &none(kind, subject, function), "", "");
+    }
+    Ok(Value::Void)
+}
+
+/// The foreign server's name, and its handlers of a kind on a subject that call `function` or, for `None`, any function.
+/// Fails if the role may not change one of them.
+pub fn changeable(
+    kind: HandlerKind,
+    subject: &str,
+    function: Option<&Function>,
+) -> Result<(String, Vec<RegisteredHandler>)> {
     check_writable()?;
     let server = match server::choose().and_then(server::target) {
         Ok(target) => target.server_name,
@@ -191,19 +210,15 @@ pub fn remove(kind: HandlerKind, subject: &str, function: Option<&Function>) -> 
     for registered in &found {
         check_privileges(registered, kind, subject)?;
     }
-    let table = OwnTables::open()?;
-    for registered in &found {
-        table.delete(kind, &server, subject, &registered.signature);
-    }
-    drop(table);
-    if found.is_empty() {
-        let of = function.map_or_else(String::new, |function| {
-            format!(" that calls {}", function.signature())
-        });
-        let text = format!("there is no {}{of}", kind.describe(subject));
-        report::message(Level::Notice, &text, "", "");
-    }
-    Ok(Value::Void)
+    Ok((server, found))
+}
+
+/// That there is no such handler.
+pub fn none(kind: HandlerKind, subject: &str, function: Option<&Function>) -> String {
+    let of = function.map_or_else(String::new, |function| {
+        format!(" that calls {}", function.signature())
+    });
+    format!("there is no {}{of}", kind.describe(subject))
 }
 
 fn subject_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
@@ -246,7 +261,7 @@ fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
     }
     let takes_many = kind != HandlerKind::Responder && function.takes_batches();
     if takes_many || (function.takes_messages() && returns) {
-        return Ok(());
+        return function.check_calls();
     }
     let what = kind.noun();
     let message = format!("function {} cannot be a {what}", function.signature());

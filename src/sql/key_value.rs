@@ -194,6 +194,18 @@ fn get(call: &Call<'_>, read: fn(Bytes) -> Result<Value>) -> Result<Value> {
     }
 }
 
+/// A ttl in milliseconds. JetStream counts it in nanoseconds of 64 bits, and takes no shorter one than 100 ms but 0, which
+/// is none.
+fn ttl_ms(us: i64) -> Result<u64> {
+    const LEAST_US: i64 = 100_000;
+    const MOST_US: i64 = i64::MAX / 1000;
+    match us {
+        0 | LEAST_US..=MOST_US => Ok(us.unsigned_abs() / 1000),
+        _ => Err(Error::new(Kind::InvalidArgument, "ttl is out of range")
+            .detail("It is 0, for none, or between 100 milliseconds and 292 years.")),
+    }
+}
+
 fn create_bucket(call: &Call<'_>) -> Result<Value> {
     let invalid = |what: &str| Error::new(Kind::InvalidArgument, format!("{what} is out of range"));
     let small = |index, what: &str, most: i32| {
@@ -203,7 +215,7 @@ fn create_bucket(call: &Call<'_>) -> Result<Value> {
             .and_then(|number| u8::try_from(number).ok());
         valid.ok_or_else(|| invalid(what).detail(format!("It is {number}; from 1 to {most} are allowed.")))
     };
-    let ttl = call.interval_ms(2).unwrap_or(0);
+    let ttl_ms = ttl_ms(call.interval_us(2).unwrap_or(0))?;
     let memory = match call.text(4)?.as_deref() {
         Some("file") => false,
         Some("memory") => true,
@@ -215,7 +227,7 @@ fn create_bucket(call: &Call<'_>) -> Result<Value> {
     };
     let config = BucketConfig {
         history: small(1, "history", 64)?,
-        ttl_ms: u64::try_from(ttl).map_err(|_| invalid("ttl").detail("It is negative."))?,
+        ttl_ms,
         replicas: small(3, "replicas", 5)?,
         memory,
     };

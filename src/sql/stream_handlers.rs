@@ -13,6 +13,7 @@ use crate::nats::{names, subject};
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::query::Argument::{Int8, OptionalText, Text};
 use crate::pg::query::query;
+use crate::pg::report::{self, Level};
 
 sql_function!(nats_subscribe_stream, subscribe);
 sql_function!(nats_unsubscribe_stream, unsubscribe);
@@ -28,53 +29,64 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     let stream = stream_argument(call)?;
     let function = function_argument(call)?;
     let filters = call.text_array(2)?;
-    if filters.len() > MAX_FILTERS {
+    if filters
+        .as_ref()
+        .is_some_and(|filters| filters.len() > MAX_FILTERS)
+    {
         return Err(Error::new(Kind::InvalidArgument, "too many filter subjects")
             .detail(format!("The limit is {MAX_FILTERS}.")));
     }
-    for filter in &filters {
+    for filter in filters.iter().flatten() {
         subject::check_subscribe(filter)?;
     }
     let options = StreamOptions::read(call, filters)?;
-    let size = function.takes_batches().then_some(options.batch_size);
     let written = handlers::write(&NewHandler {
         kind: HandlerKind::Stream,
         subject: &stream,
         queue_group: None,
-        batch_size: size,
+        // That of a durable subscription is in its own row.
+        batch_size: None,
         function: &function,
     })?;
-    options.write(&stream, &written);
+    let is_new = options.write(&stream, &written);
+    if !is_new && options.deliver.is_some() {
+        let text = format!("the durable subscription of stream \"{stream}\" goes on where it is");
+        let detail = "deliver, start_sequence and start_time are for a new subscription.";
+        report::message(Level::Notice, &text, detail, "");
+    }
     Ok(Value::Void)
 }
 
-/// What only a durable subscription has; intervals and times are text.
+/// What only a durable subscription has; intervals are text. `None` stands for the usual value, or for what was before.
 struct StreamOptions {
-    filters: Vec<String>,
-    deliver: &'static str,
+    filters: Option<Vec<String>>,
+    deliver: Option<&'static str>,
     start_sequence: Option<i64>,
-    start_time: Option<String>,
-    batch_size: i64,
+    /// Microseconds since 1970.
+    start_time: Option<i64>,
+    batch_size: Option<i64>,
     ack_wait: Option<String>,
-    max_deliveries: i32,
+    max_deliveries: Option<i32>,
     backoff: Option<String>,
-    stop_on_failure: bool,
+    stop_on_failure: Option<bool>,
     durable: Option<String>,
     domain: Option<String>,
 }
 
 impl StreamOptions {
     /// Reads and checks the arguments from the fourth one on.
-    fn read(call: &Call<'_>, filters: Vec<String>) -> Result<StreamOptions> {
+    fn read(call: &Call<'_>, filters: Option<Vec<String>>) -> Result<StreamOptions> {
         let deliver = deliver(call)?;
-        let batch_size = batch_size(call.int4(6))?.ok_or_else(|| null("batch_size"))?;
-        let ack_wait = call.interval_ms(7).ok_or_else(|| null("ack_wait"))?;
-        if !ACK_WAIT.contains(&ack_wait) {
+        let batch_size = batch_size(call.int4(6))?;
+        if call
+            .interval_ms(7)
+            .is_some_and(|ack_wait| !ACK_WAIT.contains(&ack_wait))
+        {
             return Err(Error::new(Kind::InvalidArgument, "ack_wait is out of range")
                 .detail("It is between one second and one day."));
         }
-        let max_deliveries = call.int4(8).unwrap_or(0);
-        if max_deliveries < 0 {
+        let max_deliveries = call.int4(8);
+        if max_deliveries.is_some_and(|most| most < 0) {
             return Err(Error::new(Kind::InvalidArgument, "max_deliveries is negative")
                 .hint("With 0 a message is tried for ever."));
         }
@@ -88,47 +100,65 @@ impl StreamOptions {
             filters,
             deliver,
             start_sequence: call.int8(4),
-            start_time: call.any_as_text(5)?,
+            start_time: start_time(call)?,
             batch_size,
             ack_wait: call.any_as_text(7)?,
             max_deliveries,
             backoff,
-            stop_on_failure: call.boolean(10).unwrap_or(false),
+            stop_on_failure: call.boolean(10),
             durable,
             domain,
         })
     }
 
-    /// Writes the row that only a durable subscription has.
-    fn write(&self, stream: &str, written: &Written) {
-        let filters = serde_json::Value::from(self.filters.clone()).to_string();
-        query(
-            "INSERT INTO litmus_pgnats.handler_stream (server, subject, signature, filter_subjects, deliver, start_sequence, \
-             start_time, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, durable, domain, applied) \
-             VALUES ($1, $2, $3, ARRAY(SELECT json_array_elements_text($4::json)), $5, nullif($6, 0), $7::timestamptz, $8, \
-             $9::interval, $10, coalesce($11::interval[], '{}'), $12::boolean, $13, $14, \
-             CASE $5 WHEN 'all' THEN '{[0,1)}' WHEN 'sequence' THEN int8multirange(int8range(0, $6)) ELSE '{}' END) \
-             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET filter_subjects = excluded.filter_subjects, \
-             batch_size = excluded.batch_size, ack_wait = excluded.ack_wait, max_deliveries = excluded.max_deliveries, \
-             backoff = excluded.backoff, stop_on_failure = excluded.stop_on_failure, durable = excluded.durable, \
-             domain = excluded.domain, stopped = NULL",
+    /// Writes the row that only a durable subscription has; whether the row is new.
+    fn write(&self, stream: &str, written: &Written) -> bool {
+        let filters = self.filters.clone();
+        let filters = filters.map(|filters| serde_json::Value::from(filters).to_string());
+        let number = |number: Option<i64>| number.map(|number| number.to_string());
+        let (batch_size, most) = (
+            number(self.batch_size),
+            number(self.max_deliveries.map(i64::from)),
+        );
+        let rows = query(
+            "WITH given AS (SELECT ARRAY(SELECT json_array_elements_text($4::json)) AS filters, \
+             $8::integer AS batch_size, $9::interval AS ack_wait, $10::integer AS max_deliveries, $11::interval[] AS backoff, \
+             $12::boolean AS stop_on_failure) \
+             INSERT INTO litmus_pgnats.handler_stream AS d (server, subject, signature, filter_subjects, deliver, \
+             start_sequence, start_time, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, durable, domain, applied) \
+             SELECT $1, $2, $3, filters, $5, nullif($6, 0), \
+             CASE WHEN $5 = 'time' THEN timestamptz 'epoch' + $7 * interval '1 microsecond' END, coalesce(batch_size, 500), \
+             coalesce(ack_wait, '30 s'), coalesce(max_deliveries, 5), coalesce(backoff, '{1 s,5 s,30 s}'), \
+             coalesce(stop_on_failure, false), $13, $14, \
+             CASE $5 WHEN 'all' THEN '{[0,1)}' WHEN 'sequence' THEN int8multirange(int8range(0, $6)) ELSE '{}' END FROM given \
+             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET \
+             filter_subjects = CASE WHEN $4 IS NULL THEN d.filter_subjects ELSE excluded.filter_subjects END, \
+             batch_size = coalesce($8::integer, d.batch_size), ack_wait = coalesce($9::interval, d.ack_wait), \
+             max_deliveries = coalesce($10::integer, d.max_deliveries), backoff = coalesce($11::interval[], d.backoff), \
+             stop_on_failure = coalesce($12::boolean, d.stop_on_failure), durable = coalesce($13, d.durable), \
+             domain = coalesce($14, d.domain), stopped = NULL, resumed = d.resumed + (d.stopped IS NOT NULL)::integer \
+             RETURNING xmax = 0",
             &[
                 Text(&written.server),
                 Text(stream),
                 Text(&written.signature),
-                Text(&filters),
-                Text(self.deliver),
+                OptionalText(filters.as_deref()),
+                Text(self.deliver.unwrap_or("all")),
                 Int8(self.start_sequence.unwrap_or(0)),
-                OptionalText(self.start_time.as_deref()),
-                Int8(self.batch_size),
+                Int8(self.start_time.unwrap_or(0)),
+                OptionalText(batch_size.as_deref()),
                 OptionalText(self.ack_wait.as_deref()),
-                Int8(self.max_deliveries.into()),
+                OptionalText(most.as_deref()),
                 OptionalText(self.backoff.as_deref()),
-                Text(if self.stop_on_failure { "true" } else { "false" }),
+                OptionalText(
+                    self.stop_on_failure
+                        .map(|stops| if stops { "true" } else { "false" }),
+                ),
                 OptionalText(self.durable.as_deref()),
                 OptionalText(self.domain.as_deref()),
             ],
         );
+        rows.into_iter().flatten().flatten().next().as_deref() == Some("t")
     }
 }
 
@@ -155,26 +185,39 @@ fn check_backoff(backoff: Option<&str>) -> Result<()> {
     )
 }
 
-/// Where the consumer begins, by the name that the table has for that.
-fn deliver(call: &Call<'_>) -> Result<&'static str> {
-    let deliver = call.text(3)?.ok_or_else(|| null("deliver"))?;
-    let (sequence, time) = (call.int8(4), call.any_as_text(5)?);
+/// The argument `start_time` in microseconds since 1970, before which there are no messages. Fails for a time that
+/// JetStream cannot count to.
+fn start_time(call: &Call<'_>) -> Result<Option<i64>> {
+    /// JetStream counts nanoseconds in 64 bits.
+    const MOST_US: i64 = i64::MAX / 1000;
+    match call.timestamptz_us(5) {
+        Some(time) if time > MOST_US => Err(Error::new(Kind::InvalidArgument, "start_time is out of range")
+            .detail("JetStream knows times up to 2262-04-11.")),
+        time => Ok(time.map(|time| time.max(0))),
+    }
+}
+
+/// Where the consumer begins, by the name that the table has for that; `None` if nothing was said.
+fn deliver(call: &Call<'_>) -> Result<Option<&'static str>> {
+    let deliver = call.text(3)?;
+    let (sequence, time) = (call.int8(4), start_time(call)?);
     if sequence.is_some_and(|sequence| sequence < 1) {
         return Err(
             Error::new(Kind::InvalidArgument, "start_sequence is out of range")
                 .detail("The first message of a stream has sequence 1."),
         );
     }
-    match (&*deliver, sequence, time) {
-        ("all", None, None) => Ok("all"),
-        ("new", None, None) => Ok("new"),
-        ("all", Some(_), None) => Ok("sequence"),
-        ("all", None, Some(_)) => Ok("time"),
-        ("all" | "new", ..) => Err(Error::new(
+    match (deliver.as_deref(), sequence, time) {
+        (None, None, None) => Ok(None),
+        (Some("all"), None, None) => Ok(Some("all")),
+        (Some("new"), None, None) => Ok(Some("new")),
+        (None | Some("all"), Some(_), None) => Ok(Some("sequence")),
+        (None | Some("all"), None, Some(_)) => Ok(Some("time")),
+        (None | Some("all" | "new"), ..) => Err(Error::new(
             Kind::InvalidArgument,
             "deliver => 'new', start_sequence and start_time exclude each other",
         )),
-        _ => Err(Error::new(
+        (Some(deliver), ..) => Err(Error::new(
             Kind::InvalidArgument,
             format!("invalid value for deliver: \"{deliver}\""),
         )
@@ -189,7 +232,8 @@ fn unsubscribe(call: &Call<'_>) -> Result<Value> {
     handlers::remove(HandlerKind::Stream, &stream, Some(&function))
 }
 
-fn stream_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
+/// The first argument, the name of a stream. Fails if it is NULL or not valid.
+pub fn stream_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
     let stream = call.text(0)?.ok_or_else(|| null("stream"))?;
     names::check_stream(&stream)?;
     Ok(stream)

@@ -68,9 +68,11 @@ impl Caller {
 
     /// There are none; what they hold would be lost.
     pub async fn dead_letters(&mut self) -> Result<(), Failure> {
-        self.ask("SELECT litmus_pgnats.redrive_all(), litmus_pgnats.purge_dead_letters('1 day')")
-            .await
-            .map(drop)
+        self.ask(
+            "SELECT count(id), litmus_pgnats.purge_dead_letters('1 day') FROM litmus_pgnats.redrive_all()",
+        )
+        .await
+        .map(drop)
     }
 
     /// What is wrong is refused with its SQLSTATE, and the session goes on.

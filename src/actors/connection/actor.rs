@@ -230,6 +230,7 @@ impl Connection {
             status.generation = generation;
             status.client = None;
             status.refused.clear();
+            status.refused_consumers.clear();
             // Set before the handover is done, because whoever asked for a reload goes on now.
             status.domain = self.settings.domain.clone();
         });

@@ -65,8 +65,8 @@ type ReplyOutcome = Result<Message, RequestFailure>;
 struct Waiter {
     answer: oneshot::Sender<ReplyOutcome>,
     /// The subject whose refusal fails the request: NATS reports a forbidden publish on the connection alone, by its
-    /// subject. `None` if a refusal is not noticed.
-    subject: Option<String>,
+    /// subject.
+    subject: String,
 }
 
 type Replies = HashMap<u64, Waiter>;
@@ -171,7 +171,7 @@ impl Requester {
     }
 
     async fn try_round_trip(&self, limit: Duration) -> Result<Message, RequestFailure> {
-        let (pending, inbox) = self.expect(|inbox| Some(inbox.to_string()));
+        let (pending, inbox) = self.expect(str::to_string);
         let is_refused = self.inbox.is_refused.load(Ordering::Relaxed);
         let is_repeated = limit > ROUND_TRIP_LIMIT;
         // No reply comes to a refused inbox, but then the server refuses a subscription of the reply's own subject too,
@@ -190,7 +190,7 @@ impl Requester {
 
     /// Adds a request that waits, and returns it with its inbox. `published_to` makes from the inbox the subject whose
     /// refusal fails the request.
-    fn expect(&self, published_to: impl FnOnce(&str) -> Option<String>) -> (PendingReply, String) {
+    fn expect(&self, published_to: impl FnOnce(&str) -> String) -> (PendingReply, String) {
         let number = self.inbox.next.fetch_add(1, Ordering::Relaxed);
         let inbox = format!("{}{number}", self.inbox.prefix);
         let subject = published_to(&inbox);
@@ -209,7 +209,7 @@ impl Requester {
     /// NATS has refused a publish to this subject: the requests that were published to it fail.
     pub fn forbidden(&self, subject: &str) {
         let mut waiting = self.inbox.waiting.lock();
-        for (_, waiter) in waiting.extract_if(|_, waiter| waiter.subject.as_deref() == Some(subject)) {
+        for (_, waiter) in waiting.extract_if(|_, waiter| waiter.subject == subject) {
             // The caller may have given up just now.
             let _ = waiter.answer.send(Err(RequestFailure::Forbidden));
         }
@@ -223,7 +223,7 @@ impl Requester {
             return self.forbidden(subject);
         }
         self.inbox.is_refused.store(true, Ordering::Relaxed);
-        let is_round_trip = |waiter: &Waiter| waiter.subject.as_ref().is_some_and(|of| self.is_inbox(of));
+        let is_round_trip = |waiter: &Waiter| self.is_inbox(&waiter.subject);
         let mut waiting = self.inbox.waiting.lock();
         for (_, waiter) in waiting.extract_if(|_, waiter| is_round_trip(waiter)) {
             // The caller may have given up just now.
@@ -238,7 +238,7 @@ impl Requester {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<PendingReply, RequestFailure> {
-        let (pending, inbox) = self.expect(|_| Some(subject.clone()));
+        let (pending, inbox) = self.expect(|_| subject.clone());
         self.publish_request(subject, Some(inbox), Some(headers), payload)
             .await?;
         Ok(pending)
@@ -268,7 +268,7 @@ impl Requester {
         payload: Bytes,
         limit: Duration,
     ) -> Result<Message, RequestFailure> {
-        let (pending, inbox) = self.expect(|_| None);
+        let (pending, inbox) = self.expect(|_| subject.clone());
         let ask = self.publish_request(subject, Some(inbox), headers, payload);
         let began = Instant::now();
         timeout(limit, ask)

@@ -1,6 +1,6 @@
 //! What callers may know of a connection, and how they wait for it. In the actor thread.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use actix::Recipient;
 use tokio::sync::watch;
@@ -24,6 +24,9 @@ pub struct ConnectionStatus {
     pub error: Option<Error>,
     /// Subjects that the NATS server does not let this user subscribe to.
     pub refused: HashSet<String>,
+    /// Streams and consumers of which the NATS server does not let this user pull or acknowledge messages, with the
+    /// subjects that this user may not publish to.
+    pub refused_consumers: HashMap<(String, String), &'static str>,
     /// The client, while the connection is up and no held message has to go first; otherwise `None`.
     pub client: Option<Requester>,
     /// The default JetStream domain, if the settings name one.

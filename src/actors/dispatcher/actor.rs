@@ -3,7 +3,7 @@
 
 mod databases;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub struct Dispatcher {
     timer: Option<(SpawnHandle, Instant)>,
     /// Databases whose pool is about to grow, if handlers still wait then.
     growing: HashSet<u32>,
+    /// Those that wait until the handlers of a database were read.
+    readers: HashMap<u32, Vec<oneshot::Sender<()>>>,
     _vital: Vital,
 }
 
@@ -54,6 +56,7 @@ impl Dispatcher {
             fence: None,
             timer: None,
             growing: HashSet::new(),
+            readers: HashMap::new(),
             _vital: Vital::new("dispatcher"),
         }
     }

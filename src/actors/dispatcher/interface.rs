@@ -42,6 +42,11 @@ pub struct Refresh(pub u32);
 #[rtype(result = "()")]
 pub struct SessionSeen(pub u32);
 
+/// Like [`Refresh`], but answered as soon as the handlers were read.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReadDatabase(pub u32);
+
 /// Refreshes these databases, one after another.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -177,6 +177,7 @@ mod tests {
             max_deliveries: 3,
             backoff_ms: vec![100, 500],
             stop_on_failure,
+            resumed: 0,
         }
     }
 

@@ -87,8 +87,7 @@ async fn serve(
             outcome = &mut confirmed, if !is_decided => {
                 is_decided = true;
                 if outcome.is_ok() {
-                    handler.set_problem(None);
-                    handler.set_state(HandlerState::Live);
+                    handler.is_live();
                 }
             }
             () = &mut late, if !is_decided && !is_late => {
@@ -114,7 +113,7 @@ fn report_unconfirmed(handler: &MessageHandler) {
         definition.function
     );
     let problem = "the NATS server has not confirmed the subscription";
-    handler.set_problem(Some(Error::new(Kind::Timeout, problem)));
+    handler.stall(Error::new(Kind::Timeout, problem));
 }
 
 fn take(handler: &Arc<MessageHandler>, message: async_nats::Message, sink: &impl Sink) {

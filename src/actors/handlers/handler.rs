@@ -25,6 +25,8 @@ use crate::flood::{self, Flood};
 pub enum HandlerState {
     /// The subscription waits for the connection to NATS, or is not confirmed yet.
     Waiting,
+    /// The subscription waits, and the handler's problem says for what.
+    Stalled,
     Live,
     /// The definition has to be corrected first.
     Disabled,
@@ -178,9 +180,32 @@ impl MessageHandler {
         });
     }
 
-    /// Says why the handler gets no messages, though its connection is up; `None` if it gets them.
-    pub fn set_problem(&self, problem: Option<Error>) {
-        self.lock().problem = problem;
+    /// The handler gets no messages, though its connection is up, and this is why.
+    pub fn stall(&self, problem: Error) {
+        self.lock().problem = Some(problem);
+        self.set_state(HandlerState::Stalled);
+    }
+
+    /// The handler gets messages.
+    pub fn is_live(&self) {
+        self.lock().problem = None;
+        self.set_state(HandlerState::Live);
+    }
+
+    /// Returns when the handler is live, disabled or over, or when it is known why it waits.
+    pub async fn settled(self: Arc<Self>) {
+        let mut state = self.state.subscribe();
+        let decided = state.wait_for(|state| *state != HandlerState::Waiting);
+        // An error means that the handler or its connection is gone, and is waited for no longer.
+        let Some(connection) = &self.connection else {
+            let _ = decided.await;
+            return;
+        };
+        let mut status = connection.status.clone();
+        tokio::select! {
+            _ = decided => {}
+            _ = status.wait_for(|status| status.error.is_some()) => {}
+        }
     }
 
     /// Removes the handler: its queue is cleared, and takes no more messages.
@@ -302,7 +327,7 @@ impl MessageHandler {
                 .is_some_and(|status| status.refused.contains(&definition.subject));
         let state = match *self.state.borrow() {
             // A handler that is over is shown until the handler in its place has started.
-            HandlerState::Waiting | HandlerState::Over => "waiting",
+            HandlerState::Waiting | HandlerState::Stalled | HandlerState::Over => "waiting",
             HandlerState::Live if is_refused => "disabled",
             HandlerState::Live => "live",
             HandlerState::Disabled => "disabled",
@@ -310,6 +335,17 @@ impl MessageHandler {
         if is_refused {
             let problem = "the NATS server does not let this user subscribe to the subject";
             return (state, Some(problem.to_string()));
+        }
+        let needed = definition.consumer.as_ref().zip(status.as_ref());
+        let needed = needed.and_then(|(consumer, status)| {
+            let key = (definition.subject.clone(), consumer.durable.clone());
+            status.refused_consumers.get(&key).copied()
+        });
+        if let Some(needed) = needed {
+            let problem = format!(
+                "the NATS server does not let this user publish to {needed}, which the consumer needs"
+            );
+            return (state, Some(problem));
         }
         let problem = status.and_then(|status| status.error.clone().or_else(|| changing.problem.clone()));
         (state, problem.map(|error| error.to_string()))

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::handler::{HandlerCounts, HandlerState, MessageHandler};
+use super::handler::{HandlerCounts, MessageHandler};
 use super::interface::{Apply, HandlerRows, ResetHandlers, Sink};
 use super::{core_subscriber, stream_subscriber};
 use crate::actors::base::queue_limits::Limits;
@@ -101,18 +101,14 @@ impl<I: Sink> Registry<I> {
     }
 
     /// The new handlers have started, and take the place of those that they replace. The future ends when each is live
-    /// or disabled, or after `LIVE_LIMIT`; the views show which handlers still wait then.
+    /// or disabled, or the views show why not, or after `LIVE_LIMIT`.
     fn started(&mut self, database: u32, entries: Vec<RunningHandler>) -> impl Future<Output = ()> + use<I> {
-        let states: Vec<_> = entries
+        let settled: Vec<_> = entries
             .iter()
-            .map(|entry| entry.handler.state.subscribe())
+            .map(|entry| entry.handler.clone().settled())
             .collect();
         self.live.entry(database).or_default().extend(entries);
         self.replaced.remove(&database);
-        let settled = states.into_iter().map(|mut state| async move {
-            // An error means that the handler is gone, and is waited for no longer.
-            let _ = state.wait_for(|state| *state != HandlerState::Waiting).await;
-        });
         let settled = timeout(LIVE_LIMIT, join_all(settled));
         async move { drop(settled.await) }
     }

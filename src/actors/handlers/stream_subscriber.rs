@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::jetstream::consumer::Info;
+use async_nats::{StatusCode, Subscriber};
 use futures::StreamExt;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -128,9 +130,9 @@ impl Supply {
         let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
             return PullEnd::Over;
         };
-        self.handler.set_problem(None);
         self.handler.lock().undelivered = found.pending;
-        self.handler.set_state(HandlerState::Live);
+        self.show(found.paused.clone());
+        let (infos, informed) = mpsc::channel(1);
         let pulling = Pulling {
             supply: self,
             api,
@@ -139,8 +141,9 @@ impl Supply {
             inbox,
             deliveries: Deliveries::from(&found),
             heard: Instant::now(),
+            infos,
         };
-        pulling.run(messages, sink).await
+        pulling.run(messages, informed, sink).await
     }
 
     /// How far the subscription is: as an executor has reported last, or else as the refresh read it from the database.
@@ -169,6 +172,14 @@ impl Supply {
         handler.ack_pending.set_stream(&found.stream_created, found.base);
     }
 
+    /// Shows that the handler gets messages, or that its consumer is paused.
+    fn show(&self, paused: Option<Error>) {
+        match paused {
+            Some(problem) => self.handler.stall(problem),
+            None => self.handler.is_live(),
+        }
+    }
+
     fn report(&mut self, error: Error) {
         if let Some(suppressed) = self.complaints.pass() {
             let definition = self.handler.definition();
@@ -178,7 +189,7 @@ impl Supply {
                 definition.function
             );
         }
-        self.handler.set_problem(Some(error));
+        self.handler.stall(error);
     }
 }
 
@@ -192,10 +203,17 @@ struct Pulling<'a> {
     deliveries: Deliveries,
     /// When the consumer was last heard of.
     heard: Instant,
+    /// Takes the answers to [`Pulling::ask_info`].
+    infos: mpsc::Sender<Info>,
 }
 
 impl Pulling<'_> {
-    async fn run(mut self, mut messages: Subscriber, sink: &impl Sink) -> PullEnd {
+    async fn run(
+        mut self,
+        mut messages: Subscriber,
+        mut informed: mpsc::Receiver<Info>,
+        sink: &impl Sink,
+    ) -> PullEnd {
         let handler = self.supply.handler.clone();
         let progress = (Duration::from_millis(self.consumer.ack_wait_ms) / 3).max(LEAST_PROGRESS);
         let mut progress_clock = interval_at(Instant::now() + progress, progress);
@@ -212,10 +230,11 @@ impl Pulling<'_> {
                         return PullEnd::Lost;
                     }
                 }
+                Some(info) = informed.recv() => self.learn(&info),
                 () = handler.ack_pending.fewer.notified() => {}
                 _ = progress_clock.tick() => acks::tell_progress(&handler, progress),
                 _ = pending_clock.tick(), if asked == 0 || handler.ack_pending.has_postponed() => {
-                    self.ask_pending();
+                    self.ask_info();
                 }
                 () = sleep_until(self.heard + SILENCE), if asked > 0 => return PullEnd::Lost,
             }
@@ -246,13 +265,22 @@ impl Pulling<'_> {
         self.heard = Instant::now();
         match message.status {
             None => self.take(message, sink),
-            Some(status) => self.deliveries.asked.told(status, &message),
+            Some(status) => {
+                if status == StatusCode::IDLE_HEARTBEAT {
+                    // The consumer has nothing to deliver, or is paused.
+                    self.ask_info();
+                }
+                self.deliveries.asked.told(status, &message)
+            }
         }
     }
 
     /// Queues a message. `false` if the consumer has to be found anew.
     fn take(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
         let handler = &self.supply.handler;
+        if *handler.state.borrow() == HandlerState::Stalled {
+            handler.is_live();
+        }
         let mut message = incoming(message);
         let delivery = message.reply.as_deref().and_then(ack::parse);
         let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
@@ -282,19 +310,26 @@ impl Pulling<'_> {
         true
     }
 
-    /// Asks JetStream for the number of messages that are still to come, and for the ack floor. Deliveries tell that
-    /// number too, but not what has been published since, nor that a message which was to be delivered again is gone
-    /// from the stream.
-    fn ask_pending(&self) {
-        let (api, handler) = (self.api.clone(), self.supply.handler.clone());
+    /// Asks JetStream for the state of the consumer: the number of messages that are still to come, the ack floor, and
+    /// whether the consumer is paused. Deliveries tell that number too, but not what has been published since, nor that
+    /// a message which was to be delivered again is gone from the stream.
+    fn ask_info(&self) {
+        let (api, infos) = (self.api.clone(), self.infos.clone());
         let (stream, durable) = (self.stream.to_string(), self.consumer.durable.clone());
-        tasks::spawn("question how much a stream has", async move {
-            // An error is ignored, because the next query follows soon.
+        tasks::spawn("question for the state of a consumer", async move {
+            // An error is ignored, because the next query follows soon; so is an answer that nobody waits for, or that
+            // comes on top of another one.
             if let Ok(info) = consumer::info(&api, &stream, &durable).await {
-                handler.lock().undelivered = info.num_pending;
-                handler.ack_pending.forget_up_to(info.ack_floor.stream_sequence);
+                let _ = infos.try_send(info);
             }
         });
+    }
+
+    fn learn(&self, info: &Info) {
+        let handler = &self.supply.handler;
+        handler.lock().undelivered = info.num_pending;
+        handler.ack_pending.forget_up_to(info.ack_floor.stream_sequence);
+        self.supply.show(consumer::paused(info));
     }
 }
 

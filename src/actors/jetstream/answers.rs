@@ -66,6 +66,16 @@ pub struct StreamInfo {
 #[derive(Clone, Debug, Deserialize)]
 pub struct StreamConfig {
     pub retention: RetentionPolicy,
+    /// What the stream allows its consumers; JetStream leaves it out if that is everything.
+    #[serde(default)]
+    pub consumer_limits: ConsumerLimits,
+}
+
+/// What a stream allows its consumers.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ConsumerLimits {
+    /// Most messages that may be ack pending; `None` without a limit.
+    pub max_ack_pending: Option<i64>,
 }
 
 /// What a stream holds.

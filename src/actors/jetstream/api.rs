@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answers::{ApiError, StreamInfo, parse};
 use super::refusals::{refused, unavailable};
+use crate::actors::connection::delivery::forbidden;
 use crate::actors::connection::requester::{RequestFailure, Requester};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
@@ -132,8 +133,10 @@ impl Api {
             body.to_string().into()
         };
         let subject = format!("{}.{name}", self.prefix);
-        match self.client.request(subject, None, body, self.timeout).await {
+        let asked = self.client.request(subject.clone(), None, body, self.timeout);
+        match asked.await {
             Ok(answer) => parse(&answer.payload),
+            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
             Err(RequestFailure::NoResponders) => Err(unavailable(
                 self.domain.as_deref(),
                 "No JetStream answers its API.",
@@ -168,6 +171,7 @@ impl Api {
             Ok(answer) => self.acknowledged(&answer.payload).map(|ack| ack.sequence),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(&subject).await),
             Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
+            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
             Err(RequestFailure::TooLarge(why)) => Err(Error::new(
                 Kind::PayloadTooLarge,
                 "message is larger than the NATS server allows",

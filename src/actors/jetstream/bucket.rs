@@ -17,6 +17,7 @@ use super::api::{Api, lost};
 use super::async_nats_api::{causes, context, timestamp};
 use super::stream_read::{Part, StreamRead};
 use crate::actors::base::result_limit::{check_size, collect, row_size};
+use crate::actors::connection::delivery::forbidden;
 use crate::actors::connection::requester::RequestFailure;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply};
 use crate::error::{Error, Kind, Result};
@@ -197,7 +198,7 @@ impl Bucket {
         match self
             .api
             .client
-            .request(subject, None, Bytes::new(), self.api.timeout)
+            .request(subject.clone(), None, Bytes::new(), self.api.timeout)
             .await
         {
             Ok(answer) if answer.status == Some(StatusCode::NOT_FOUND) => Ok(None),
@@ -219,6 +220,7 @@ impl Bucket {
             Err(RequestFailure::NoResponders | RequestFailure::TimedOut) => {
                 self.latest_from_leader(key).await
             }
+            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
             Err(_) => Err(lost()),
         }
     }

@@ -2,13 +2,14 @@
 //! and pulls from it. In the actor thread.
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::consumer::{Config, Info};
 use async_nats::message::OutboundMessage;
 use async_nats::{Message, PublishError, StatusCode};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::api::Api;
+use super::async_nats_api::timestamp;
 use super::refusals::MISSING_STREAM;
 use crate::channel::work::{Consumer, StreamProgress};
 use crate::error::{Error, Kind, Result};
@@ -34,6 +35,8 @@ pub struct Found {
     pub stream_sequence: u64,
     /// All messages up to this sequence in the stream are done with, or are none of the subscription's.
     pub base: u64,
+    /// That the consumer is paused; `None` if it is not.
+    pub paused: Option<Error>,
 }
 
 /// Finds the subscription's consumer, or creates it. `is_first`: the consumer was not found before for this handler, so
@@ -51,7 +54,7 @@ pub async fn find(
     };
     let durable = &consumer.durable;
     let existing = existing(api, stream, durable).await?;
-    let plan = plan(consumer, progress, is_first, &stream_info, existing.as_ref())?;
+    let mut plan = plan(consumer, progress, is_first, &stream_info, existing.as_ref())?;
     if let Some((acknowledged, floor)) = plan.lost {
         log::warn!(
             "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
@@ -61,17 +64,16 @@ pub async fn find(
     if plan.removes_former {
         delete(api, stream, durable).await?;
     }
-    let body = json!({"stream_name": stream, "config": plan.config});
-    let create = format!("CONSUMER.CREATE.{stream}.{durable}");
-    let mut made: Info = api.request(&create, &body).await?;
+    let mut made = create(api, stream, durable, &mut plan.config).await?;
     if plan.is_leftover(&made) {
         delete(api, stream, durable).await?;
-        made = api.request(&create, &body).await?;
+        made = create(api, stream, durable, &mut plan.config).await?;
         if plan.is_leftover(&made) {
             let message = format!("consumer \"{durable}\" has a state that is not this subscription's");
             return Err(Error::new(Kind::JetStreamRefused, message));
         }
     }
+    let paused = paused(&made);
     let has_delivered = made.delivered.consumer_sequence > 0;
     let begins_after = if has_delivered {
         made.ack_floor
@@ -84,13 +86,34 @@ pub async fn find(
         stream_created: stream_info.created,
         consumer_sequence: made.delivered.consumer_sequence,
         stream_sequence: made.delivered.stream_sequence,
+        paused,
     })
+}
+
+/// Creates or updates the consumer. Where the NATS server or the account allows fewer ack pending messages than
+/// `config` asks for, `config` leaves their number to the server.
+async fn create(api: &Api, stream: &str, durable: &str, config: &mut Config) -> Result<Info> {
+    let name = format!("CONSUMER.CREATE.{stream}.{durable}");
+    let body = |config: &Config| json!({"stream_name": stream, "config": config});
+    let too_many = ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS;
+    if let Some(made) = api.request_unless(too_many, &name, &body(config)).await? {
+        return Ok(made);
+    }
+    config.max_ack_pending = 0;
+    api.request(&name, &body(config)).await
 }
 
 async fn existing(api: &Api, stream: &str, durable: &str) -> Result<Option<Info>> {
     let name = format!("CONSUMER.INFO.{stream}.{durable}");
     api.request_unless(ErrorCode::CONSUMER_NOT_FOUND, &name, &Value::Null)
         .await
+}
+
+/// What to say of a consumer that is paused, as an administrator may do; `None` if it is not.
+pub fn paused(info: &Info) -> Option<Error> {
+    let until = info.config.pause_until.filter(|_| info.paused)?;
+    let message = format!("consumer \"{}\" is paused until {}", info.name, timestamp(until));
+    Some(Error::new(Kind::JetStreamRefused, message))
 }
 
 /// The state of a consumer.

@@ -7,6 +7,7 @@ use async_nats::{Event, ServerError};
 use super::Connection;
 use crate::actors::connection::connect::Observer;
 use crate::actors::connection::requester::Requester;
+use crate::nats::ack;
 
 /// Most errors of a server whose log lines are limited separately.
 const MAX_SERVER_ERRORS: usize = 64;
@@ -86,6 +87,12 @@ impl Handler<ClientEvent> for Connection {
                 self.stats
                     .lock()
                     .failed(&format!("the NATS server reports: {what}"));
+                if let Some((key, needed)) = forbidden(&what).and_then(refused_consumer) {
+                    self.status.send_if_modified(|status| {
+                        let consumers = &mut status.refused_consumers;
+                        consumers.len() < MAX_REFUSED && consumers.insert(key, needed).is_none()
+                    });
+                }
                 if let Some(subject) = refused(&what).filter(|subject| !subject.starts_with(INBOXES)) {
                     self.status.send_if_modified(|status| {
                         status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
@@ -133,6 +140,17 @@ fn tell_waiting(client: &Requester, what: &str) -> bool {
 fn forbidden(what: &str) -> Option<&str> {
     let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
     quoted.strip_suffix('"')
+}
+
+/// Stream and consumer that a subject is about on which messages are pulled or acknowledged, and what such subjects
+/// have in common; `None` for another subject.
+fn refused_consumer(subject: &str) -> Option<((String, String), &'static str)> {
+    let (consumer, needed) = match subject.split_once(".API.CONSUMER.MSG.NEXT.") {
+        Some((_, rest)) => (rest.split_once('.')?, "$JS.API.CONSUMER.MSG.NEXT.>"),
+        None => (ack::consumer(subject)?, "$JS.ACK.>"),
+    };
+    let (stream, consumer) = consumer;
+    Some(((stream.to_string(), consumer.to_string()), needed))
 }
 
 /// The subject in the server's error for a forbidden subscription; `None` for another error.

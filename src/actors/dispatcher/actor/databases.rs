@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::Dispatcher;
 use crate::actors::base::tasks;
 use crate::actors::connections::interface::DatabaseDropped;
-use crate::actors::dispatcher::interface::{Promoted, Refresh, Registries, Scan, SessionSeen};
+use crate::actors::dispatcher::interface::{Promoted, ReadDatabase, Refresh, Registries, Scan, SessionSeen};
 use crate::actors::ha::interface::{Fence, Follow, Notify};
 use crate::actors::handlers::interface::Apply;
 use crate::actors::outbox::interface::{Enable, Wake};
@@ -78,6 +78,8 @@ impl Dispatcher {
         let may_finish = has_extension && is_primary && self.fence.is_none();
         let grace = if may_finish { REMOVED_GRACE } else { GRACE };
         ctx.run_later(grace, move |actor, _| actor.pool.evict_workers(database, grace));
+        // Dropping their channels tells them.
+        self.readers.remove(&database);
         let Some(registries) = &self.registries else {
             return;
         };
@@ -153,6 +155,24 @@ impl Handler<Refresh> for Dispatcher {
     }
 }
 
+impl Handler<ReadDatabase> for Dispatcher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, ReadDatabase(database): ReadDatabase, ctx: &mut Self::Context) -> Self::Result {
+        let ((done, applied), (reader, read)) = (oneshot::channel(), oneshot::channel());
+        self.readers.entry(database).or_default().push(reader);
+        self.pool.refresh(database, done);
+        self.wind(ctx);
+        // Each ends also if the database cannot be read.
+        Box::pin(async move {
+            tokio::select! {
+                _ = applied => {}
+                _ = read => {}
+            }
+        })
+    }
+}
+
 impl Handler<SessionSeen> for Dispatcher {
     type Result = ();
 
@@ -172,7 +192,7 @@ impl Handler<Scan> for Dispatcher {
         tasks::spawn_vital("refresh of all databases", async move {
             for database in databases {
                 // A refresh that takes longer goes on beside the next one.
-                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(Refresh(database))).await;
+                let _ = tokio::time::timeout(SCAN_LIMIT, this.send(ReadDatabase(database))).await;
             }
         });
     }

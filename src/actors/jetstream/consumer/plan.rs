@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use async_nats::datetime::parse_rfc3339;
+use async_nats::datetime::{DateTime, from_nanos};
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, ReplayPolicy};
 use async_nats::jetstream::stream::RetentionPolicy;
 
-use crate::actors::jetstream::answers::StreamInfo;
+use crate::actors::jetstream::answers::{ConsumerLimits, StreamInfo};
 use crate::channel::work::{Consumer, DeliverFrom, StreamProgress};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names::OWN_CONSUMER;
@@ -85,9 +85,14 @@ pub fn plan(
         (None, Some(floor)) if retention == RetentionPolicy::Limits => Leftover::AcknowledgedBeyond(floor),
         _ => Leftover::Impossible,
     };
+    let mut config = configuration(consumer, floor, former, &stream.config.consumer_limits)?;
+    // Whoever has paused the consumer has not paused it for this runtime worker alone.
+    config.pause_until = existing
+        .filter(|existing| existing.paused)
+        .and_then(|existing| existing.config.pause_until);
     Ok(Plan {
         removes_former,
-        config: configuration(consumer, floor, former)?,
+        config,
         lost: lost.filter(|_| removes_former),
         leftover,
     })
@@ -116,7 +121,12 @@ fn database_floor(progress: &StreamProgress, stream: &StreamInfo) -> Option<u64>
     if of_another { Some(0) } else { progress.ack_floor }
 }
 
-fn configuration(consumer: &Consumer, floor: Option<u64>, former: Option<&Info>) -> Result<Config> {
+fn configuration(
+    consumer: &Consumer,
+    floor: Option<u64>,
+    former: Option<&Info>,
+    limits: &ConsumerLimits,
+) -> Result<Config> {
     let (filter_subject, filter_subjects) = match consumer.filter_subjects.as_slice() {
         [one] => (one.clone(), Vec::new()),
         many => (String::new(), many.to_vec()),
@@ -133,7 +143,10 @@ fn configuration(consumer: &Consumer, floor: Option<u64>, former: Option<&Info>)
         ack_wait: Duration::from_millis(consumer.ack_wait_ms),
         // Without a limit, because the subscription itself gives messages up, and keeps them as dead letters.
         max_deliver: -1,
-        max_ack_pending: MAX_ACK_PENDING,
+        max_ack_pending: limits
+            .max_ack_pending
+            .filter(|limit| *limit > 0)
+            .map_or(MAX_ACK_PENDING, |limit| limit.min(MAX_ACK_PENDING)),
         replay_policy: ReplayPolicy::Instant,
         filter_subject,
         filter_subjects,
@@ -150,11 +163,17 @@ fn begin(start: &DeliverFrom, floor: Option<u64>) -> Result<DeliverPolicy> {
         (None, DeliverFrom::New) => DeliverPolicy::New,
         (None, DeliverFrom::Sequence(start)) => from(*start),
         (None, DeliverFrom::Time(time)) => DeliverPolicy::ByStartTime {
-            start_time: parse_rfc3339(time).map_err(|error| {
-                let message = format!("\"{time}\" is no time to begin at");
-                Error::new(Kind::InvalidArgument, message).detail(format!("{error}."))
-            })?,
+            start_time: time_of(*time)?,
         },
+    })
+}
+
+fn time_of(us: i64) -> Result<DateTime> {
+    let nanoseconds = i64::try_from(i128::from(us) * 1000).ok();
+    let time = nanoseconds.and_then(|nanoseconds| from_nanos(nanoseconds.into()).ok());
+    time.ok_or_else(|| {
+        let message = "the time to begin at is beyond what JetStream can count";
+        Error::new(Kind::InvalidArgument, message)
     })
 }
 
@@ -179,6 +198,7 @@ mod tests {
             max_deliveries: 5,
             backoff_ms: Vec::new(),
             stop_on_failure: false,
+            resumed: 0,
         }
     }
 
@@ -189,7 +209,10 @@ mod tests {
     fn stream(retention: RetentionPolicy) -> StreamInfo {
         StreamInfo {
             created: "now".into(),
-            config: StreamConfig { retention },
+            config: StreamConfig {
+                retention,
+                consumer_limits: ConsumerLimits::default(),
+            },
             state: StreamState {
                 last_seq: 100,
                 num_subjects: 0,
@@ -242,7 +265,7 @@ mod tests {
             from(41),
             "it knows better"
         );
-        consumer.start = DeliverFrom::Time("no time".into());
+        consumer.start = DeliverFrom::Time(i64::MAX);
         let error = plan_of_nothing(&consumer).expect_err("no time");
         assert_eq!(error.kind, Kind::InvalidArgument);
     }
@@ -339,6 +362,32 @@ mod tests {
         assert!(!kept.is_leftover(&made));
         let SequenceInfo { stream_sequence, .. } = made.ack_floor;
         assert_eq!(stream_sequence, 6);
+    }
+
+    #[test]
+    fn the_stream_may_allow_fewer_ack_pending_messages() {
+        for (limit, expected) in [
+            (None, MAX_ACK_PENDING),
+            (Some(0), MAX_ACK_PENDING),
+            (Some(10), 10),
+            (Some(100_000), MAX_ACK_PENDING),
+        ] {
+            let mut stream = stream(RetentionPolicy::Limits);
+            stream.config.consumer_limits.max_ack_pending = limit;
+            let plan = plan(&own(), &progress(None, ""), true, &stream, None).expect("a plan");
+            assert_eq!(plan.config.max_ack_pending, expected, "{limit:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_kept() {
+        let mut existing = info(50, 40);
+        existing.config.pause_until = from_nanos(4_000_000_000_000_000_000).ok();
+        let pause = |existing: &Info| planned(&own(), Some(40), true, Some(existing)).config.pause_until;
+        assert_eq!(pause(&existing), None, "it is over");
+        existing.paused = true;
+        assert_eq!(pause(&existing), existing.config.pause_until);
+        assert!(pause(&existing).is_some());
     }
 
     #[test]

@@ -1,0 +1,99 @@
+//! `litmus_pgnats.pause` and `resume`, the verbs for durable subscriptions that are there. Runs in backends, on the main
+//! thread.
+
+use super::handlers::{self, function_argument};
+use super::own_tables::OwnTables;
+use super::stream_handlers::stream_argument;
+use crate::channel::work::HandlerKind;
+use crate::error::{Error, Kind, Result};
+use crate::pg::fmgr::{Call, Value, sql_function};
+use crate::pg::query::Argument::Text;
+use crate::pg::query::{Argument, query};
+
+sql_function!(litmus_pgnats_pause, pause);
+sql_function!(litmus_pgnats_resume, resume);
+
+/// The condition for a row `d` of a subscription.
+const KEY: &str = "(d.kind, d.server, d.subject, d.signature) = ('stream', $1, $2, $3)";
+
+/// `(stream, fn)`.
+fn pause(call: &Call<'_>) -> Result<Value> {
+    let subscription = Subscription::of(call)?;
+    subscription.set("paused = true");
+    Ok(Value::Void)
+}
+
+/// `(stream, fn, skip)`.
+fn resume(call: &Call<'_>) -> Result<Value> {
+    let subscription = Subscription::of(call)?;
+    if call.boolean(2).unwrap_or(false) {
+        subscription.skip()?;
+    }
+    subscription
+        .set("paused = false, stopped = NULL, resumed = d.resumed + (d.stopped IS NOT NULL)::integer");
+    Ok(Value::Void)
+}
+
+/// A durable subscription that the caller may change.
+struct Subscription {
+    server: String,
+    stream: String,
+    signature: String,
+    _table: OwnTables,
+}
+
+impl Subscription {
+    /// The one that the arguments `(stream, fn)` name; fails if there is none.
+    fn of(call: &Call<'_>) -> Result<Subscription> {
+        let stream = stream_argument(call)?.into_owned();
+        let function = function_argument(call)?;
+        let (server, found) = handlers::changeable(HandlerKind::Stream, &stream, Some(&function))?;
+        let signature = found.into_iter().next().map(|found| found.signature);
+        let signature = signature.ok_or_else(|| {
+            let text = handlers::none(HandlerKind::Stream, &stream, Some(&function));
+            Error::new(Kind::InvalidName, text).hint("litmus_pgnats.stream_subscriptions lists them.")
+        })?;
+        Ok(Subscription {
+            server,
+            stream,
+            signature,
+            _table: OwnTables::open()?,
+        })
+    }
+
+    fn key(&self) -> [Argument<'_>; 3] {
+        [Text(&self.server), Text(&self.stream), Text(&self.signature)]
+    }
+
+    /// Sets columns of the subscription's row.
+    fn set(&self, columns: &str) {
+        let sql = format!("UPDATE litmus_pgnats.handler_stream d SET {columns} WHERE {KEY}");
+        query(&sql, &self.key());
+    }
+
+    /// Makes the message that the subscription has stopped at a dead letter. Fails if there is none.
+    fn skip(&self) -> Result<()> {
+        let skipped = query(
+            &format!(
+                "WITH skipped AS (DELETE FROM litmus_pgnats.stopped_message m USING litmus_pgnats.handler_stream d \
+                 WHERE m.id = d.id AND {KEY} AND d.stopped IS NOT NULL RETURNING m.*), \
+                 done AS (UPDATE litmus_pgnats.handler_stream d \
+                 SET applied = d.applied + int8multirange(int8range(s.after_sequence, s.stream_sequence, '(]')) \
+                 FROM skipped s WHERE d.id = s.id RETURNING d.*) \
+                 INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, \
+                 delivery_count, subject, payload, headers, domain, error, sent) \
+                 SELECT 'stream', d.server, h.role, d.subject, d.signature, s.stream_sequence, s.delivery_count, s.subject, \
+                 s.payload, s.headers, d.domain, s.error, s.sent FROM skipped s JOIN done d USING (id) \
+                 JOIN litmus_pgnats.handler h USING (kind, server, signature) WHERE h.subject = d.subject RETURNING 1"
+            ),
+            &self.key(),
+        );
+        if skipped.is_empty() {
+            let stream = &self.stream;
+            let text =
+                format!("the durable subscription of stream \"{stream}\" has not stopped at a message");
+            return Err(Error::new(Kind::Stopped, text).hint(""));
+        }
+        Ok(())
+    }
+}
