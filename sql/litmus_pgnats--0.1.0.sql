@@ -288,6 +288,8 @@ CREATE TABLE litmus_pgnats.handler_stream (
     PRIMARY KEY (kind, server, subject, signature),
     FOREIGN KEY (kind, server, subject, signature) REFERENCES litmus_pgnats.handler ON UPDATE CASCADE ON DELETE CASCADE
 ) WITH (fillfactor = 50);
+-- Subscriptions that share a consumer take messages from each other.
+CREATE UNIQUE INDEX handler_stream_durable ON litmus_pgnats.handler_stream (server, subject, durable, (coalesce(domain, '')));
 SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler_stream', '');
 COMMENT ON TABLE litmus_pgnats.handler_stream IS 'durable subscriptions: what they ask of JetStream, and how far they are';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.kind IS 'key of the handler';
@@ -347,7 +349,7 @@ CREATE EVENT TRIGGER litmus_pgnats_ddl_start ON ddl_command_start
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_start IS 'notices that the extension itself may be dropped';
 CREATE EVENT TRIGGER litmus_pgnats_ddl_end ON ddl_command_end
-  WHEN TAG IN ('ALTER FUNCTION', 'ALTER ROUTINE', 'ALTER SCHEMA', 'ALTER SERVER', 'CREATE SERVER', 'DROP SERVER',
+  WHEN TAG IN ('ALTER EXTENSION', 'ALTER FUNCTION', 'ALTER ROUTINE', 'ALTER SCHEMA', 'ALTER SERVER', 'CREATE SERVER', 'DROP SERVER',
                'GRANT', 'REVOKE', 'CREATE USER MAPPING', 'ALTER USER MAPPING', 'DROP USER MAPPING')
   EXECUTE FUNCTION litmus_pgnats.ddl();
 COMMENT ON EVENT TRIGGER litmus_pgnats_ddl_end IS 'notices renamed functions and servers, and changed rights';

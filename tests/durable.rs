@@ -264,6 +264,8 @@ async fn a_subscription_is_paused_resumed_and_skips() {
     until(&session, "disabled").await;
     let problem = format!("SELECT problem FROM {ALL}");
     assert_eq!(text(&session, &problem).await, "paused by litmus_pgnats.pause()");
+    let kept = "SELECT count(*) FROM litmus_pgnats.stopped_message";
+    assert_eq!(number(&session, kept).await, 0);
     for word in ["one", "poison", "three"] {
         events.say("events.x", word).await;
     }
@@ -276,6 +278,15 @@ async fn a_subscription_is_paused_resumed_and_skips() {
     until(&session, "disabled").await;
     let why = text(&session, &problem).await;
     assert!(why.starts_with("message 2 of the stream has failed"), "{why}");
+    assert_eq!(number(&session, kept).await, 1);
+    // Paused as well, the subscription still says where it has stopped.
+    run(&session, "SELECT litmus_pgnats.pause('events', 'fussy')").await;
+    run(&session, "SELECT nats_publish_text('x', '')").await;
+    let why = text(&session, &problem).await;
+    assert!(
+        why.starts_with("paused by litmus_pgnats.pause(); message 2 of"),
+        "{why}"
+    );
     // Resumed without a change, it stops at the same message.
     run(&session, "SELECT litmus_pgnats.resume('events', 'fussy')").await;
     until_holds(
@@ -298,6 +309,7 @@ async fn a_subscription_is_paused_resumed_and_skips() {
         "stream|nats|postgres|events|public.fussy(text)|2|1|events.x|poison|P0001: not poison"
     );
     until_number(&session, 3, &format!("SELECT applied_to FROM {ALL}")).await;
+    assert_eq!(number(&session, kept).await, 0);
 }
 
 /// All dead letters of a subscription are redriven with one call, which goes on past those that fail again.
@@ -308,7 +320,7 @@ async fn dead_letters_are_redriven_together() {
         &session,
         "CREATE TABLE bad (word text); INSERT INTO bad VALUES ('one'), ('two'), ('three');
          CREATE FUNCTION moody(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
-           IF msg IN (SELECT word FROM public.bad) THEN RAISE 'not %', msg; END IF;
+           IF msg IN (SELECT word FROM public.bad) THEN RAISE 'not %', msg USING ERRCODE = '57XYZ'; END IF;
            INSERT INTO public.got (payload) VALUES (msg); END $$;
          SELECT nats_subscribe_stream('events', 'moody', max_deliveries => 1)",
     )
@@ -328,7 +340,7 @@ async fn dead_letters_are_redriven_together() {
            stream => 'events', function => 'public.moody(text)') ORDER BY id",
     )
     .await;
-    assert_eq!(redriven, ["1 done", "2 P0001: not two", "3 done"]);
+    assert_eq!(redriven, ["1 done", "2 57XYZ: not two", "3 done"]);
     assert_eq!(got(&session).await, ["one", "three"]);
     let left = "SELECT convert_from(payload, 'utf8') FROM litmus_pgnats.dead_letter";
     assert_eq!(texts(&session, left).await, ["two"]);
@@ -505,7 +517,9 @@ async fn what_is_refused() {
     let (scene, session, _) = scene().await;
     run(
         &session,
-        "CREATE FUNCTION strict_reply(msg text, subject text, reply_to text) RETURNS void LANGUAGE sql STRICT AS ''",
+        "CREATE FUNCTION strict_reply(msg text, subject text, reply_to text) RETURNS void LANGUAGE sql STRICT AS '';
+         CREATE FUNCTION keep_other(msg text) RETURNS void LANGUAGE sql AS '';
+         SELECT nats_subscribe_stream('events', 'keep', durable => 'taken')",
     )
     .await;
     for (arguments, message) in [
@@ -523,6 +537,10 @@ async fn what_is_refused() {
             "start_sequence is out of range",
         ),
         (
+            "'events', 'keep', filter_subjects => '{events.x,NULL}'",
+            "array element must not be null",
+        ),
+        (
             "'events', 'keep', start_time => 'infinity'",
             "start_time is out of range",
         ),
@@ -537,6 +555,14 @@ async fn what_is_refused() {
         (
             "'events', 'strict_reply'",
             "function public.strict_reply(text,text,text) is not called for each message",
+        ),
+        (
+            "'events', 'keep_other', durable => 'taken'",
+            "consumer \"taken\" is that of another durable subscription of stream \"events\"",
+        ),
+        (
+            "'events', 'keep', durable => 'litmus_0123'",
+            "invalid durable name \"litmus_0123\"",
         ),
         ("'events', 'keep', batch_size => 0", "batch_size is out of range"),
         (

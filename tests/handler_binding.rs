@@ -322,6 +322,44 @@ async fn a_refresh_beside_a_function_that_is_made_again() {
     .await;
 }
 
+/// A function has one row for a subject, whatever a session's settings make of its name, and even if no event trigger has seen
+/// it renamed: two would be in the way of everybody's GRANT and ALTER.
+#[tokio::test]
+async fn one_function_has_one_handler() {
+    let (_scene, session, _, mallory, _) = two_in_a_schema().await;
+    run(&mallory, &function("take", "msg text", "of mallory")).await;
+    run(&mallory, "SELECT nats_subscribe('own', 'shared.take')").await;
+    run(
+        &mallory,
+        "SET quote_all_identifiers = on; SELECT nats_subscribe('own', 'shared.take')",
+    )
+    .await;
+    let handlers = ["own shared.take(text)", "stays public.keep(bytea)"];
+    assert_eq!(texts(&session, HANDLERS).await, handlers);
+    run(
+        &session,
+        "SET quote_all_identifiers = on; ALTER FUNCTION public.keep(bytea) COST 7; RESET quote_all_identifiers",
+    )
+    .await;
+    assert_eq!(texts(&session, HANDLERS).await, handlers);
+    run(
+        &session,
+        "SET session_replication_role = replica; ALTER FUNCTION shared.take(text) RENAME TO taken;
+         RESET session_replication_role",
+    )
+    .await;
+    run(&mallory, "SELECT nats_subscribe('own', 'shared.taken')").await;
+    let handlers = ["own shared.taken(text)", "stays public.keep(bytea)"];
+    assert_eq!(texts(&session, HANDLERS).await, handlers);
+    run(
+        &session,
+        "GRANT EXECUTE ON FUNCTION public.keep(bytea) TO mallory",
+    )
+    .await;
+    run(&mallory, "SELECT nats_unsubscribe('own', 'shared.taken')").await;
+    assert_eq!(texts(&session, HANDLERS).await, ["stays public.keep(bytea)"]);
+}
+
 /// Nobody else's function takes the place, whoever drops, and whoever makes.
 #[tokio::test]
 async fn a_function_that_another_role_makes_again() {

@@ -253,6 +253,8 @@ async fn what_is_refused_for_good_becomes_a_dead_letter() {
     let message = stream.get_raw_message(1).await.expect("a message");
     assert_eq!(&message.payload[..], b"lost");
     assert_eq!(number(&session, DEAD).await, 1);
+    let (report, _) = refused(&session, "SELECT litmus_pgnats.purge_dead_letters('-1 hour')").await;
+    assert_eq!(report.code, "22003");
     let none = number(&session, "SELECT litmus_pgnats.purge_dead_letters('1 hour')").await;
     assert_eq!(none, 0);
     assert_eq!(

@@ -223,7 +223,7 @@ async fn a_parameter_that_is_gone_is_warned_of_once() {
     // Nothing has loaded PL/pgSQL here, which reserves the prefix.
     run(
         &session,
-        "ALTER ROLE postgres SET plpgsql.nonsense = 'x'; ALTER ROLE postgres SET temp_tablespaces = ''",
+        "ALTER ROLE postgres SET plpgsql.nonsense = 'x'; ALTER ROLE postgres SET default_transaction_isolation = 'serializable'",
     )
     .await;
     run(
@@ -239,6 +239,7 @@ async fn a_parameter_that_is_gone_is_warned_of_once() {
         until_number(&session, n, "SELECT count(*) FROM got").await;
     }
     let log = scene.pg.log();
+    assert!(!log.contains("must be called before any query"), "{log}");
     let warnings = log
         .lines()
         .filter(|line| line.contains("plpgsql.nonsense") && line.contains("WARNING"));

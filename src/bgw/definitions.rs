@@ -162,7 +162,7 @@ fn rows() -> Vec<RegisteredRow> {
              trunc(extract(epoch FROM d.start_time) * 1000000)::int8, 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
              'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
-             'stop_on_failure', d.stop_on_failure, 'resumed', d.resumed, 'stopped', CASE WHEN d.paused THEN 'paused by litmus_pgnats.pause()' ELSE d.stopped END, 'stream_created', d.stream_created, \
+             'stop_on_failure', d.stop_on_failure, 'resumed', d.resumed, 'stopped', CASE WHEN d.paused THEN concat_ws('; ', 'paused by litmus_pgnats.pause()', d.stopped) ELSE d.stopped END, 'stream_created', d.stream_created, \
              'ack_floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \

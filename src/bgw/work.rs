@@ -186,7 +186,7 @@ impl Worker {
         let known = self.settings.take().filter(|(read_at, _)| *read_at == version);
         let settings = match known {
             Some((_, settings)) => settings,
-            None => transaction(|| with_snapshot(|| read_settings(role)))?,
+            None => read_settings(role)?,
         };
         let (_, settings) = self.settings.insert((version, settings));
         Ok(settings)
@@ -430,8 +430,9 @@ impl<'a> Statement<'a> {
 }
 
 /// The settings with which a session of the role would begin. Warns of those that cannot be set, as a login does.
-fn read_settings(role: u32) -> Vec<(String, String)> {
-    let settings = definitions::role_settings(role);
-    drop(Parameters::of(&settings));
-    settings
+fn read_settings(role: u32) -> std::result::Result<Vec<(String, String)>, Caught> {
+    let settings = transaction(|| with_snapshot(|| definitions::role_settings(role)))?;
+    // In a transaction of its own: some can be set only before the first query.
+    transaction(|| drop(Parameters::of(&settings)))?;
+    Ok(settings)
 }

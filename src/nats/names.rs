@@ -31,9 +31,16 @@ pub fn check_stream(name: &str) -> Result<()> {
     check_token("stream name", name)
 }
 
-/// Checks the name of a durable consumer.
+/// Checks the name of a durable consumer that a user gives.
 pub fn check_durable(name: &str) -> Result<()> {
-    check_token("durable name", name)
+    check_token("durable name", name)?;
+    if name.starts_with(OWN_CONSUMER) {
+        let message = format!("invalid durable name \"{name}\"");
+        return Err(Error::new(Kind::InvalidName, message).detail(format!(
+            "Names that begin with \"{OWN_CONSUMER}\" are those of subscriptions without a name of their own."
+        )));
+    }
+    Ok(())
 }
 
 /// Checks the name of a stream or a consumer, in which JetStream allows more characters than in that of a bucket.

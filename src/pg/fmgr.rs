@@ -8,7 +8,7 @@ use pgrx::{FromDatum, pg_sys};
 
 use super::encoding::{c_string, from_server, to_server};
 use super::report::guarded;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::row::Row;
 
 /// Microseconds from 1970 to 2000, when PostgreSQL's timestamps begin.
@@ -204,7 +204,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The elements of argument `index` of type text[], as UTF-8, without those that are NULL; `None` if the argument is
+    /// The elements of argument `index` of type text[], as UTF-8; `None` if the argument is NULL. Fails if an element is
     /// NULL.
     pub fn text_array(&self, index: usize) -> Result<Option<Vec<String>>> {
         // SAFETY: the SQL declaration says that this argument is text[]; its elements are read as bytes, because
@@ -213,9 +213,10 @@ impl<'a> Call<'a> {
             .datum(index)
             .and_then(|datum| unsafe { pgrx::Array::<&[u8]>::from_datum(datum, false) });
         let texts = array.map(|array| {
-            let elements = array.iter().flatten();
+            let null = || Error::new(Kind::NullArgument, "array element must not be null").hint("");
+            let elements = array.iter();
             elements
-                .map(|bytes| from_server(bytes).map(Cow::into_owned))
+                .map(|bytes| from_server(bytes.ok_or_else(null)?).map(Cow::into_owned))
                 .collect()
         });
         texts.transpose()

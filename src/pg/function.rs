@@ -1,6 +1,6 @@
 //! Functions in the catalogue that messages may call. Runs where SQL runs, on the main thread.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys;
 
@@ -63,7 +63,7 @@ impl Function {
                 let name = (&raw const (*form).proname.data).cast();
                 Function {
                     oid,
-                    name: utf8(CStr::from_ptr(pg_sys::quote_qualified_identifier(schema, name))),
+                    name: qualified(schema, name),
                     arguments,
                     result: (*form).prorettype.to_u32(),
                     is_plain: (*form).prokind as u8 == pg_sys::PROKIND_FUNCTION,
@@ -129,6 +129,22 @@ impl Function {
     pub fn signature(&self) -> String {
         let types: Vec<String> = self.arguments.iter().map(|oid| type_name(*oid)).collect();
         format!("{}({})", self.name, types.join(","))
+    }
+}
+
+/// A qualified name, with quotes only where they are needed: whatever the session's settings, a function has one name.
+///
+/// # Safety
+/// Both are NUL-terminated.
+unsafe fn qualified(schema: *const c_char, name: *const c_char) -> String {
+    // SAFETY: as the caller promises; the parameter is a plain variable, and nothing between its changes raises an error
+    // but a lack of memory.
+    unsafe {
+        let quotes_all = pg_sys::quote_all_identifiers;
+        pg_sys::quote_all_identifiers = false;
+        let qualified = pg_sys::quote_qualified_identifier(schema, name);
+        pg_sys::quote_all_identifiers = quotes_all;
+        utf8(CStr::from_ptr(qualified))
     }
 }
 

@@ -20,6 +20,9 @@ sql_function!(litmus_pgnats_redrive, redrive);
 sql_function!(litmus_pgnats_redrive_all, redrive_all);
 sql_function!(litmus_pgnats_purge_dead_letters, purge);
 
+/// SQLSTATE of a statement that is cancelled or has timed out.
+const CANCELED: &str = "57014";
+
 /// A dead letter, as a row of its table.
 struct Dead {
     source: String,
@@ -93,7 +96,7 @@ fn redrive_all(call: &Call<'_>) -> Result<Value> {
                 Some(format!("{code}: {error}"))
             }
             // A cancel is for the whole statement.
-            Err(caught) if caught.sqlstate.starts_with("57") => {
+            Err(caught) if caught.sqlstate == CANCELED => {
                 return Err(Error::new(Kind::Interrupted, caught.message));
             }
             Err(caught) => Some(format!("{}: {}", caught.sqlstate, caught.message)),
@@ -107,6 +110,9 @@ fn redrive_all(call: &Call<'_>) -> Result<Value> {
 /// this age. Returns their number.
 fn purge(call: &Call<'_>) -> Result<Value> {
     let older_than = call.interval_ms(0).unwrap_or(0);
+    if older_than < 0 {
+        return Err(Error::new(Kind::InvalidArgument, "older_than is negative"));
+    }
     let rows = {
         let _table = OwnTables::open()?;
         query(

@@ -20,8 +20,8 @@ pub struct RegisteredHandler {
     pub role: u32,
 }
 
-/// Until this is dropped, statements run as the owner of the extension's tables, under a search path that has only
-/// PostgreSQL's own names.
+/// Until this is dropped, statements run as the owner of the extension's tables, under settings by which names mean and
+/// look the same everywhere: a search path that has only PostgreSQL's own names, and quotes only where they are needed.
 pub struct OwnTables {
     _parameters: Parameters,
     _owner: UserContext,
@@ -30,7 +30,11 @@ pub struct OwnTables {
 impl OwnTables {
     /// Fails if the extension is not in this database.
     pub fn open() -> Result<OwnTables> {
-        let parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+        let parameters = Parameters::of(&[
+            ("search_path".into(), "pg_catalog, pg_temp".into()),
+            // A function has one name, whatever the session's settings are.
+            ("quote_all_identifiers".into(), "off".into()),
+        ]);
         let owner = own_objects::extension_owner().ok_or_else(|| {
             Error::new(
                 Kind::Unsupported,

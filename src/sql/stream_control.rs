@@ -29,6 +29,7 @@ fn resume(call: &Call<'_>) -> Result<Value> {
     if call.boolean(2).unwrap_or(false) {
         subscription.skip()?;
     }
+    subscription.forget_message();
     subscription
         .set("paused = false, stopped = NULL, resumed = d.resumed + (d.stopped IS NOT NULL)::integer");
     Ok(Value::Void)
@@ -51,14 +52,20 @@ impl Subscription {
         let signature = found.into_iter().next().map(|found| found.signature);
         let signature = signature.ok_or_else(|| {
             let text = handlers::none(HandlerKind::Stream, &stream, Some(&function));
-            Error::new(Kind::InvalidName, text).hint("litmus_pgnats.stream_subscriptions lists them.")
+            Error::new(Kind::InvalidName, text)
+                .detail(format!("The foreign server is \"{server}\"."))
+                .hint("litmus_pgnats.stream_subscriptions lists them.")
         })?;
-        Ok(Subscription {
+        let subscription = Subscription {
             server,
             stream,
             signature,
             _table: OwnTables::open()?,
-        })
+        };
+        // What follows sees what others have made of the row, executors too.
+        let lock = format!("SELECT FROM litmus_pgnats.handler_stream d WHERE {KEY} FOR UPDATE");
+        query(&lock, &subscription.key());
+        Ok(subscription)
     }
 
     fn key(&self) -> [Argument<'_>; 3] {
@@ -68,6 +75,14 @@ impl Subscription {
     /// Sets columns of the subscription's row.
     fn set(&self, columns: &str) {
         let sql = format!("UPDATE litmus_pgnats.handler_stream d SET {columns} WHERE {KEY}");
+        query(&sql, &self.key());
+    }
+
+    /// Forgets the message that the subscription has stopped at, which is tried again or was skipped.
+    fn forget_message(&self) {
+        let sql = format!(
+            "DELETE FROM litmus_pgnats.stopped_message m USING litmus_pgnats.handler_stream d WHERE m.id = d.id AND {KEY}"
+        );
         query(&sql, &self.key());
     }
 
@@ -92,7 +107,9 @@ impl Subscription {
             let stream = &self.stream;
             let text =
                 format!("the durable subscription of stream \"{stream}\" has not stopped at a message");
-            return Err(Error::new(Kind::Stopped, text).hint(""));
+            return Err(Error::new(Kind::Stopped, text)
+                .detail("A subscription with stop_on_failure stops when a message has failed max_deliveries times.")
+                .hint(""));
         }
         Ok(())
     }

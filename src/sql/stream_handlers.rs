@@ -48,6 +48,7 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
         batch_size: None,
         function: &function,
     })?;
+    options.check_consumer(&stream, &written)?;
     let is_new = options.write(&stream, &written);
     if !is_new && options.deliver.is_some() {
         let text = format!("the durable subscription of stream \"{stream}\" goes on where it is");
@@ -111,6 +112,30 @@ impl StreamOptions {
         })
     }
 
+    /// Fails if another subscription has the consumer that `durable` names: each would take messages from the other.
+    fn check_consumer(&self, stream: &str, written: &Written) -> Result<()> {
+        let Some(durable) = &self.durable else {
+            return Ok(());
+        };
+        let others = query(
+            "SELECT signature FROM litmus_pgnats.handler_stream WHERE server = $1 AND subject = $2 AND signature <> $3 \
+             AND durable = $4 AND coalesce(domain, '') = coalesce($5, '')",
+            &[
+                Text(&written.server),
+                Text(stream),
+                Text(&written.signature),
+                Text(durable),
+                OptionalText(self.domain.as_deref()),
+            ],
+        );
+        if others.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("consumer \"{durable}\" is that of another durable subscription of stream \"{stream}\"");
+        Err(Error::new(Kind::InvalidName, message).hint("Give another name, or none."))
+    }
+
     /// Writes the row that only a durable subscription has; whether the row is new.
     fn write(&self, stream: &str, written: &Written) -> bool {
         let filters = self.filters.clone();
@@ -157,6 +182,11 @@ impl StreamOptions {
                 OptionalText(self.durable.as_deref()),
                 OptionalText(self.domain.as_deref()),
             ],
+        );
+        query(
+            "DELETE FROM litmus_pgnats.stopped_message m USING litmus_pgnats.handler_stream d \
+             WHERE m.id = d.id AND d.server = $1 AND d.subject = $2 AND d.signature = $3",
+            &[Text(&written.server), Text(stream), Text(&written.signature)],
         );
         rows.into_iter().flatten().flatten().next().as_deref() == Some("t")
     }
