@@ -181,7 +181,7 @@ const CALLED: &str = "LATERAL ( \
 /// snapshot, which shows another session's renaming and the new names in its handlers either both or not at all. The
 /// system caches may be older than the snapshot, and with them a session that merely grants a right would write the old
 /// names back.
-pub fn follow() {
+fn follow() {
     // A dropped server of the new name may have left handlers, which would become those of the renamed server.
     let left = format!(
         "DELETE FROM litmus_pgnats.handler o USING litmus_pgnats.handler h, {BINDING}, pg_foreign_server s \

@@ -3,7 +3,7 @@
 
 use super::arguments::null;
 use super::own_tables::{OwnTables, RegisteredHandler};
-use super::{call, changes, parameters, server};
+use super::{call, parameters, server};
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::nats::subject;
@@ -93,7 +93,6 @@ pub fn write(new: &NewHandler<'_>) -> Result<Written> {
     // Connects now, when an error may still be raised; the commit can only have the runtime worker refresh the
     // database.
     call::ensure_runtime()?;
-    bring_up_to_date()?;
     let role = rights::current_role();
     let only = (kind != HandlerKind::Responder).then_some(function);
     let before = OwnTables::open()?.registered(kind, &server, subject, only);
@@ -119,14 +118,6 @@ pub fn write(new: &NewHandler<'_>) -> Result<Written> {
         signature,
         _table: table,
     })
-}
-
-/// Gives handlers the names that their functions have now, in case no event trigger has seen a change: one function must
-/// not have two rows.
-fn bring_up_to_date() -> Result<()> {
-    let _table = OwnTables::open()?;
-    changes::follow();
-    Ok(())
 }
 
 /// Tells the user which responders the new one replaces, since a subject has only one.
@@ -215,7 +206,6 @@ pub fn changeable(
         Err(error) => return Err(error),
     };
     call::ensure_runtime()?;
-    bring_up_to_date()?;
     let found = OwnTables::open()?.registered(kind, &server, subject, function);
     for registered in &found {
         check_privileges(registered, kind, subject)?;

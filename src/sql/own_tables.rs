@@ -47,7 +47,9 @@ impl OwnTables {
         })
     }
 
-    /// The handlers of a kind on a subject that call `function` or, for `None`, any function.
+    /// The handlers of a kind on a subject that call `function` or, for `None`, any function. The function's handler
+    /// first gets the name that the function has now, in case no event trigger has seen it renamed: one function must
+    /// not have two rows.
     pub fn registered(
         &self,
         kind: HandlerKind,
@@ -56,6 +58,9 @@ impl OwnTables {
         function: Option<&Function>,
     ) -> Vec<RegisteredHandler> {
         let signature = function.map(Function::signature);
+        if let (Some(function), Some(signature)) = (function, &signature) {
+            self.rename([kind.name(), server, subject, signature], function.oid);
+        }
         let rows = query(
             "SELECT signature, role::oid FROM litmus_pgnats.handler \
              WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = coalesce($4, signature)",
@@ -74,6 +79,25 @@ impl OwnTables {
             _ => None,
         });
         registered.collect()
+    }
+
+    /// Gives the handler that is bound to a function the signature that the function has now.
+    fn rename(&self, [kind, server, subject, signature]: [&str; 4], function: u32) {
+        query(
+            "UPDATE litmus_pgnats.handler h SET signature = $4 FROM litmus_pgnats.handler_binding b \
+             WHERE (h.kind, h.server, h.subject) = ($1, $2, $3) AND h.signature <> $4 \
+             AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
+             AND b.function_oid = $5 AND b.system_identifier = $6 AND b.database_oid = $7",
+            &[
+                Text(kind),
+                Text(server),
+                Text(subject),
+                Text(signature),
+                Oid(function),
+                Int8(state::system_identifier()),
+                Oid(databases::database_oid()),
+            ],
+        );
     }
 
     /// The server that all handlers name; `None` if there are no handlers, or if they name several.

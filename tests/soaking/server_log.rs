@@ -80,6 +80,11 @@ const RULES: &[Rule] = &[
         "DROP DATABASE right after the end of a session there",
     ),
     rule(
+        "client backend",
+        "have not taken effect yet",
+        "NATS or executors are held up while handlers change",
+    ),
+    rule(
         "litmus_pgnats executor",
         "responder public.fail failed",
         "the responder that fails as asked",
@@ -125,6 +130,8 @@ const RULES: &[Rule] = &[
         AWAY,
     ),
     rule("litmus_pgnats runtime", "could not connect to NATS server", AWAY),
+    rule("litmus_pgnats runtime", "has not confirmed", AWAY),
+    rule("litmus_pgnats runtime", "there was no room for replies", AWAY),
     rule("litmus_pgnats runtime", "could not subscribe", AWAY),
     rule("litmus_pgnats runtime", "could not remove unused chunks", AWAY),
     rule(
