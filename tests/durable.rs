@@ -509,6 +509,22 @@ async fn a_function_that_becomes_strict() {
     events.say("events.x", "kept").await;
     run(&session, "ALTER FUNCTION keep_all CALLED ON NULL INPUT").await;
     until_got(&session, &["kept"]).await;
+    // Nor is a dead letter taken for executed.
+    run(&session, "ALTER FUNCTION keep_all STRICT").await;
+    let letter = "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count,
+                    subject, payload, error, sent)
+                  VALUES ('stream', 'nats', 'postgres', 'events', 'public.keep_all(text,text,text)', 9, 1, 'events.x', 'x', 'y', now())";
+    run(&session, letter).await;
+    let (report, _) = refused(
+        &session,
+        "SELECT litmus_pgnats.redrive(max(id)) FROM litmus_pgnats.dead_letter",
+    )
+    .await;
+    assert_eq!(report.code, "42P13");
+    assert_eq!(
+        number(&session, "SELECT count(*) FROM litmus_pgnats.dead_letter").await,
+        1
+    );
     drop(scene);
 }
 

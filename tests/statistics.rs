@@ -29,13 +29,14 @@ async fn times_of_functions() {
     subscribe(&session, "nap", "nap").await;
     respond(&session, "rpc", "answer").await;
     let client = scene.nats.client().await;
-    for time in ["0.03", "0", "no time", "0.03"] {
+    // Naps that a busy machine does not make of another call.
+    for time in ["0.3", "0", "no time", "0.3"] {
         say(&client, "nap", time).await;
     }
     reply_text(&ask(&client, "rpc", "1").await);
     let sums = "SELECT messages = 4 AND calls >= 4 AND errors = 1 AND queued = 0
                   AND last_error LIKE '22P02: %' AND last_error_at > stats_reset
-                  AND total_exec_time >= 60 AND max_exec_time BETWEEN 30 AND total_exec_time
+                  AND total_exec_time >= 600 AND max_exec_time BETWEEN 300 AND total_exec_time
                   AND abs(mean_exec_time * calls - total_exec_time) < 0.01
                   AND lag = interval '0'
                 FROM litmus_pgnats.subscriptions WHERE subject = 'nap'";
@@ -43,8 +44,8 @@ async fn times_of_functions() {
     let histogram =
         "SELECT cardinality(exec_time_histogram) = cardinality(litmus_pgnats.exec_time_bounds()) + 1
                   AND calls = (SELECT sum(n) FROM unnest(exec_time_histogram) n)
-                  AND 2 <= (SELECT sum(n) FROM unnest(exec_time_histogram) WITH ORDINALITY h (n, bucket)
-                           WHERE bucket > width_bucket(29.9, litmus_pgnats.exec_time_bounds()))
+                  AND 2 = (SELECT sum(n) FROM unnest(exec_time_histogram) WITH ORDINALITY h (n, bucket)
+                           WHERE bucket > width_bucket(299.9, litmus_pgnats.exec_time_bounds()))
                 FROM litmus_pgnats.subscriptions";
     assert!(holds(&session, histogram).await);
     let bounds = session

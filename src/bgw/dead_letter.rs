@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::nats::headers::{self, Headers};
 use crate::pg::encoding::displayable;
 use crate::pg::query::Argument::{Bytes as Bytea, Int8, Oid, OptionalText, Text};
-use crate::pg::query::prepared;
+use crate::pg::query::{Argument, prepared};
 use crate::pg::sqlstates;
 use crate::pg::transaction::sqlstate;
 use crate::sql::parameters;
@@ -43,30 +43,28 @@ pub fn of_stream(
     payload: &Bytes,
     why: &str,
 ) {
-    let (subject, headers) = content(message);
+    let content = content(message);
     prepared(
         "INSERT INTO litmus_pgnats.dead_letter (source, server, role, stream, function, stream_sequence, delivery_count, \
          subject, payload, headers, domain, error, sent) \
          SELECT 'stream', s.server, $2::regrole, s.subject, s.signature, $3, $4::integer, $5, $6, $7::jsonb, s.domain, $8, \
          to_timestamp($9 / 1000000.0) FROM litmus_pgnats.handler_stream s WHERE s.id = $1::uuid",
-        &[
-            Text(id),
-            Oid(role),
-            Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
-            Int8(position.deliveries.into()),
-            Text(&subject),
-            Bytea(payload),
-            OptionalText(headers.as_deref()),
-            Text(why),
-            Int8(message.time_us),
-        ],
+        &columns(
+            [Text(id), Oid(role)],
+            &content,
+            position,
+            payload,
+            why,
+            message.time_us,
+        ),
     );
     expire();
 }
 
 /// Keeps the message at which the durable subscription `id` has stopped, in case somebody skips it.
 pub fn of_stopped(id: &str, message: &Delivered, position: StreamPosition, payload: &Bytes, why: &str) {
-    let (subject, headers) = content(message);
+    let content = content(message);
+    let after = Int8(i64::try_from(position.after).unwrap_or(i64::MAX));
     prepared(
         "INSERT INTO litmus_pgnats.stopped_message (id, after_sequence, stream_sequence, delivery_count, subject, payload, \
          headers, error, sent) \
@@ -75,18 +73,37 @@ pub fn of_stopped(id: &str, message: &Delivered, position: StreamPosition, paylo
          stream_sequence = excluded.stream_sequence, delivery_count = excluded.delivery_count, \
          subject = excluded.subject, payload = excluded.payload, headers = excluded.headers, error = excluded.error, \
          sent = excluded.sent",
-        &[
-            Text(id),
-            Int8(i64::try_from(position.after).unwrap_or(i64::MAX)),
-            Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
-            Int8(position.deliveries.into()),
-            Text(&subject),
-            Bytea(payload),
-            OptionalText(headers.as_deref()),
-            Text(why),
-            Int8(message.time_us),
-        ],
+        &columns(
+            [Text(id), after],
+            &content,
+            position,
+            payload,
+            why,
+            message.time_us,
+        ),
     );
+}
+
+/// The columns of a stream's message, behind two of their own.
+fn columns<'a>(
+    [first, second]: [Argument<'a>; 2],
+    (subject, headers): &'a (String, Option<String>),
+    position: StreamPosition,
+    payload: &'a Bytes,
+    why: &'a str,
+    time_us: i64,
+) -> [Argument<'a>; 9] {
+    [
+        first,
+        second,
+        Int8(i64::try_from(position.sequence).unwrap_or(i64::MAX)),
+        Int8(position.deliveries.into()),
+        Text(subject),
+        Bytea(payload),
+        OptionalText(headers.as_deref()),
+        Text(why),
+        Int8(time_us),
+    ]
 }
 
 /// Subject and headers, as far as the database can hold them.

@@ -328,7 +328,7 @@ fn source(row: &RegisteredRow, function: u32, role_name: &str) -> Result<Source>
 /// is given. Custom parameters, which `pg_settings` does not know, are included; one that only the bootstrap superuser
 /// has becomes empty, since PostgreSQL cannot remove a parameter.
 pub fn role_settings(role: u32) -> Vec<(String, String)> {
-    let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+    let _parameters = Parameters::own_names(&[]);
     let rows = query(
         "WITH given AS ( \
            SELECT split_part(c, '=', 1) AS name, substr(c, strpos(c, '=') + 1) AS value, setrole, setdatabase \

@@ -18,25 +18,17 @@ pub struct Applied {
     is_of_other: bool,
 }
 
-/// Until this is dropped, names and operators mean PostgreSQL's own, whatever the search path of the handler's role is.
-fn own_names() -> Parameters {
-    Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())])
-}
-
-/// Like [`own_names`], for a transaction that runs no function of a user: it writes even if the database's settings
-/// make transactions read-only.
+/// Names for a transaction that runs no function of a user: it writes even if the database's settings make transactions
+/// read-only.
 fn own_transaction() -> Parameters {
-    Parameters::of(&[
-        ("search_path".into(), "pg_catalog, pg_temp".into()),
-        ("transaction_read_only".into(), "off".into()),
-    ])
+    Parameters::own_names(&[("transaction_read_only", "off")])
 }
 
 impl Applied {
-    /// Locks the row; `None` if the subscription is gone, was paused or has stopped, or if these messages are of an older stream
-    /// than the row.
+    /// Locks the row; `None` if the subscription is gone, was paused or has stopped, or if these messages are of an older
+    /// stream than the row.
     pub fn lock(stream: &StreamWork) -> Option<Applied> {
-        let _names = own_names();
+        let _names = Parameters::own_names(&[]);
         let rows = prepared(
             "SELECT applied::text, stopped IS NULL AND NOT paused, stream_created IS NOT NULL AND stream_created <> $2, \
              stream_created::timestamptz > $2::timestamptz FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
@@ -63,7 +55,7 @@ impl Applied {
 
     /// Adds messages to those that are applied. Returns the ack floor after that; `None` if there is none yet.
     pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = StreamPosition>) -> Option<u64> {
-        let _names = own_names();
+        let _names = Parameters::own_names(&[]);
         let ranges = added(stream.base, messages);
         let before = if self.is_of_other { "{}" } else { "{(,)}" };
         let rows = prepared(

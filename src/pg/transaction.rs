@@ -272,6 +272,18 @@ impl Parameters {
         Parameters::new(settings, PgLogLevel::DEBUG1)
     }
 
+    /// Settings by which names mean and look the same in every session: only PostgreSQL's own names are found without a
+    /// schema, and names have quotes only where they need them. `more` holds too.
+    pub fn own_names(more: &[(&str, &str)]) -> Parameters {
+        let own = [
+            ("search_path", "pg_catalog, pg_temp"),
+            ("quote_all_identifiers", "off"),
+        ];
+        let settings = own.iter().chain(more);
+        let settings = settings.map(|(name, value)| (name.to_string(), value.to_string()));
+        Parameters::of(&settings.collect::<Vec<_>>())
+    }
+
     fn new(settings: &[(String, String)], warnings: PgLogLevel) -> Parameters {
         // SAFETY: opens a level that `drop` closes, or the end of the transaction.
         let level = unsafe { pg_sys::NewGUCNestLevel() };
@@ -385,11 +397,11 @@ impl Drop for Timeout {
             // SAFETY: sends this process a signal, whose handler sets QueryCancelPending before the call returns.
             unsafe { libc::kill(libc::getpid(), libc::SIGINT) };
         }
-        // SAFETY: disables what `after` has enabled. The timeout requests a cancel as an administrator does, by a
-        // signal that sets QueryCancelPending. If the timeout has fired and the cancel was not served, the cancel is
-        // for a function that has ended, and must not hit the next message. The indicator tells whether the timeout has
-        // fired, so the cancel of an administrator is kept. It is lost only if both cancels come between the function's
-        // last check for interrupts and this point.
+        // The timeout requests a cancel as an administrator does, by a signal that sets QueryCancelPending. If the timeout
+        // has fired and the cancel was not served, the cancel is for a function that has ended, and must not hit the next
+        // message. The indicator tells whether the timeout has fired, so the cancel of an administrator is kept. It is
+        // lost only if both cancels come between the function's last check for interrupts and this point.
+        // SAFETY: disables what `after` has enabled, and writes a flag of this process.
         unsafe {
             disable_timeout(STATEMENT_TIMEOUT, true);
             if get_timeout_indicator(STATEMENT_TIMEOUT, true) {

@@ -265,6 +265,7 @@ fn execute(letter: &Dead) -> Result<()> {
         )
         .hint("A function of that name is called if it belongs to the message's role or to a superuser.")
     })?;
+    function.check_calls()?;
     if !rights::has_execute(letter.role, function.oid) {
         return Err(Error::new(
             Kind::PermissionDenied,

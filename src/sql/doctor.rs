@@ -19,7 +19,7 @@ sql_function!(litmus_pgnats_doctor, doctor);
 
 fn doctor(_: &Call<'_>) -> Result<Value> {
     // The caller's search path must not change what the queries mean.
-    let _parameters = Parameters::of(&[("search_path".into(), "pg_catalog, pg_temp".into())]);
+    let _parameters = Parameters::own_names(&[]);
     let mut findings = Findings::default();
     preload(&mut findings);
     let is_running = runtime_worker(&mut findings);

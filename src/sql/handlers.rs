@@ -62,9 +62,8 @@ fn register(call: &Call<'_>, kind: HandlerKind) -> Result<Value> {
 pub struct Written {
     pub server: String,
     pub signature: String,
-    /// Until this is dropped, the caller can write further rows of the handler, with the search path and the rights for
-    /// that.
-    _table: OwnTables,
+    /// For further rows of the handler.
+    pub table: OwnTables,
 }
 
 /// A handler that is to be registered.
@@ -95,7 +94,7 @@ pub fn write(new: &NewHandler<'_>) -> Result<Written> {
     call::ensure_runtime()?;
     let role = rights::current_role();
     let only = (kind != HandlerKind::Responder).then_some(function);
-    let before = OwnTables::open()?.registered(kind, &server, subject, only);
+    let before = registered(kind, &server, subject, only)?;
     for registered in &before {
         check_privileges(registered, kind, subject)?;
     }
@@ -116,8 +115,22 @@ pub fn write(new: &NewHandler<'_>) -> Result<Written> {
     Ok(Written {
         server,
         signature,
-        _table: table,
+        table,
     })
+}
+
+/// The handlers of a kind on a subject that call `function`, under the name that it has now, or, for `None`, any function.
+fn registered(
+    kind: HandlerKind,
+    server: &str,
+    subject: &str,
+    function: Option<&Function>,
+) -> Result<Vec<RegisteredHandler>> {
+    let table = OwnTables::open()?;
+    if let Some(function) = function {
+        table.follow(kind, server, subject, function);
+    }
+    Ok(table.registered(kind, server, subject, function))
 }
 
 /// Tells the user which responders the new one replaces, since a subject has only one.
@@ -206,7 +219,7 @@ pub fn changeable(
         Err(error) => return Err(error),
     };
     call::ensure_runtime()?;
-    let found = OwnTables::open()?.registered(kind, &server, subject, function);
+    let found = registered(kind, &server, subject, function)?;
     for registered in &found {
         check_privileges(registered, kind, subject)?;
     }

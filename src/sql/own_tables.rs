@@ -5,7 +5,7 @@ use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::pg::function::Function;
 use crate::pg::query::Argument::{Int8, Oid, OptionalText, Text};
-use crate::pg::query::query;
+use crate::pg::query::{Argument, query};
 use crate::pg::transaction::{Parameters, UserContext};
 use crate::pg::{databases, own_objects, state};
 
@@ -30,11 +30,7 @@ pub struct OwnTables {
 impl OwnTables {
     /// Fails if the extension is not in this database.
     pub fn open() -> Result<OwnTables> {
-        let parameters = Parameters::of(&[
-            ("search_path".into(), "pg_catalog, pg_temp".into()),
-            // A function has one name, whatever the session's settings are.
-            ("quote_all_identifiers".into(), "off".into()),
-        ]);
+        let parameters = Parameters::own_names(&[]);
         let owner = own_objects::extension_owner().ok_or_else(|| {
             Error::new(
                 Kind::Unsupported,
@@ -47,9 +43,7 @@ impl OwnTables {
         })
     }
 
-    /// The handlers of a kind on a subject that call `function` or, for `None`, any function. The function's handler
-    /// first gets the name that the function has now, in case no event trigger has seen it renamed: one function must
-    /// not have two rows.
+    /// The handlers of a kind on a subject that call `function` or, for `None`, any function.
     pub fn registered(
         &self,
         kind: HandlerKind,
@@ -58,9 +52,6 @@ impl OwnTables {
         function: Option<&Function>,
     ) -> Vec<RegisteredHandler> {
         let signature = function.map(Function::signature);
-        if let (Some(function), Some(signature)) = (function, &signature) {
-            self.rename([kind.name(), server, subject, signature], function.oid);
-        }
         let rows = query(
             "SELECT signature, role::oid FROM litmus_pgnats.handler \
              WHERE kind = $1 AND server = $2 AND subject = $3 AND signature = coalesce($4, signature)",
@@ -81,19 +72,20 @@ impl OwnTables {
         registered.collect()
     }
 
-    /// Gives the handler that is bound to a function the signature that the function has now.
-    fn rename(&self, [kind, server, subject, signature]: [&str; 4], function: u32) {
+    /// Gives the handler that is bound to a function the signature that the function has now, in case no event trigger
+    /// has seen it renamed: one function must not have two rows.
+    pub fn follow(&self, kind: HandlerKind, server: &str, subject: &str, function: &Function) {
         query(
             "UPDATE litmus_pgnats.handler h SET signature = $4 FROM litmus_pgnats.handler_binding b \
              WHERE (h.kind, h.server, h.subject) = ($1, $2, $3) AND h.signature <> $4 \
              AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
              AND b.function_oid = $5 AND b.system_identifier = $6 AND b.database_oid = $7",
             &[
-                Text(kind),
+                Text(kind.name()),
                 Text(server),
                 Text(subject),
-                Text(signature),
-                Oid(function),
+                Text(&function.signature()),
+                Oid(function.oid),
                 Int8(state::system_identifier()),
                 Oid(databases::database_oid()),
             ],
@@ -109,7 +101,7 @@ impl OwnTables {
 
     /// Remembers which objects the names of a handler mean in this database; `server_oid` is 0 if there is no such
     /// server.
-    pub fn bind(&self, [kind, server, subject, signature]: [&str; 4], function: u32, server_oid: u32) {
+    pub fn bind(&self, handler: [&str; 4], function: u32, server_oid: u32) {
         query(
             "INSERT INTO litmus_pgnats.handler_binding \
              (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
@@ -117,23 +109,13 @@ impl OwnTables {
              ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = excluded.function_oid, \
              server_oid = excluded.server_oid, system_identifier = excluded.system_identifier, \
              database_oid = excluded.database_oid",
-            &[
-                Text(kind),
-                Text(server),
-                Text(subject),
-                Text(signature),
-                Oid(function),
-                Oid(server_oid),
-                Int8(state::system_identifier()),
-                Oid(databases::database_oid()),
-            ],
+            &binding(handler, function, server_oid),
         );
     }
 
     /// Like [`OwnTables::bind`], for a handler that a refresh has read: where the handler is bound to a function of
     /// this database already, that function stays, because it may have changed since the refresh has read it.
     pub fn complete_binding(&self, handler: [&str; 4], function: u32, server_oid: u32) {
-        let [kind, server, subject, signature] = handler;
         query(
             "INSERT INTO litmus_pgnats.handler_binding AS b \
              (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
@@ -141,16 +123,18 @@ impl OwnTables {
              ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = CASE \
              WHEN b.system_identifier = $7 AND b.database_oid = $8 THEN b.function_oid ELSE excluded.function_oid END, \
              server_oid = excluded.server_oid, system_identifier = $7, database_oid = $8",
-            &[
-                Text(kind),
-                Text(server),
-                Text(subject),
-                Text(signature),
-                Oid(function),
-                Oid(server_oid),
-                Int8(state::system_identifier()),
-                Oid(databases::database_oid()),
-            ],
+            &binding(handler, function, server_oid),
+        );
+    }
+
+    /// Has a durable subscription that has stopped go on: its handler begins anew, and the message that it has stopped at
+    /// is kept no longer.
+    pub fn go_on(&self, server: &str, stream: &str, signature: &str) {
+        query(
+            "WITH d AS (UPDATE litmus_pgnats.handler_stream SET stopped = NULL, resumed = resumed + 1 \
+             WHERE (kind, server, subject, signature) = ('stream', $1, $2, $3) AND stopped IS NOT NULL RETURNING id) \
+             DELETE FROM litmus_pgnats.stopped_message m USING d WHERE m.id = d.id",
+            &[Text(server), Text(stream), Text(signature)],
         );
     }
 
@@ -161,4 +145,22 @@ impl OwnTables {
             &[Text(kind.name()), Text(server), Text(subject), Text(signature)],
         );
     }
+}
+
+/// A row of the table of bindings, made here.
+fn binding<'a>(
+    [kind, server, subject, signature]: [&'a str; 4],
+    function: u32,
+    server_oid: u32,
+) -> [Argument<'a>; 8] {
+    [
+        Text(kind),
+        Text(server),
+        Text(subject),
+        Text(signature),
+        Oid(function),
+        Oid(server_oid),
+        Int8(state::system_identifier()),
+        Oid(databases::database_oid()),
+    ]
 }

@@ -29,9 +29,9 @@ fn resume(call: &Call<'_>) -> Result<Value> {
     if call.boolean(2).unwrap_or(false) {
         subscription.skip()?;
     }
-    subscription.forget_message();
-    subscription
-        .set("paused = false, stopped = NULL, resumed = d.resumed + (d.stopped IS NOT NULL)::integer");
+    subscription.set("paused = false");
+    let [server, stream, signature] = subscription.names();
+    subscription.table.go_on(server, stream, signature);
     Ok(Value::Void)
 }
 
@@ -40,7 +40,7 @@ struct Subscription {
     server: String,
     stream: String,
     signature: String,
-    _table: OwnTables,
+    table: OwnTables,
 }
 
 impl Subscription {
@@ -60,7 +60,7 @@ impl Subscription {
             server,
             stream,
             signature,
-            _table: OwnTables::open()?,
+            table: OwnTables::open()?,
         };
         // What follows sees what others have made of the row, executors too.
         let lock = format!("SELECT FROM litmus_pgnats.handler_stream d WHERE {KEY} FOR UPDATE");
@@ -68,21 +68,17 @@ impl Subscription {
         Ok(subscription)
     }
 
+    fn names(&self) -> [&str; 3] {
+        [&self.server, &self.stream, &self.signature]
+    }
+
     fn key(&self) -> [Argument<'_>; 3] {
-        [Text(&self.server), Text(&self.stream), Text(&self.signature)]
+        self.names().map(Text)
     }
 
     /// Sets columns of the subscription's row.
     fn set(&self, columns: &str) {
         let sql = format!("UPDATE litmus_pgnats.handler_stream d SET {columns} WHERE {KEY}");
-        query(&sql, &self.key());
-    }
-
-    /// Forgets the message that the subscription has stopped at, which is tried again or was skipped.
-    fn forget_message(&self) {
-        let sql = format!(
-            "DELETE FROM litmus_pgnats.stopped_message m USING litmus_pgnats.handler_stream d WHERE m.id = d.id AND {KEY}"
-        );
         query(&sql, &self.key());
     }
 

@@ -50,6 +50,7 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     })?;
     options.check_consumer(&stream, &written)?;
     let is_new = options.write(&stream, &written);
+    written.table.go_on(&written.server, &stream, &written.signature);
     if !is_new && options.deliver.is_some() {
         let text = format!("the durable subscription of stream \"{stream}\" goes on where it is");
         let detail = "deliver, start_sequence and start_time are for a new subscription.";
@@ -77,7 +78,8 @@ struct StreamOptions {
 impl StreamOptions {
     /// Reads and checks the arguments from the fourth one on.
     fn read(call: &Call<'_>, filters: Option<Vec<String>>) -> Result<StreamOptions> {
-        let deliver = deliver(call)?;
+        let start_time = start_time(call)?;
+        let deliver = deliver(call, start_time)?;
         let batch_size = batch_size(call.int4(6))?;
         if call
             .interval_ms(7)
@@ -101,7 +103,7 @@ impl StreamOptions {
             filters,
             deliver,
             start_sequence: call.int8(4),
-            start_time: start_time(call)?,
+            start_time,
             batch_size,
             ack_wait: call.any_as_text(7)?,
             max_deliveries,
@@ -119,7 +121,8 @@ impl StreamOptions {
         };
         let others = query(
             "SELECT signature FROM litmus_pgnats.handler_stream WHERE server = $1 AND subject = $2 AND signature <> $3 \
-             AND durable = $4 AND coalesce(domain, '') = coalesce($5, '')",
+             AND durable = $4 AND coalesce(domain, '') = coalesce($5, (SELECT domain FROM litmus_pgnats.handler_stream \
+             WHERE server = $1 AND subject = $2 AND signature = $3), '')",
             &[
                 Text(&written.server),
                 Text(stream),
@@ -161,7 +164,7 @@ impl StreamOptions {
              batch_size = coalesce($8::integer, d.batch_size), ack_wait = coalesce($9::interval, d.ack_wait), \
              max_deliveries = coalesce($10::integer, d.max_deliveries), backoff = coalesce($11::interval[], d.backoff), \
              stop_on_failure = coalesce($12::boolean, d.stop_on_failure), durable = coalesce($13, d.durable), \
-             domain = coalesce($14, d.domain), stopped = NULL, resumed = d.resumed + (d.stopped IS NOT NULL)::integer \
+             domain = coalesce($14, d.domain) \
              RETURNING xmax = 0",
             &[
                 Text(&written.server),
@@ -182,11 +185,6 @@ impl StreamOptions {
                 OptionalText(self.durable.as_deref()),
                 OptionalText(self.domain.as_deref()),
             ],
-        );
-        query(
-            "DELETE FROM litmus_pgnats.stopped_message m USING litmus_pgnats.handler_stream d \
-             WHERE m.id = d.id AND d.server = $1 AND d.subject = $2 AND d.signature = $3",
-            &[Text(&written.server), Text(stream), Text(&written.signature)],
         );
         rows.into_iter().flatten().flatten().next().as_deref() == Some("t")
     }
@@ -228,9 +226,9 @@ fn start_time(call: &Call<'_>) -> Result<Option<i64>> {
 }
 
 /// Where the consumer begins, by the name that the table has for that; `None` if nothing was said.
-fn deliver(call: &Call<'_>) -> Result<Option<&'static str>> {
+fn deliver(call: &Call<'_>, time: Option<i64>) -> Result<Option<&'static str>> {
     let deliver = call.text(3)?;
-    let (sequence, time) = (call.int8(4), start_time(call)?);
+    let sequence = call.int8(4);
     if sequence.is_some_and(|sequence| sequence < 1) {
         return Err(
             Error::new(Kind::InvalidArgument, "start_sequence is out of range")

@@ -87,7 +87,7 @@ async fn serve(
             outcome = &mut confirmed, if !is_decided => {
                 is_decided = true;
                 if outcome.is_ok() {
-                    handler.is_live();
+                    handler.set_live();
                 }
             }
             () = &mut late, if !is_decided && !is_late => {

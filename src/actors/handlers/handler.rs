@@ -187,7 +187,7 @@ impl MessageHandler {
     }
 
     /// The handler gets messages.
-    pub fn is_live(&self) {
+    pub fn set_live(&self) {
         self.lock().problem = None;
         self.set_state(HandlerState::Live);
     }

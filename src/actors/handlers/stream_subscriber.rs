@@ -176,7 +176,7 @@ impl Supply {
     fn show(&self, paused: Option<Error>) {
         match paused {
             Some(problem) => self.handler.stall(problem),
-            None => self.handler.is_live(),
+            None => self.handler.set_live(),
         }
     }
 
@@ -279,7 +279,7 @@ impl Pulling<'_> {
     fn take(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
         let handler = &self.supply.handler;
         if *handler.state.borrow() == HandlerState::Stalled {
-            handler.is_live();
+            handler.set_live();
         }
         let mut message = incoming(message);
         let delivery = message.reply.as_deref().and_then(ack::parse);

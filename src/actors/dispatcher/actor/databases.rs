@@ -160,6 +160,9 @@ impl Handler<ReadDatabase> for Dispatcher {
 
     fn handle(&mut self, ReadDatabase(database): ReadDatabase, ctx: &mut Self::Context) -> Self::Result {
         let ((done, applied), (reader, read)) = (oneshot::channel(), oneshot::channel());
+        // Those of databases that could not be read wait no longer.
+        self.readers
+            .retain(|_, readers| readers.iter().any(|reader| !reader.is_closed()));
         self.readers.entry(database).or_default().push(reader);
         self.pool.refresh(database, done);
         self.wind(ctx);
