@@ -283,12 +283,17 @@ CREATE TABLE litmus_pgnats.handler_stream (
     stopped text,
     paused boolean NOT NULL DEFAULT false,
     resumed integer NOT NULL DEFAULT 0,
+    sought boolean NOT NULL DEFAULT false,
+    name text,
+    incarnation text,
     stream_created text,
     applied int8multirange NOT NULL DEFAULT '{}',
+    marks bigint[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (kind, server, subject, signature),
     FOREIGN KEY (kind, server, subject, signature) REFERENCES litmus_pgnats.handler ON UPDATE CASCADE ON DELETE CASCADE
 ) WITH (fillfactor = 50);
 -- Subscriptions that share a consumer take messages from each other.
+CREATE UNIQUE INDEX handler_stream_name ON litmus_pgnats.handler_stream (server, subject, name);
 CREATE UNIQUE INDEX handler_stream_durable ON litmus_pgnats.handler_stream (server, subject, durable, (coalesce(domain, '')));
 SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.handler_stream', '');
 COMMENT ON TABLE litmus_pgnats.handler_stream IS 'durable subscriptions: what they ask of JetStream, and how far they are';
@@ -310,13 +315,57 @@ COMMENT ON COLUMN litmus_pgnats.handler_stream.backoff IS 'times before the seco
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stop_on_failure IS 'whether messages behind one that fails wait for it';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stopped IS 'why it has stopped, if it has';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.paused IS 'whether somebody has paused it';
-COMMENT ON COLUMN litmus_pgnats.handler_stream.resumed IS 'how often it has gone on after it had stopped';
-COMMENT ON COLUMN litmus_pgnats.handler_stream.stream_created IS 'creation of the stream that "applied" holds for';
-COMMENT ON COLUMN litmus_pgnats.handler_stream.applied IS 'sequences of the stream that are done with';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.resumed IS 'how often it was told to go on';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.sought IS 'whether somebody has said where to go on, and no message was applied since';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.name IS 'the name by which it is known whatever function it calls, if it was given one';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.incarnation IS 'which of the streams that had the name "applied" and "marks" are about';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.stream_created IS 'creation of that stream, as JetStream says';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.applied IS 'sequences of that stream that are done with';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.marks IS 'by which that stream is recognised: sequences of messages that are done with, each followed by the time of the message in microseconds since 1970';
 CREATE TRIGGER handler_stream_changed
-  AFTER UPDATE OF durable, domain, filter_subjects, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, stopped, paused
+  AFTER UPDATE OF durable, domain, filter_subjects, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, stopped, paused, resumed
   ON litmus_pgnats.handler_stream
   FOR EACH ROW EXECUTE FUNCTION litmus_pgnats.handler_changed();
+
+-- Where the stream is another one than before (made anew, put back from a copy, on another NATS server), the position in
+-- the former one is kept, in case that comes back.
+CREATE TABLE litmus_pgnats.stream_position (
+    id uuid NOT NULL REFERENCES litmus_pgnats.handler_stream (id) ON DELETE CASCADE,
+    incarnation text NOT NULL,
+    stream_created text,
+    applied int8multirange NOT NULL,
+    marks bigint[] NOT NULL,
+    left_at timestamptz NOT NULL,
+    PRIMARY KEY (id, incarnation)
+);
+SELECT pg_catalog.pg_extension_config_dump('litmus_pgnats.stream_position', '');
+COMMENT ON TABLE litmus_pgnats.stream_position IS 'how far durable subscriptions are in other streams that had the name before';
+COMMENT ON COLUMN litmus_pgnats.stream_position.id IS 'the durable subscription';
+COMMENT ON COLUMN litmus_pgnats.stream_position.incarnation IS 'which of the streams that had the name';
+COMMENT ON COLUMN litmus_pgnats.stream_position.stream_created IS 'creation of that stream, as JetStream says';
+COMMENT ON COLUMN litmus_pgnats.stream_position.applied IS 'sequences of that stream that are done with';
+COMMENT ON COLUMN litmus_pgnats.stream_position.marks IS 'by which that stream is recognised, as in handler_stream';
+COMMENT ON COLUMN litmus_pgnats.stream_position.left_at IS 'when another stream had taken the name';
+
+-- Not dumped: the consumers are this database's. Rows outlast their subscriptions until the consumer is removed.
+CREATE TABLE litmus_pgnats.stream_consumer (
+    key bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server text NOT NULL,
+    stream text NOT NULL,
+    domain text NOT NULL,
+    consumer text NOT NULL,
+    role regrole NOT NULL,
+    database_oid oid NOT NULL,
+    UNIQUE (server, stream, domain, consumer, database_oid)
+);
+COMMENT ON TABLE litmus_pgnats.stream_consumer IS 'consumers that durable subscriptions of this database have, or have had and are to be removed';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.key IS 'key';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.server IS 'foreign server';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.stream IS 'stream';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.domain IS 'JetStream domain; empty for that of the server';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.consumer IS 'name of the consumer';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.role IS 'role that has subscribed, whose connection removes the consumer';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.database_oid IS 'the database whose consumer it is; not that of a copy';
 
 CREATE TABLE litmus_pgnats.stopped_message (
     id uuid PRIMARY KEY REFERENCES litmus_pgnats.handler_stream (id) ON DELETE CASCADE,
@@ -370,14 +419,22 @@ COMMENT ON FUNCTION nats_unsubscribe(text, regproc) IS 'no longer have a functio
 CREATE FUNCTION nats_subscribe_stream(stream text, fn regproc, filter_subjects text[] DEFAULT NULL, deliver text DEFAULT NULL,
     start_sequence bigint DEFAULT NULL, start_time timestamptz DEFAULT NULL, batch_size integer DEFAULT NULL,
     ack_wait interval DEFAULT NULL, max_deliveries integer DEFAULT NULL, backoff interval[] DEFAULT NULL,
-    stop_on_failure boolean DEFAULT NULL, durable text DEFAULT NULL, domain text DEFAULT NULL) RETURNS void
+    stop_on_failure boolean DEFAULT NULL, durable text DEFAULT NULL, domain text DEFAULT NULL, name text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_subscribe_stream';
-COMMENT ON FUNCTION nats_subscribe_stream(text, regproc, text[], text, bigint, timestamptz, integer, interval, integer, interval[], boolean, text, text)
+COMMENT ON FUNCTION nats_subscribe_stream(text, regproc, text[], text, bigint, timestamptz, integer, interval, integer, interval[], boolean, text, text, text)
   IS 'have a function called for each message of a JetStream stream, from the commit on, with effects exactly once';
 
-CREATE FUNCTION nats_unsubscribe_stream(stream text, fn regproc) RETURNS void
+CREATE FUNCTION nats_alter_subscription_stream(stream text, fn regproc, new_fn regproc DEFAULT NULL, filter_subjects text[] DEFAULT NULL,
+    batch_size integer DEFAULT NULL, ack_wait interval DEFAULT NULL, max_deliveries integer DEFAULT NULL,
+    backoff interval[] DEFAULT NULL, stop_on_failure boolean DEFAULT NULL, durable text DEFAULT NULL, domain text DEFAULT NULL,
+    name text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_alter_subscription_stream';
+COMMENT ON FUNCTION nats_alter_subscription_stream(text, regproc, regproc, text[], integer, interval, integer, interval[], boolean, text, text, text)
+  IS 'change what is named of a durable subscription, its function too, and leave the rest and its place in the stream';
+
+CREATE FUNCTION nats_unsubscribe_stream(stream text, fn regproc, keep_consumer boolean DEFAULT false) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'nats_unsubscribe_stream';
-COMMENT ON FUNCTION nats_unsubscribe_stream(text, regproc) IS 'no longer have a function called for messages of a JetStream stream';
+COMMENT ON FUNCTION nats_unsubscribe_stream(text, regproc, boolean) IS 'no longer have a function called for messages of a JetStream stream; its consumer is removed after the commit';
 
 CREATE FUNCTION litmus_pgnats.pause(stream text, fn regproc) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_pause';
@@ -386,6 +443,10 @@ COMMENT ON FUNCTION litmus_pgnats.pause(text, regproc) IS 'have a durable subscr
 CREATE FUNCTION litmus_pgnats.resume(stream text, fn regproc, skip boolean DEFAULT false) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_resume';
 COMMENT ON FUNCTION litmus_pgnats.resume(text, regproc, boolean) IS 'have a durable subscription that was paused or has stopped go on, with the message that it has stopped at or behind it';
+
+CREATE FUNCTION litmus_pgnats.seek(stream text, fn regproc, sequence bigint DEFAULT NULL, "time" timestamptz DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_seek';
+COMMENT ON FUNCTION litmus_pgnats.seek(text, regproc, bigint, timestamptz) IS 'have a durable subscription go on with the message of this sequence, or the first one from this time on, whatever it has applied';
 
 CREATE FUNCTION litmus_pgnats_register_responder(subject text, fn regproc, queue_group text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_register_responder';
@@ -589,7 +650,7 @@ CREATE FUNCTION litmus_pgnats.stat_handlers(
     OUT messages bigint, OUT calls bigint, OUT errors bigint, OUT last_error text, OUT last_error_seconds double precision,
     OUT dropped bigint, OUT queued bigint, OUT queued_bytes bigint, OUT pending bigint, OUT lag_seconds double precision,
     OUT total_exec_time double precision, OUT max_exec_time double precision, OUT exec_time_histogram bigint[],
-    OUT reset_seconds double precision) RETURNS SETOF record
+    OUT reset_seconds double precision, OUT consumer text, OUT retrying bigint) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_handlers';
 COMMENT ON FUNCTION litmus_pgnats.stat_handlers() IS 'what the runtime worker counts of subscriptions and responders';
 
@@ -642,7 +703,8 @@ CREATE VIEW litmus_pgnats.handlers AS
          s.pending, pg_catalog.make_interval(secs => s.lag_seconds) AS lag, coalesce(s.calls, 0) AS calls,
          coalesce(s.total_exec_time, 0) AS total_exec_time,
          s.total_exec_time OPERATOR(pg_catalog./) nullif(s.calls, 0) AS mean_exec_time,
-         s.max_exec_time, s.exec_time_histogram, pg_catalog.to_timestamp(s.reset_seconds) AS stats_reset
+         s.max_exec_time, s.exec_time_histogram, pg_catalog.to_timestamp(s.reset_seconds) AS stats_reset,
+         s.consumer, s.retrying
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_handlers() s
     ON s.kind OPERATOR(pg_catalog.=) h.kind AND s.server OPERATOR(pg_catalog.=) h.server
     AND s.subject OPERATOR(pg_catalog.=) h.subject AND s.function OPERATOR(pg_catalog.=) h.signature;
@@ -660,7 +722,9 @@ CREATE VIEW litmus_pgnats.stream_subscriptions AS
                    FROM pg_catalog.unnest(d.applied) a LIMIT 1), 0) AS applied_to,
          (SELECT pg_catalog.max(pg_catalog.upper(a)) OPERATOR(pg_catalog.-) 1 FROM pg_catalog.unnest(d.applied) a) AS latest,
          h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at,
-         h.pending, h.lag, h.calls, h.total_exec_time, h.mean_exec_time, h.max_exec_time, h.exec_time_histogram, h.stats_reset
+         h.pending, h.lag, h.calls, h.total_exec_time, h.mean_exec_time, h.max_exec_time, h.exec_time_histogram, h.stats_reset,
+         h.retrying, h.consumer, d.domain, d.deliver, d.start_sequence, d.start_time, d.batch_size, d.ack_wait, d.max_deliveries,
+         d.backoff, d.stop_on_failure
   FROM litmus_pgnats.handlers h JOIN litmus_pgnats.handler_stream d
     ON d.kind OPERATOR(pg_catalog.=) h.kind AND d.server OPERATOR(pg_catalog.=) h.server
     AND d.subject OPERATOR(pg_catalog.=) h.subject AND d.signature OPERATOR(pg_catalog.=) h.function;

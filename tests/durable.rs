@@ -82,8 +82,6 @@ async fn filters_and_where_it_begins() {
         ] {
             stream.delete_message(sequence).await.expect("delete a message");
         }
-        let name = events.consumer().await.name;
-        stream.delete_consumer(&name).await.expect("delete a consumer");
     }
     drop(scene);
 }

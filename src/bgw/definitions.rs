@@ -4,27 +4,28 @@
 use std::time::Duration;
 
 use super::durable_definition::Durable;
-use super::{durable_definition, logging};
-use crate::channel::target::{Key, Source, Target};
+use super::former_consumers::{CONSUMER, here};
+use super::sources::{check_usage, missing, servers, source_of};
+use super::{durable_definition, former_consumers, logging};
+use crate::channel::target::Source;
 use crate::channel::work::{Definition, HandlerKind, Report};
 use crate::error::{Error, Kind, Result};
-use crate::nats::names::OWN_CONSUMER;
 use crate::pg::function::Function;
-use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::Argument::Oid;
 use crate::pg::query::query;
 use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snapshot};
-use crate::pg::{databases, foreign_servers, rights, state, wait};
+use crate::pg::{databases, rights, state, wait};
 use crate::row::Row;
+use crate::sql::changes;
 use crate::sql::own_tables::{OwnTables, TRUSTED};
-use crate::sql::{changes, server};
 
 /// Reads what this database defines; the report has no definitions if the extension is not there. Because other
 /// sessions may change the tables meanwhile, a read that has failed is repeated a few times. `Err` is the message of
 /// the last error.
-pub fn read_definitions() -> std::result::Result<Report, String> {
+pub fn read_definitions(removed: &[i64]) -> std::result::Result<Report, String> {
     let mut attempt = 1;
     loop {
-        match transaction(read) {
+        match transaction(|| read(removed)) {
             Ok(report) => return Ok(report),
             Err(error) if attempt == ATTEMPTS => return Err(error.message),
             Err(_) => {
@@ -43,24 +44,27 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long a refresh waits for a lock, in milliseconds: any role may hold a lock on a handler that it has registered.
 const LOCK_TIMEOUT: &str = "500";
 
-fn read() -> Report {
+fn read(removed: &[i64]) -> Report {
     let (_, database_name) = databases::database();
     let _parameters = Parameters::of(&[("lock_timeout".into(), LOCK_TIMEOUT.into())]);
-    let (has_extension, handlers, servers, has_outbox) = with_snapshot(|| match OwnTables::open() {
-        Ok(table) => {
-            let mut mender = Mender {
-                table,
-                goes_on: !state::is_in_recovery(),
-            };
-            let handlers = rows()
-                .iter()
-                .filter_map(|row| definition(&mut mender, row))
-                .collect();
-            let waiting = query("SELECT FROM litmus_pgnats.outbox_batch LIMIT 1", &[]);
-            (true, handlers, servers(), !waiting.is_empty())
-        }
-        Err(_) => (false, Vec::new(), Vec::new(), false),
-    });
+    let (has_extension, handlers, servers, has_outbox, former_consumers) =
+        with_snapshot(|| match OwnTables::open() {
+            Ok(table) => {
+                let mut mender = Mender {
+                    table,
+                    goes_on: !state::is_in_recovery(),
+                };
+                let handlers = rows()
+                    .iter()
+                    .filter_map(|row| definition(&mut mender, row))
+                    .collect();
+                let mut former = Vec::new();
+                mender.mend(|_| former = former_consumers::keep(removed));
+                let waiting = query("SELECT FROM litmus_pgnats.outbox_batch LIMIT 1", &[]);
+                (true, handlers, servers(), !waiting.is_empty(), former)
+            }
+            Err(_) => (false, Vec::new(), Vec::new(), false, Vec::new()),
+        });
     // The report has what was mended already, so no refresh has to follow.
     changes::forget();
     Report {
@@ -69,61 +73,8 @@ fn read() -> Report {
         handlers,
         servers,
         has_outbox,
+        former_consumers,
     }
-}
-
-/// The foreign servers with `notify_subject` or `patroni_url`, with the connections that their owners use for them.
-fn servers() -> Vec<Source> {
-    let rows = query(
-        "SELECT s.oid, s.srvowner, s.srvname FROM pg_foreign_server s \
-         JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw'",
-        &[],
-    );
-    let named = rows.into_iter().filter_map(|row| {
-        let [Some(oid), Some(owner), Some(name)] = <[Option<String>; 3]>::try_from(row).ok()? else {
-            return None;
-        };
-        // A server whose options cannot be used is left out; the error shows where the server is used.
-        let source = source_of(oid.parse().ok()?, &name, owner.parse().ok()?).ok()?;
-        let settings = &source.settings;
-        (settings.notify_subject.is_some() || settings.patroni_url.is_some()).then_some(source)
-    });
-    named.collect()
-}
-
-/// The connection that a role uses for a server; fails if the server was dropped or its options are not complete.
-pub fn source_of(server: u32, name: &str, role: u32) -> Result<Source> {
-    let (database, database_name) = databases::database();
-    let key = Key {
-        database,
-        server,
-        mapping: foreign_servers::user_mapping(role, server).unwrap_or(0),
-        private_to: 0,
-    };
-    let settings = server::read_settings(key)?.ok_or_else(|| missing(name))?;
-    let target = Target {
-        key,
-        database_name,
-        server_name: name.to_string(),
-    };
-    Ok(Source { target, settings })
-}
-
-/// Fails unless the role may use the server.
-pub fn check_usage(role: u32, role_name: &str, server: u32, server_name: &str) -> Result<()> {
-    if rights::has_usage(role, server) {
-        return Ok(());
-    }
-    let message = format!("role \"{role_name}\" has no USAGE privilege on foreign server \"{server_name}\"");
-    Err(Error::new(Kind::PermissionDenied, message))
-}
-
-/// The error for a name that no server has.
-pub fn missing(server: &str) -> Error {
-    Error::new(
-        Kind::NoServer,
-        format!("foreign server \"{server}\" does not exist"),
-    )
 }
 
 /// A row of the table of handlers, and the objects that its names mean now.
@@ -156,14 +107,19 @@ fn rows() -> Vec<RegisteredRow> {
          b.function_oid IS NOT NULL OR {TRUSTED}, s.oid, \
          b.function_oid IS NOT NULL AND b.server_oid IS NOT DISTINCT FROM s.oid, \
          h.batch_size, ( \
-           SELECT json_build_object('id', d.id, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
-             'durable', coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2))), \
+           SELECT json_build_object('id', d.id, 'cluster', $1, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
+             'durable', {CONSUMER}, \
              'deliver', d.deliver, 'start_sequence', d.start_sequence, 'start_time', \
              trunc(extract(epoch FROM d.start_time) * 1000000)::int8, 'batch_size', d.batch_size, \
              'ack_wait_ms', trunc(extract(epoch FROM d.ack_wait) * 1000), 'max_deliveries', d.max_deliveries, \
              'backoff_ms', ARRAY(SELECT trunc(extract(epoch FROM b) * 1000) FROM unnest(d.backoff) b), \
-             'stop_on_failure', d.stop_on_failure, 'resumed', d.resumed, 'stopped', CASE WHEN d.paused THEN concat_ws('; ', 'paused by litmus_pgnats.pause()', d.stopped) ELSE d.stopped END, 'stream_created', d.stream_created, \
-             'ack_floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(d.applied) a LIMIT 1)) \
+             'stop_on_failure', d.stop_on_failure, 'resumed', d.resumed, 'sought', d.sought, 'is_named', d.name IS NOT NULL, 'stopped', CASE WHEN d.paused THEN concat_ws('; ', 'paused by litmus_pgnats.pause()', d.stopped) ELSE d.stopped END, 'positions', ( \
+             SELECT json_agg(json_build_object('token', o.incarnation, 'created', o.stream_created, 'marks', o.marks::text, \
+             'ack_floor', (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(o.applied) a LIMIT 1)) \
+             ORDER BY o.left_at DESC) FROM ( \
+             SELECT d.incarnation, d.stream_created, d.applied, d.marks, timestamptz 'infinity' AS left_at \
+             UNION ALL SELECT incarnation, stream_created, applied, marks, left_at \
+             FROM litmus_pgnats.stream_position p WHERE p.id = d.id AND p.incarnation IS DISTINCT FROM d.incarnation) o)) \
            FROM litmus_pgnats.handler_stream d \
            WHERE (d.kind, d.server, d.subject, d.signature) = (h.kind, h.server, h.subject, h.signature)) \
          FROM litmus_pgnats.handler h \
@@ -175,14 +131,7 @@ fn rows() -> Vec<RegisteredRow> {
          ON s.srvname = h.server \
          ORDER BY h.created, h.kind, h.server, h.subject, h.signature"
     );
-    let rows = query(
-        &sql,
-        &[
-            Int8(state::system_identifier()),
-            Oid(databases::database_oid()),
-            Text(OWN_CONSUMER),
-        ],
-    );
+    let rows = query(&sql, &here());
     rows.into_iter().filter_map(registered).collect()
 }
 
@@ -235,8 +184,16 @@ impl Mender {
 }
 
 /// The definition for the runtime worker; `None` for a handler whose function or role does not exist any more, which is
-/// removed.
+/// removed, unless it has a name and waits for another function.
 fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
+    if let (None, Some(role_name)) = (row.function, &row.role_name)
+        && row.stream.as_ref().is_some_and(|stream| stream.is_named)
+    {
+        let message = format!("function {} does not exist", row.signature);
+        let gone = Error::new(Kind::InvalidFunction, message)
+            .detail("Subscribe with the same name, or alter the subscription, to have it call another one.");
+        return Some(defined(row, 0, role_name, Err(gone)));
+    }
     let (Some(function), Some(role_name)) = (row.function, &row.role_name) else {
         let gone = if row.role_name.is_some() {
             "function"
@@ -258,8 +215,17 @@ fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
         let key = [row.kind.name(), &row.server, &row.subject, &row.signature];
         mender.mend(|table| table.complete_binding(key, function, row.server_oid.unwrap_or(0)));
     }
+    Some(defined(
+        row,
+        function,
+        role_name,
+        source(row, function, role_name),
+    ))
+}
+
+fn defined(row: &RegisteredRow, function: u32, role_name: &str, source: Result<Source>) -> Definition {
     let takes_many = Function::find(function).is_some_and(|function| function.takes_batches());
-    Some(Definition {
+    Definition {
         kind: row.kind,
         server: row.server.clone(),
         subject: row.subject.clone(),
@@ -274,9 +240,9 @@ fn definition(mender: &mut Mender, row: &RegisteredRow) -> Option<Definition> {
         function: row.signature.clone(),
         function_oid: function,
         role: row.role,
-        role_name: role_name.clone(),
-        source: source(row, function, role_name),
-    })
+        role_name: role_name.to_string(),
+        source,
+    }
 }
 
 /// Most messages for one call of a function that takes many.

@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
-use crate::channel::work::{Consumer, DeliverFrom, StreamProgress};
+use crate::channel::marks::Marks;
+use crate::channel::progress::{Position, StreamProgress};
+use crate::channel::work::{Consumer, DeliverFrom};
 
 /// What only a durable subscription has.
 pub struct Durable {
@@ -10,12 +12,15 @@ pub struct Durable {
     pub progress: StreamProgress,
     /// Why the subscription has stopped; `None` if it has not.
     pub stopped: Option<String>,
+    /// Whether the subscription has a name of its own.
+    pub is_named: bool,
 }
 
 /// The JSON object that the query in `definitions.rs` builds.
 #[derive(Deserialize)]
 struct Columns {
     id: String,
+    cluster: i64,
     domain: Option<String>,
     filter_subjects: Vec<String>,
     durable: String,
@@ -28,9 +33,31 @@ struct Columns {
     backoff_ms: Vec<f64>,
     stop_on_failure: bool,
     resumed: u32,
+    sought: bool,
+    is_named: bool,
     stopped: Option<String>,
-    stream_created: Option<String>,
+    positions: Vec<PositionColumns>,
+}
+
+/// The position in an incarnation of the stream. The first one is that of `handler_stream`, whose token is `None` as long
+/// as no message was applied.
+#[derive(Deserialize)]
+struct PositionColumns {
+    token: Option<String>,
+    created: Option<String>,
+    marks: String,
     ack_floor: Option<u64>,
+}
+
+impl PositionColumns {
+    fn position(self) -> Option<Position> {
+        Some(Position {
+            token: self.token?,
+            created: self.created.unwrap_or_default(),
+            ack_floor: self.ack_floor,
+            marks: Marks::parse(&self.marks),
+        })
+    }
 }
 
 /// Reads the JSON object of a row; `None` if it does not have the fields of a durable subscription.
@@ -45,6 +72,7 @@ pub fn read(row: &str) -> Option<Durable> {
     Some(Durable {
         consumer: Consumer {
             id: row.id,
+            cluster: row.cluster,
             durable: row.durable,
             domain: row.domain,
             filter_subjects: row.filter_subjects,
@@ -57,10 +85,16 @@ pub fn read(row: &str) -> Option<Durable> {
             resumed: row.resumed,
         },
         progress: StreamProgress {
-            ack_floor: row.ack_floor,
-            stream_created: row.stream_created,
+            is_sought: row.sought,
+            first_floor: row.positions.first().and_then(|position| position.ack_floor),
+            positions: row
+                .positions
+                .into_iter()
+                .filter_map(PositionColumns::position)
+                .collect(),
         },
         stopped: row.stopped,
+        is_named: row.is_named,
     })
 }
 
@@ -75,8 +109,9 @@ mod tests {
 
     fn row(deliver: &str, more: &str) -> String {
         format!(
-            r#"{{"id": "1", "filter_subjects": ["a"], "durable": "d", "deliver": "{deliver}", "batch_size": 10,
-            "ack_wait_ms": 30000.5, "max_deliveries": 5, "backoff_ms": [100, -1], "stop_on_failure": false, "resumed": 0{more}}}"#
+            r#"{{"id": "1", "cluster": 7, "filter_subjects": ["a"], "durable": "d", "deliver": "{deliver}", "batch_size": 10,
+            "ack_wait_ms": 30000.5, "max_deliveries": 5, "backoff_ms": [100, -1], "stop_on_failure": false, "resumed": 0, "sought": false, "is_named": false,
+            "positions": [{{"marks": "{{}}"}}]{more}}}"#
         )
     }
 
@@ -98,17 +133,38 @@ mod tests {
 
     #[test]
     fn a_row_says_how_far_a_subscription_is() {
-        let durable = read(&row(
-            "all",
-            r#", "ack_floor": 9, "stream_created": "now", "stopped": "why""#,
-        ));
+        let durable = read(&row("all", r#", "stopped": "why""#));
         let durable = durable.expect("a subscription");
         assert_eq!(
             (durable.consumer.ack_wait_ms, durable.consumer.backoff_ms),
             (30_000, vec![100, 0])
         );
-        assert_eq!(durable.progress.ack_floor, Some(9));
+        assert_eq!(
+            durable.progress,
+            StreamProgress::default(),
+            "no message was applied"
+        );
         assert_eq!(durable.stopped.as_deref(), Some("why"));
+        assert!(!durable.is_named);
         assert!(read("{}").is_none());
+        let row = row("all", "").replace(
+            r#"[{"marks": "{}"}]"#,
+            r#"[{"token": "b", "created": "now", "marks": "{3,7}", "ack_floor": 3}, {"token": "a", "marks": "{}"}]"#,
+        );
+        let progress = read(&row).expect("a subscription").progress;
+        assert_eq!(progress.first_floor, Some(3));
+        let tokens: Vec<&str> = progress
+            .positions
+            .iter()
+            .map(|position| position.token.as_str())
+            .collect();
+        assert_eq!(tokens, ["b", "a"]);
+        assert_eq!(
+            progress
+                .position("b")
+                .map(|position| position.marks.array())
+                .as_deref(),
+            Some("{3,7}")
+        );
     }
 }

@@ -116,8 +116,8 @@ fn serve(mut client: Client<IdleWait>) -> Result<()> {
     loop {
         let frame = client.receive(IDLE)?;
         match frame.message {
-            Reply::Worker(ToWorker::Refresh) => {
-                let said = definitions::read_definitions().map_or_else(FromWorker::ReadFailed, |mut report| {
+            Reply::Worker(ToWorker::Refresh { removed }) => {
+                let said = definitions::read_definitions(&removed).map_or_else(FromWorker::ReadFailed, |mut report| {
                     let left_out = report.fit(MAX_REPORT);
                     if left_out > 0
                         && let Some(suppressed) = complaints.pass()

@@ -6,8 +6,11 @@
 //! - `workers.rs`: starts and ends executors and outbox relays for the actors;
 //! - `executor.rs`: executors and outbox relays, which carry out the runtime worker's orders;
 //! - `definitions.rs`: reads the handlers of a database, `durable_definition.rs`: what only durable subscriptions have;
+//! - `former_consumers.rs`: consumers that no durable subscription uses any more;
+//! - `sources.rs`: the connections that roles use;
 //! - `work.rs`: executes messages, `message_groups.rs`: which messages share a transaction;
 //! - `stream_work.rs`: what durable subscriptions have applied, `applied_ranges.rs`: as ranges of sequences;
+//! - `stream_positions.rs`: how far durable subscriptions are in other incarnations of their streams;
 //! - `outbox_relay.rs`: delivers a database's outbox to the runtime worker, `outbox_read.rs`: the statements for that;
 //! - `known_commits.rs`: which commits of an outbox wait;
 //! - `dead_letter.rs`: messages that could not be delivered or executed;
@@ -31,6 +34,8 @@ mod definitions;
 #[cfg(feature = "pg")]
 mod executor;
 #[cfg(feature = "pg")]
+mod former_consumers;
+#[cfg(feature = "pg")]
 mod limits;
 #[cfg(feature = "pg")]
 mod logging;
@@ -44,6 +49,10 @@ mod outbox_relay;
 mod promotion_notifier;
 #[cfg(feature = "pg")]
 mod runtime;
+#[cfg(feature = "pg")]
+mod sources;
+#[cfg(feature = "pg")]
+mod stream_positions;
 #[cfg(feature = "pg")]
 mod stream_work;
 #[cfg(feature = "pg")]

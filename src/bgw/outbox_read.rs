@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::known_commits::{Commit, ReadMessages};
-use super::{dead_letter, definitions};
+use super::{dead_letter, sources};
 use crate::channel::outbox::{DeliveryOutcome, OutboxMessage, Partition};
 use crate::channel::target::Source;
 use crate::error::{Error, Kind, Result};
@@ -218,14 +218,14 @@ pub fn source(partition: &Partition) -> Result<Source> {
     }
     let servers = foreign_servers::servers()?;
     let server = servers.into_iter().find(|server| server.name == partition.server);
-    let server = server.ok_or_else(|| definitions::missing(&partition.server))?.oid;
-    definitions::check_usage(
+    let server = server.ok_or_else(|| sources::missing(&partition.server))?.oid;
+    sources::check_usage(
         partition.role,
         &rights::role_name(partition.role),
         server,
         &partition.server,
     )?;
-    definitions::source_of(server, &partition.server, partition.role)
+    sources::source_of(server, &partition.server, partition.role)
 }
 
 /// Numbers in PostgreSQL's text form of an array.

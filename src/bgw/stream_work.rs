@@ -4,7 +4,8 @@
 use bytes::Bytes;
 
 use super::applied_ranges::{AppliedRanges, added};
-use super::{dead_letter, logging};
+use super::{dead_letter, logging, stream_positions};
+use crate::channel::marks::Marks;
 use crate::channel::work::{Delivered, StreamPosition, StreamWork, Work};
 use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::prepared;
@@ -12,10 +13,9 @@ use crate::pg::transaction::{Caught, Parameters, transaction, with_snapshot};
 
 /// The subscription's row, locked until the transaction ends.
 pub struct Applied {
-    /// The sequences that are done with.
+    /// The sequences that are done with, in the incarnation of the stream that the messages come from.
     ranges: AppliedRanges,
-    /// Whether the row is about an earlier stream of the same name.
-    is_of_other: bool,
+    marks: Marks,
 }
 
 /// Names for a transaction that runs no function of a user: it writes even if the database's settings make transactions
@@ -25,26 +25,16 @@ fn own_transaction() -> Parameters {
 }
 
 impl Applied {
-    /// Locks the row; `None` if the subscription is gone, was paused or has stopped, or if these messages are of an older
-    /// stream than the row.
+    /// Locks the row, and has it be about the incarnation that the messages come from; `None` if the subscription is
+    /// gone, was paused or has stopped.
     pub fn lock(stream: &StreamWork) -> Option<Applied> {
         let _names = Parameters::own_names(&[]);
-        let rows = prepared(
-            "SELECT applied::text, stopped IS NULL AND NOT paused, stream_created IS NOT NULL AND stream_created <> $2, \
-             stream_created::timestamptz > $2::timestamptz FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
-            &[Text(&stream.id), Text(&stream.stream_created)],
-        );
-        let row = rows.into_iter().next()?;
-        let [ranges, goes_on, is_of_other, is_stale] = <[Option<String>; 4]>::try_from(row).ok()?;
-        let is = |flag: Option<String>| flag.as_deref() == Some("t");
-        let is_of_other = is(is_of_other);
-        (is(goes_on) && !is(is_stale)).then(|| Applied {
-            ranges: match ranges {
-                Some(ranges) if !is_of_other => AppliedRanges::parse(&ranges),
-                _ => AppliedRanges::default(),
-            },
-            is_of_other,
-        })
+        let (token, applied) = read(stream)?;
+        if token.as_ref() == Some(&stream.incarnation.token) {
+            return Some(applied);
+        }
+        stream_positions::switch(&stream.id, token.as_deref(), &stream.incarnation);
+        read(stream).map(|(_, applied)| applied)
     }
 
     /// Whether the message was applied already.
@@ -54,23 +44,47 @@ impl Applied {
     }
 
     /// Adds messages to those that are applied. Returns the ack floor after that; `None` if there is none yet.
-    pub fn add(self, stream: &StreamWork, messages: impl Iterator<Item = StreamPosition>) -> Option<u64> {
+    pub fn add<'a>(
+        mut self,
+        stream: &StreamWork,
+        messages: impl Iterator<Item = &'a Delivered> + Clone,
+    ) -> Option<u64> {
         let _names = Parameters::own_names(&[]);
-        let ranges = added(stream.base, messages);
-        let before = if self.is_of_other { "{}" } else { "{(,)}" };
+        let ranges = added(
+            stream.base,
+            messages.clone().filter_map(|message| message.position),
+        );
+        self.marks.add(messages.filter_map(Delivered::mark));
         let rows = prepared(
-            "UPDATE litmus_pgnats.handler_stream SET applied = applied * $4::int8multirange + $3::int8multirange, \
-             stream_created = $2 WHERE id = $1::uuid \
+            "UPDATE litmus_pgnats.handler_stream SET applied = applied + $3::int8multirange, stream_created = $2, \
+             marks = $4::bigint[] WHERE id = $1::uuid \
              RETURNING (SELECT CASE WHEN lower(a) = 0 THEN upper(a) - 1 END FROM unnest(applied) a LIMIT 1)",
             &[
                 Text(&stream.id),
-                Text(&stream.stream_created),
+                Text(&stream.incarnation.created),
                 Text(&ranges),
-                Text(before),
+                Text(&self.marks.array()),
             ],
         );
         rows.into_iter().flatten().flatten().next()?.parse().ok()
     }
+}
+
+/// Locks and reads the row: the token of the incarnation that the row is about, which is `None` before the first message,
+/// and what is applied there.
+fn read(stream: &StreamWork) -> Option<(Option<String>, Applied)> {
+    let rows = prepared(
+        "SELECT stopped IS NULL AND NOT paused, applied::text, marks::text, incarnation \
+         FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
+        &[Text(&stream.id)],
+    );
+    let row = rows.into_iter().next()?;
+    let [goes_on, ranges, marks, token] = <[Option<String>; 4]>::try_from(row).ok()?;
+    let applied = Applied {
+        ranges: AppliedRanges::parse(&ranges?),
+        marks: Marks::parse(&marks?),
+    };
+    (goes_on.as_deref() == Some("t")).then_some((token, applied))
 }
 
 /// Gives up a message, in a transaction of its own: the message goes to the dead letters and is done with or, with
@@ -100,7 +114,7 @@ pub fn give_up(
                 dead_letter::of_stopped(&stream.id, message, position, payload, &why);
             } else {
                 dead_letter::of_stream(work.role, &stream.id, message, position, payload, &why);
-                applied.add(stream, std::iter::once(position));
+                applied.add(stream, std::iter::once(message));
             }
             true
         })

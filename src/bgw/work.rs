@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::message_groups::MessageGroups;
 use super::stream_work::Applied;
 use super::{definitions, logging, stream_work};
-use crate::channel::work::{Delivered, Failure, FromWorker, HandlerKind, StreamPosition, Work, Worked};
+use crate::channel::work::{Delivered, Failure, FromWorker, HandlerKind, Work, Worked};
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
 use crate::nats::headers;
@@ -331,10 +331,13 @@ fn call_all(
     outcomes
 }
 
-/// The stream positions of the messages that are done with.
-fn done(group: &[WorkMessage<'_>], outcomes: &[CallResult]) -> impl Iterator<Item = StreamPosition> {
+/// The messages that are done with.
+fn done<'a>(
+    group: &'a [WorkMessage<'_>],
+    outcomes: &'a [CallResult],
+) -> impl Iterator<Item = &'a Delivered> + Clone {
     let done = group.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
-    done.filter_map(|((message, _), _)| message.position)
+    done.map(|((message, _), _)| *message)
 }
 
 /// Gives up a message that has failed, if this was its last delivery or if it is a poison message. Whether that was

@@ -585,7 +585,7 @@ mod tests {
     #[test]
     fn an_order_that_comes_while_a_large_answer_is_written_is_kept() {
         let (mut client, mut peer) = pair();
-        peer.send(0, &Reply::Worker(ToWorker::Refresh), b"");
+        peer.send(0, &Reply::Worker(refresh()), b"");
         peer.send(0, &Reply::Worker(ToWorker::End), b"");
         let said = Request::Worker(FromWorker::Vanished);
         client.push(&said, &vec![b'x'; 4 << 20]).expect("encodes");
@@ -595,12 +595,17 @@ mod tests {
         });
         client.flush(soon()).expect("written");
         let mut peer = reading.join().expect("peer");
-        peer.send(0, &Reply::Worker(ToWorker::Refresh), b"");
-        for told in [ToWorker::Refresh, ToWorker::End, ToWorker::Refresh] {
+        peer.send(0, &Reply::Worker(refresh()), b"");
+        for told in [refresh(), ToWorker::End, refresh()] {
             let order = client.receive(Duration::from_secs(10)).expect("an order");
             assert_eq!(order.message, Reply::Worker(told));
         }
     }
+
+    fn refresh() -> ToWorker {
+        ToWorker::Refresh { removed: Vec::new() }
+    }
+
     /// A worker that is told nothing for long waits on, and does not spin.
     #[test]
     fn each_wait_for_an_order_has_its_whole_time() {

@@ -21,7 +21,7 @@ use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. The runtime worker refuses a session with another number than its
 /// own.
-pub const PROTOCOL: u16 = 8;
+pub const PROTOCOL: u16 = 9;
 
 /// [`Request::Examine`] takes at most so many times its `limit_ms`.
 pub const EXAMINE_STEPS: u32 = 6;

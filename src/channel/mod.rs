@@ -4,6 +4,7 @@
 //! - `message.rs`: the whole protocol, in one table of requests and replies;
 //! - `target.rs`: which NATS connection is meant;
 //! - `work.rs`: messages of executors, `outbox.rs`: messages of outbox relays, `worker_id.rs`: the numbers of both;
+//! - `progress.rs`: how far a durable subscription has got, `marks.rs`: what tells one history of a stream from another;
 //! - `statistics.rs`: what the runtime worker counts, as the rows of views;
 //! - `frame.rs`: how a message becomes bytes;
 //! - `server.rs`: the runtime worker's end, on tokio;
@@ -15,8 +16,10 @@
 pub mod client;
 pub mod counts;
 pub mod frame;
+pub mod marks;
 pub mod message;
 pub mod outbox;
+pub mod progress;
 pub mod server;
 pub mod statistics;
 pub mod target;

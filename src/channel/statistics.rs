@@ -92,6 +92,10 @@ pub struct HandlerRow {
     /// Calls by bucket of `litmus_pgnats.exec_time_bounds()`.
     pub exec_time_histogram: Vec<u64>,
     pub reset: Seconds,
+    /// Name of a durable subscription's consumer; `None` for other handlers.
+    pub consumer: Option<String>,
+    /// Messages of a durable subscription that have failed and wait to be tried again; `None` for other handlers.
+    pub retrying: Option<u64>,
 }
 
 impl HandlerRow {
@@ -119,6 +123,8 @@ impl HandlerRow {
             Some(self.max_exec_ms.to_string()),
             Some(format!("{{{}}}", histogram.join(","))),
             Some(self.reset.0.to_string()),
+            self.consumer,
+            self.retrying.and_then(bigint),
         ]
     }
 }
@@ -320,6 +326,8 @@ mod tests {
             max_exec_ms: 0.0,
             exec_time_histogram: vec![1, 2],
             reset: now,
+            consumer: None,
+            retrying: Some(2),
         };
         let columns = handler.columns();
         assert_eq!(columns[14].as_deref(), Some("9223372036854775807"));

@@ -7,7 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::marks::Mark;
 use super::outbox::{Batch, Fetch};
+use super::progress::{Incarnation, StreamProgress};
 use super::target::{Key, Source};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -37,8 +39,8 @@ pub enum FromWorker {
 /// An order from the runtime worker to an executor or an outbox relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Read the handlers of the database.
-    Refresh,
+    /// Read the handlers of the database. The consumers with these keys are removed.
+    Refresh { removed: Vec<i64> },
     /// Execute messages. The frame's body holds the payloads, one after another.
     Work(Box<Work>),
     /// To an outbox relay: read the outbox.
@@ -57,6 +59,20 @@ pub struct Report {
     pub servers: Vec<Source>,
     /// Whether messages wait in the outbox.
     pub has_outbox: bool,
+    /// Consumers that no durable subscription uses any more. Those that have no room are left for the next report.
+    pub former_consumers: Vec<FormerConsumer>,
+}
+
+/// A consumer that is to be removed from its stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FormerConsumer {
+    /// The key in `litmus_pgnats.stream_consumer`.
+    pub key: i64,
+    pub stream: String,
+    pub durable: String,
+    pub domain: Option<String>,
+    /// The connection of the role that had subscribed.
+    pub source: Source,
 }
 
 /// The kinds of handler.
@@ -133,6 +149,8 @@ pub struct Definition {
 pub struct Consumer {
     /// The subscription's key in `litmus_pgnats.handler_stream`.
     pub id: String,
+    /// System identifier of the PostgreSQL cluster, which the consumer's metadata names.
+    pub cluster: i64,
     /// Name of the durable consumer.
     pub durable: String,
     pub domain: Option<String>,
@@ -160,16 +178,6 @@ pub enum DeliverFrom {
     Sequence(u64),
     /// Microseconds since 1970.
     Time(i64),
-}
-
-/// How far a durable subscription has got.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StreamProgress {
-    /// All messages up to this sequence are done with or do not concern the subscription; `None` if that is not known
-    /// yet.
-    pub ack_floor: Option<u64>,
-    /// Creation time of the stream that this holds for, as JetStream writes it; `None` if nothing was applied yet.
-    pub stream_created: Option<String>,
 }
 
 /// What identifies a handler: a definition with the same identity is of the same handler, and takes over its messages.
@@ -209,6 +217,7 @@ impl Report {
         let (mut options, mut others) = (Room(room / 2), Room(room / 2));
         others.take(size(&self.database_name) + FRAME_OF_REPORT);
         self.servers.retain(|source| options.take(size(source)));
+        self.former_consumers.retain(|former| options.take(size(former)));
         let all = self.handlers.len();
         self.handlers.retain_mut(|handler| {
             if !options.take(size(&handler.source)) {
@@ -271,7 +280,8 @@ impl Work {
 pub struct StreamWork {
     /// The subscription's key in `litmus_pgnats.handler_stream`.
     pub id: String,
-    pub stream_created: String,
+    /// The stream that the messages come from.
+    pub incarnation: Incarnation,
     /// All messages up to this sequence do not concern the subscription, or are done with.
     pub base: u64,
     /// Number of deliveries after which a message that fails is given up; 0: never.
@@ -305,6 +315,16 @@ pub struct Delivered {
     pub position: Option<StreamPosition>,
     /// Whether this is a poison message: executors have died with it, so it is given up and not executed.
     pub is_poison: bool,
+}
+
+impl Delivered {
+    /// The message in the history of its stream; `None` if it is not a durable subscription's.
+    pub fn mark(&self) -> Option<Mark> {
+        self.position.map(|position| Mark {
+            sequence: position.sequence,
+            time_us: self.time_us,
+        })
+    }
 }
 
 /// The outcome of a transaction.
@@ -376,6 +396,7 @@ mod tests {
             handlers: (0..handlers).map(definition).collect(),
             servers: Vec::new(),
             has_outbox: false,
+            former_consumers: Vec::new(),
         }
     }
 

@@ -97,7 +97,7 @@ fn functions_dropped(role: u32) {
     remove(
         &format!(
             "DELETE FROM litmus_pgnats.handler h USING {BINDING} WHERE {is_bound} AND h.role <> coalesce(nullif($3, 0::oid), h.role) \
-             RETURNING h.kind, h.subject, h.signature"
+             AND NOT {NAMED} RETURNING h.kind, h.subject, h.signature"
         ),
         &[system, database, Oid(others)],
     );
@@ -126,7 +126,7 @@ fn rebind() {
     );
     remove(
         &format!(
-            "DELETE FROM litmus_pgnats.handler h USING {BINDING} WHERE {OF} AND b.function_oid = 0 \
+            "DELETE FROM litmus_pgnats.handler h USING {BINDING} WHERE {OF} AND b.function_oid = 0 AND NOT {NAMED} \
              RETURNING h.kind, h.subject, h.signature"
         ),
         &here(),
@@ -169,6 +169,10 @@ const OTHER_RIGHTS: &str = "SELECT FROM pg_event_trigger_ddl_commands() WHERE co
 const BINDING: &str = "litmus_pgnats.handler_binding b";
 const OF: &str = "b.system_identifier = $1 AND b.database_oid = $2 \
     AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature)";
+
+/// Whether a handler is a durable subscription with a name, which waits for another function when its own is dropped.
+const NAMED: &str = "EXISTS (SELECT FROM litmus_pgnats.handler_stream n WHERE n.name IS NOT NULL \
+    AND (n.kind, n.server, n.subject, n.signature) = (h.kind, h.server, h.subject, h.signature))";
 
 /// The signature that the function of a binding has now.
 const CALLED: &str = "LATERAL ( \

@@ -84,8 +84,7 @@ pub fn write(new: &NewHandler<'_>) -> Result<Written> {
         function,
         ..
     } = *new;
-    check_signature(function, kind)?;
-    check_execute(function)?;
+    check_function(function, kind)?;
     let key = server::choose()?;
     let server = server::target(key)?.server_name;
     check_writable()?;
@@ -251,7 +250,11 @@ pub fn batch_size(size: Option<i32>) -> Result<Option<i64>> {
 
 /// The second argument, the object id of a function; fails if it is NULL or the function does not exist.
 pub fn function_argument(call: &Call<'_>) -> Result<Function> {
-    let oid = call.oid(1).ok_or_else(|| null("function"))?;
+    function_of(call.oid(1).ok_or_else(|| null("function"))?)
+}
+
+/// The function with this object id; fails if it does not exist.
+pub fn function_of(oid: u32) -> Result<Function> {
     Function::find(oid).ok_or_else(|| {
         Error::new(
             Kind::InvalidFunction,
@@ -259,6 +262,12 @@ pub fn function_argument(call: &Call<'_>) -> Result<Function> {
         )
         .hint("")
     })
+}
+
+/// Fails if a handler of this kind cannot call the function, or the current role may not.
+pub fn check_function(function: &Function, kind: HandlerKind) -> Result<()> {
+    check_signature(function, kind)?;
+    check_execute(function)
 }
 
 fn check_signature(function: &Function, kind: HandlerKind) -> Result<()> {
@@ -306,13 +315,17 @@ fn check_execute(function: &Function) -> Result<()> {
 /// Fails unless the role may replace or remove the handler: a handler runs with the rights of the role that has
 /// registered it, so only a role with these rights may.
 fn check_privileges(registered: &RegisteredHandler, kind: HandlerKind, subject: &str) -> Result<()> {
-    if registered.role == rights::current_role() || rights::has_privileges_of(registered.role) {
+    check_owner(registered.role, &registered.signature, kind, subject)
+}
+
+/// Like [`check_privileges`], for a handler that `role` has registered.
+pub fn check_owner(role: u32, signature: &str, kind: HandlerKind, subject: &str) -> Result<()> {
+    if role == rights::current_role() || rights::has_privileges_of(role) {
         return Ok(());
     }
-    let owner = rights::role_name(registered.role);
+    let owner = rights::role_name(role);
     Err(not_yours(kind, subject).detail(format!(
-        "Role \"{owner}\" has registered it, calling {}.",
-        registered.signature
+        "Role \"{owner}\" has registered it, calling {signature}."
     )))
 }
 

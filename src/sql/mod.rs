@@ -6,8 +6,8 @@
 //! - `publish.rs`, `request.rs`, `jetstream.rs`, `key_value.rs`, `object_store.rs`, `server_info.rs`, `reload.rs`,
 //!   `version.rs`: the functions of these names;
 //! - `outbox.rs`: messages that are rows of the transaction, `dead_letters.rs`: what could not be delivered;
-//! - `handlers.rs`: subscriptions and responders, `stream_handlers.rs`: durable subscriptions, `stream_control.rs`: their
-//!   verbs;
+//! - `handlers.rs`: subscriptions and responders, `stream_handlers.rs`: durable subscriptions, `stream_alter.rs`:
+//!   changes them, `stream_control.rs`: their verbs, `stream_options.rs`: their arguments;
 //! - `statistics.rs`: what the views show, `doctor.rs`: what is wrong;
 //! - `arguments.rs`: arguments that several take, `answers.rs`: the runtime worker's replies as results;
 //! - `faults.rs`: faults on demand, for the tests.
@@ -48,7 +48,9 @@ pub mod server;
 mod server_info;
 pub mod session;
 mod statistics;
+mod stream_alter;
 mod stream_control;
 mod stream_handlers;
+mod stream_options;
 pub mod transaction_end;
 mod version;

@@ -1,17 +1,19 @@
-//! `litmus_pgnats.pause` and `resume`, the verbs for durable subscriptions that are there. Runs in backends, on the main
+//! `litmus_pgnats.pause`, `resume` and `seek`, the verbs for durable subscriptions that are there. Runs in backends, on the main
 //! thread.
 
+use super::arguments::null;
 use super::handlers::{self, function_argument};
 use super::own_tables::OwnTables;
-use super::stream_handlers::stream_argument;
+use super::stream_options::{Start, stream_argument, time_argument};
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::Text;
+use crate::pg::query::Argument::{Int8, Text};
 use crate::pg::query::{Argument, query};
 
 sql_function!(litmus_pgnats_pause, pause);
 sql_function!(litmus_pgnats_resume, resume);
+sql_function!(litmus_pgnats_seek, seek);
 
 /// The condition for a row `d` of a subscription.
 const KEY: &str = "(d.kind, d.server, d.subject, d.signature) = ('stream', $1, $2, $3)";
@@ -29,23 +31,54 @@ fn resume(call: &Call<'_>) -> Result<Value> {
     if call.boolean(2).unwrap_or(false) {
         subscription.skip()?;
     }
-    subscription.set("paused = false");
+    // The handler begins anew in any case: another server may have taken its consumer.
+    subscription.set("paused = false, resumed = resumed + 1");
     let [server, stream, signature] = subscription.names();
     subscription.table.go_on(server, stream, signature);
     Ok(Value::Void)
 }
 
+/// `(stream, fn, sequence, time)`.
+fn seek(call: &Call<'_>) -> Result<Value> {
+    let start = Start::check(None, ("sequence", call.int8(2)), time_argument(call, 3, "time")?)?;
+    let Some(deliver) = start.deliver else {
+        return Err(null("sequence or time"));
+    };
+    let subscription = Subscription::of(call)?;
+    let [server, stream, signature] = subscription.key();
+    query(
+        &format!(
+            "WITH moved AS (UPDATE litmus_pgnats.handler_stream d SET deliver = $4, start_sequence = nullif($5, 0), \
+             start_time = CASE WHEN $4 = 'time' THEN timestamptz 'epoch' + $6 * interval '1 microsecond' END, \
+             applied = CASE $4 WHEN 'sequence' THEN int8multirange(int8range(0, $5)) ELSE '{{}}' END, marks = '{{}}', \
+             incarnation = NULL, stream_created = NULL, sought = true, stopped = NULL, resumed = resumed + 1 \
+             WHERE {KEY} RETURNING id), \
+             positions AS (DELETE FROM litmus_pgnats.stream_position p USING moved WHERE p.id = moved.id) \
+             DELETE FROM litmus_pgnats.stopped_message m USING moved WHERE m.id = moved.id"
+        ),
+        &[
+            server,
+            stream,
+            signature,
+            Text(deliver),
+            Int8(start.sequence.unwrap_or(0)),
+            Int8(start.time.unwrap_or(0)),
+        ],
+    );
+    Ok(Value::Void)
+}
+
 /// A durable subscription that the caller may change.
-struct Subscription {
-    server: String,
-    stream: String,
-    signature: String,
-    table: OwnTables,
+pub struct Subscription {
+    pub server: String,
+    pub stream: String,
+    pub signature: String,
+    pub table: OwnTables,
 }
 
 impl Subscription {
     /// The one that the arguments `(stream, fn)` name; fails if there is none.
-    fn of(call: &Call<'_>) -> Result<Subscription> {
+    pub fn of(call: &Call<'_>) -> Result<Subscription> {
         let stream = stream_argument(call)?.into_owned();
         let function = function_argument(call)?;
         let (server, found) = handlers::changeable(HandlerKind::Stream, &stream, Some(&function))?;

@@ -1,45 +1,33 @@
 //! `nats_subscribe_stream` and `nats_unsubscribe_stream`: durable subscriptions, which are handlers with a row of their
 //! own in `litmus_pgnats.handler_stream`. Runs in backends, on the main thread.
 
-use std::borrow::Cow;
-
-use super::arguments::null;
-use super::handlers;
-use super::handlers::{NewHandler, Written, batch_size, function_argument};
+use super::handlers::{NewHandler, function_argument};
 use super::own_tables::OwnTables;
+use super::stream_options::{Start, StreamOptions, stream_argument};
+use super::{handlers, stream_alter};
 use crate::channel::work::HandlerKind;
-use crate::error::{Error, Kind, Result};
-use crate::nats::{names, subject};
+use crate::error::Result;
+use crate::nats::names;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::query::Argument::{Int8, OptionalText, Text};
+use crate::pg::function::Function;
+use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
+use crate::pg::{databases, state};
 
 sql_function!(nats_subscribe_stream, subscribe);
 sql_function!(nats_unsubscribe_stream, unsubscribe);
 
-/// Most filters of one subscription, and most steps of its backoff.
-const MAX_FILTERS: usize = 100;
-/// Bounds of ack_wait, in milliseconds: JetStream has no use for less, and nobody for more.
-const ACK_WAIT: std::ops::RangeInclusive<i64> = 1_000..=86_400_000;
-
 /// `(stream, fn, filter_subjects, deliver, start_sequence, start_time, batch_size, ack_wait, max_deliveries, backoff,
-/// stop_on_failure, durable, domain)`.
+/// stop_on_failure, durable, domain, name)`.
 fn subscribe(call: &Call<'_>) -> Result<Value> {
     let stream = stream_argument(call)?;
     let function = function_argument(call)?;
-    let filters = call.text_array(2)?;
-    if filters
-        .as_ref()
-        .is_some_and(|filters| filters.len() > MAX_FILTERS)
-    {
-        return Err(Error::new(Kind::InvalidArgument, "too many filter subjects")
-            .detail(format!("The limit is {MAX_FILTERS}.")));
+    let mut options = StreamOptions::read(call, 2, 6)?;
+    options.start = Start::read(call)?;
+    if let Some(name) = &options.name {
+        stream_alter::hand_over(&stream, name, &function)?;
     }
-    for filter in filters.iter().flatten() {
-        subject::check_subscribe(filter)?;
-    }
-    let options = StreamOptions::read(call, filters)?;
     let written = handlers::write(&NewHandler {
         kind: HandlerKind::Stream,
         subject: &stream,
@@ -51,7 +39,7 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     options.check_consumer(&stream, &written)?;
     let is_new = options.write(&stream, &written);
     written.table.go_on(&written.server, &stream, &written.signature);
-    if !is_new && options.deliver.is_some() {
+    if !is_new && options.start.deliver.is_some() {
         let text = format!("the durable subscription of stream \"{stream}\" goes on where it is");
         let detail = "deliver, start_sequence and start_time are for a new subscription.";
         report::message(Level::Notice, &text, detail, "");
@@ -59,210 +47,35 @@ fn subscribe(call: &Call<'_>) -> Result<Value> {
     Ok(Value::Void)
 }
 
-/// What only a durable subscription has; intervals are text. `None` stands for the usual value, or for what was before.
-struct StreamOptions {
-    filters: Option<Vec<String>>,
-    deliver: Option<&'static str>,
-    start_sequence: Option<i64>,
-    /// Microseconds since 1970.
-    start_time: Option<i64>,
-    batch_size: Option<i64>,
-    ack_wait: Option<String>,
-    max_deliveries: Option<i32>,
-    backoff: Option<String>,
-    stop_on_failure: Option<bool>,
-    durable: Option<String>,
-    domain: Option<String>,
-}
-
-impl StreamOptions {
-    /// Reads and checks the arguments from the fourth one on.
-    fn read(call: &Call<'_>, filters: Option<Vec<String>>) -> Result<StreamOptions> {
-        let start_time = start_time(call)?;
-        let deliver = deliver(call, start_time)?;
-        let batch_size = batch_size(call.int4(6))?;
-        if call
-            .interval_ms(7)
-            .is_some_and(|ack_wait| !ACK_WAIT.contains(&ack_wait))
-        {
-            return Err(Error::new(Kind::InvalidArgument, "ack_wait is out of range")
-                .detail("It is between one second and one day."));
-        }
-        let max_deliveries = call.int4(8);
-        if max_deliveries.is_some_and(|most| most < 0) {
-            return Err(Error::new(Kind::InvalidArgument, "max_deliveries is negative")
-                .hint("With 0 a message is tried for ever."));
-        }
-        let backoff = call.any_as_text(9)?;
-        check_backoff(backoff.as_deref())?;
-        let durable = call.text(11)?.map(Cow::into_owned);
-        durable.as_deref().map_or(Ok(()), names::check_durable)?;
-        let domain = call.text(12)?.map(Cow::into_owned);
-        domain.as_deref().map_or(Ok(()), names::check_domain)?;
-        Ok(StreamOptions {
-            filters,
-            deliver,
-            start_sequence: call.int8(4),
-            start_time,
-            batch_size,
-            ack_wait: call.any_as_text(7)?,
-            max_deliveries,
-            backoff,
-            stop_on_failure: call.boolean(10),
-            durable,
-            domain,
-        })
-    }
-
-    /// Fails if another subscription has the consumer that `durable` names: each would take messages from the other.
-    fn check_consumer(&self, stream: &str, written: &Written) -> Result<()> {
-        let Some(durable) = &self.durable else {
-            return Ok(());
-        };
-        let others = query(
-            "SELECT signature FROM litmus_pgnats.handler_stream WHERE server = $1 AND subject = $2 AND signature <> $3 \
-             AND durable = $4 AND coalesce(domain, '') = coalesce($5, (SELECT domain FROM litmus_pgnats.handler_stream \
-             WHERE server = $1 AND subject = $2 AND signature = $3), '')",
-            &[
-                Text(&written.server),
-                Text(stream),
-                Text(&written.signature),
-                Text(durable),
-                OptionalText(self.domain.as_deref()),
-            ],
-        );
-        if others.is_empty() {
-            return Ok(());
-        }
-        let message =
-            format!("consumer \"{durable}\" is that of another durable subscription of stream \"{stream}\"");
-        Err(Error::new(Kind::InvalidName, message).hint("Give another name, or none."))
-    }
-
-    /// Writes the row that only a durable subscription has; whether the row is new.
-    fn write(&self, stream: &str, written: &Written) -> bool {
-        let filters = self.filters.clone();
-        let filters = filters.map(|filters| serde_json::Value::from(filters).to_string());
-        let number = |number: Option<i64>| number.map(|number| number.to_string());
-        let (batch_size, most) = (
-            number(self.batch_size),
-            number(self.max_deliveries.map(i64::from)),
-        );
-        let rows = query(
-            "WITH given AS (SELECT ARRAY(SELECT json_array_elements_text($4::json)) AS filters, \
-             $8::integer AS batch_size, $9::interval AS ack_wait, $10::integer AS max_deliveries, $11::interval[] AS backoff, \
-             $12::boolean AS stop_on_failure) \
-             INSERT INTO litmus_pgnats.handler_stream AS d (server, subject, signature, filter_subjects, deliver, \
-             start_sequence, start_time, batch_size, ack_wait, max_deliveries, backoff, stop_on_failure, durable, domain, applied) \
-             SELECT $1, $2, $3, filters, $5, nullif($6, 0), \
-             CASE WHEN $5 = 'time' THEN timestamptz 'epoch' + $7 * interval '1 microsecond' END, coalesce(batch_size, 500), \
-             coalesce(ack_wait, '30 s'), coalesce(max_deliveries, 5), coalesce(backoff, '{1 s,5 s,30 s}'), \
-             coalesce(stop_on_failure, false), $13, $14, \
-             CASE $5 WHEN 'all' THEN '{[0,1)}' WHEN 'sequence' THEN int8multirange(int8range(0, $6)) ELSE '{}' END FROM given \
-             ON CONFLICT (kind, server, subject, signature) DO UPDATE SET \
-             filter_subjects = CASE WHEN $4 IS NULL THEN d.filter_subjects ELSE excluded.filter_subjects END, \
-             batch_size = coalesce($8::integer, d.batch_size), ack_wait = coalesce($9::interval, d.ack_wait), \
-             max_deliveries = coalesce($10::integer, d.max_deliveries), backoff = coalesce($11::interval[], d.backoff), \
-             stop_on_failure = coalesce($12::boolean, d.stop_on_failure), durable = coalesce($13, d.durable), \
-             domain = coalesce($14, d.domain) \
-             RETURNING xmax = 0",
-            &[
-                Text(&written.server),
-                Text(stream),
-                Text(&written.signature),
-                OptionalText(filters.as_deref()),
-                Text(self.deliver.unwrap_or("all")),
-                Int8(self.start_sequence.unwrap_or(0)),
-                Int8(self.start_time.unwrap_or(0)),
-                OptionalText(batch_size.as_deref()),
-                OptionalText(self.ack_wait.as_deref()),
-                OptionalText(most.as_deref()),
-                OptionalText(self.backoff.as_deref()),
-                OptionalText(
-                    self.stop_on_failure
-                        .map(|stops| if stops { "true" } else { "false" }),
-                ),
-                OptionalText(self.durable.as_deref()),
-                OptionalText(self.domain.as_deref()),
-            ],
-        );
-        rows.into_iter().flatten().flatten().next().as_deref() == Some("t")
-    }
-}
-
-/// Checks `backoff`, the pauses between deliveries.
-fn check_backoff(backoff: Option<&str>) -> Result<()> {
-    let _table = OwnTables::open()?;
-    let rows = query(
-        "SELECT count(*), count(*) FILTER (WHERE b BETWEEN '0' AND '1 day') FROM unnest($1::interval[]) b",
-        &[OptionalText(backoff)],
-    );
-    let mut counts = rows
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|count| count.parse().ok());
-    let (all, good): (usize, usize) = (counts.next().unwrap_or(0), counts.next().unwrap_or(0));
-    if all == good && all <= MAX_FILTERS {
-        return Ok(());
-    }
-    Err(
-        Error::new(Kind::InvalidArgument, "backoff is out of range").detail(format!(
-            "It has up to {MAX_FILTERS} intervals between 0 and one day."
-        )),
-    )
-}
-
-/// The argument `start_time` in microseconds since 1970, before which there are no messages. Fails for a time that
-/// JetStream cannot count to.
-fn start_time(call: &Call<'_>) -> Result<Option<i64>> {
-    /// JetStream counts nanoseconds in 64 bits.
-    const MOST_US: i64 = i64::MAX / 1000;
-    match call.timestamptz_us(5) {
-        Some(time) if time > MOST_US => Err(Error::new(Kind::InvalidArgument, "start_time is out of range")
-            .detail("JetStream knows times up to 2262-04-11.")),
-        time => Ok(time.map(|time| time.max(0))),
-    }
-}
-
-/// Where the consumer begins, by the name that the table has for that; `None` if nothing was said.
-fn deliver(call: &Call<'_>, time: Option<i64>) -> Result<Option<&'static str>> {
-    let deliver = call.text(3)?;
-    let sequence = call.int8(4);
-    if sequence.is_some_and(|sequence| sequence < 1) {
-        return Err(
-            Error::new(Kind::InvalidArgument, "start_sequence is out of range")
-                .detail("The first message of a stream has sequence 1."),
-        );
-    }
-    match (deliver.as_deref(), sequence, time) {
-        (None, None, None) => Ok(None),
-        (Some("all"), None, None) => Ok(Some("all")),
-        (Some("new"), None, None) => Ok(Some("new")),
-        (None | Some("all"), Some(_), None) => Ok(Some("sequence")),
-        (None | Some("all"), None, Some(_)) => Ok(Some("time")),
-        (None | Some("all" | "new"), ..) => Err(Error::new(
-            Kind::InvalidArgument,
-            "deliver => 'new', start_sequence and start_time exclude each other",
-        )),
-        (Some(deliver), ..) => Err(Error::new(
-            Kind::InvalidArgument,
-            format!("invalid value for deliver: \"{deliver}\""),
-        )
-        .hint("It is \"all\" or \"new\".")),
-    }
-}
-
-/// `(stream, fn)`.
+/// `(stream, fn, keep_consumer)`.
 fn unsubscribe(call: &Call<'_>) -> Result<Value> {
     let stream = stream_argument(call)?;
     let function = function_argument(call)?;
+    if call.boolean(2).unwrap_or(false) {
+        keep_consumer(&stream, &function)?;
+    }
     handlers::remove(HandlerKind::Stream, &stream, Some(&function))
 }
 
-/// The first argument, the name of a stream. Fails if it is NULL or not valid.
-pub fn stream_argument<'a>(call: &Call<'a>) -> Result<std::borrow::Cow<'a, str>> {
-    let stream = call.text(0)?.ok_or_else(|| null("stream"))?;
-    names::check_stream(&stream)?;
-    Ok(stream)
+/// Has the consumer of a subscription stay when the subscription is removed. Fails if the role may not remove that.
+fn keep_consumer(stream: &str, function: &Function) -> Result<()> {
+    let (server, found) = handlers::changeable(HandlerKind::Stream, stream, Some(function))?;
+    let _table = OwnTables::open()?;
+    for registered in found {
+        query(
+            "DELETE FROM litmus_pgnats.stream_consumer c USING litmus_pgnats.handler_stream d \
+             WHERE (d.server, d.subject, d.signature) = ($1, $2, $3) \
+             AND (c.server, c.stream, c.domain) = (d.server, d.subject, coalesce(d.domain, '')) \
+             AND c.consumer = coalesce(d.durable, $6 || md5(format('%s %s %s', d.id, $4, $5)))",
+            &[
+                Text(&server),
+                Text(stream),
+                Text(&registered.signature),
+                Int8(state::system_identifier()),
+                Oid(databases::database_oid()),
+                Text(names::OWN_CONSUMER),
+            ],
+        );
+    }
+    Ok(())
 }

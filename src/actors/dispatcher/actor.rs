@@ -13,14 +13,15 @@ use tokio::sync::{oneshot, watch};
 
 use super::interface::{ExecutorRows, Registries, Resized};
 use crate::actors::base::tasks::Vital;
-use crate::actors::handlers::acks;
 use crate::actors::handlers::handler::MessageHandler;
 use crate::actors::handlers::interface::Ready;
 use crate::actors::handlers::queue::Incoming;
 use crate::actors::handlers::reply::{ResponderReply, answer, answer_busy};
+use crate::actors::handlers::stream::acks;
 use crate::actors::workers::messages::{WorkerGone, WorkerJoined, WorkerNoticed, WorkerSaid};
 use crate::actors::workers::pool::Pool;
-use crate::channel::work::{FromWorker, Worked};
+use crate::channel::marks::Mark;
+use crate::channel::work::{Failure, FromWorker, Worked};
 use crate::channel::worker_id::WorkerId;
 use crate::server_role::ServerRole;
 
@@ -42,6 +43,8 @@ pub struct Dispatcher {
     timer: Option<(SpawnHandle, Instant)>,
     /// Databases whose pool is about to grow, if handlers still wait then.
     growing: HashSet<u32>,
+    /// For each database, the removal of consumers that are not used any more.
+    removals: HashMap<u32, SpawnHandle>,
     /// Those that wait until the handlers of a database were read.
     readers: HashMap<u32, Vec<oneshot::Sender<()>>>,
     _vital: Vital,
@@ -56,6 +59,7 @@ impl Dispatcher {
             fence: None,
             timer: None,
             growing: HashSet::new(),
+            removals: HashMap::new(),
             readers: HashMap::new(),
             _vital: Vital::new("dispatcher"),
         }
@@ -139,11 +143,16 @@ impl Dispatcher {
             handler.failed(&failure.sqlstate, &failure.message);
         }
         let goes_on = worked.goes_on;
-        if let Some(ack_floor) = worked.ack_floor {
-            handler.ack_pending.set_ack_floor(&task.stream_created, ack_floor);
+        if worked.ack_floor.is_some() {
+            let marks = marks(&done, &worked.failures);
+            handler
+                .ack_pending
+                .committed(&task.incarnation, worked.ack_floor, marks);
         }
         if handler.is_responder() {
             reply(&handler, done, worked, body);
+        } else if !task.is_present() {
+            // The stream that the messages come from is gone, and so are its acknowledgements.
         } else if let Some(again) = acks::settle(&handler, done, &worked.failures) {
             task.messages.push_front(again.message);
             let until = Instant::now() + again.after;
@@ -179,6 +188,26 @@ impl Dispatcher {
             });
         }
     }
+}
+
+/// The messages of a durable subscription that are done with.
+fn marks<'a>(done: &'a [Incoming], failures: &'a [Failure]) -> impl Iterator<Item = Mark> + 'a {
+    let has_failed = |index: usize| {
+        let mut of_message = failures
+            .iter()
+            .filter(move |failure| failure.index as usize == index);
+        of_message.any(|failure| !failure.is_final)
+    };
+    let done = done
+        .iter()
+        .enumerate()
+        .filter(move |(index, _)| !has_failed(*index));
+    done.filter_map(|(_, message)| {
+        message.position.map(|position| Mark {
+            sequence: position.sequence,
+            time_us: message.time_us,
+        })
+    })
 }
 
 /// Answers the requests that an executor has executed.

@@ -87,7 +87,7 @@ async fn serve(
             outcome = &mut confirmed, if !is_decided => {
                 is_decided = true;
                 if outcome.is_ok() {
-                    handler.set_live();
+                    handler.set_live(None);
                 }
             }
             () = &mut late, if !is_decided && !is_late => {

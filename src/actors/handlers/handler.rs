@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
-use super::ack_pending::AckPending;
 use super::queue::{Incoming, Pushed, Queue};
+use super::stream::ack_pending::AckPending;
 use crate::actors::base::queue_limits::Limits;
 use crate::actors::base::tasks;
 use crate::actors::connections::interface::ConnectionHandle;
@@ -186,9 +186,9 @@ impl MessageHandler {
         self.set_state(HandlerState::Stalled);
     }
 
-    /// The handler gets messages.
-    pub fn set_live(&self) {
-        self.lock().problem = None;
+    /// The handler gets messages. `notice` is what the view says besides.
+    pub fn set_live(&self, notice: Option<Error>) {
+        self.lock().problem = notice;
         self.set_state(HandlerState::Live);
     }
 
@@ -305,6 +305,14 @@ impl MessageHandler {
             max_exec_ms: milliseconds(times.max),
             exec_time_histogram: times.histogram(),
             reset: counts.since.into(),
+            consumer: definition
+                .consumer
+                .as_ref()
+                .map(|consumer| consumer.durable.clone()),
+            retrying: definition
+                .consumer
+                .as_ref()
+                .map(|_| self.ack_pending.retrying() as u64),
         }
     }
 

@@ -4,12 +4,10 @@
 //! - `registry.rs`: the actor that keeps the handlers of one kind; `subscription_registry.rs` and
 //!   `responder_registry.rs`: its two instances;
 //! - `handler.rs`: a handler, `queue.rs`: its messages that wait for an executor;
-//! - `core_subscriber.rs`, `stream_subscriber.rs`: the tasks that keep a handler subscribed;
-//! - `ack_pending.rs`: what a durable subscription has not acknowledged, `acks.rs`: acknowledges messages;
+//! - `core_subscriber.rs`: the task that keeps a handler subscribed to a subject;
+//! - `stream`: what only durable subscriptions have;
 //! - `reply.rs`: answers requests.
 
-pub mod ack_pending;
-pub mod acks;
 mod core_subscriber;
 pub mod handler;
 pub mod interface;
@@ -17,5 +15,5 @@ pub mod queue;
 pub mod registry;
 pub mod reply;
 pub mod responder_registry;
-mod stream_subscriber;
+pub mod stream;
 pub mod subscription_registry;

@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::core_subscriber;
 use super::handler::{HandlerCounts, MessageHandler};
 use super::interface::{Apply, HandlerRows, ResetHandlers, Sink};
-use super::{core_subscriber, stream_subscriber};
+use super::stream::subscriber as stream_subscriber;
 use crate::actors::base::queue_limits::Limits;
 use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connections::Supervisor;

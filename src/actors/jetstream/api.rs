@@ -121,7 +121,8 @@ impl Api {
         }
     }
 
-    async fn ask<T: DeserializeOwned>(
+    /// Like [`Api::request`]; the inner result is the error that JetStream reports.
+    pub async fn ask<T: DeserializeOwned>(
         &self,
         name: &str,
         body: &Value,

@@ -1,34 +1,47 @@
 //! The durable pull consumer of a durable subscription (ADR-13): finds or creates it, as `consumer/plan.rs` decides,
-//! and pulls from it. In the actor thread.
+//! and pulls from it. `consumer/incarnation.rs` says which of the streams that had the name is there. In the actor
+//! thread.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{Config, Info};
+use async_nats::jetstream::stream::RetentionPolicy;
 use async_nats::message::OutboundMessage;
 use async_nats::{Message, PublishError, StatusCode};
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::api::Api;
 use super::async_nats_api::timestamp;
-use super::refusals::MISSING_STREAM;
-use crate::channel::work::{Consumer, StreamProgress};
+use super::refusals::{MISSING_STREAM, refused};
+use crate::channel::progress::{Incarnation, StreamProgress};
+use crate::channel::work::Consumer;
 use crate::error::{Error, Kind, Result};
-use plan::plan;
+use crate::findings;
+use incarnation::identify;
+use plan::{Done, plan};
 
+mod incarnation;
 mod plan;
+mod recognise;
 
 /// Seconds after which a pull expires.
 const EXPIRES: u64 = 30;
 /// Seconds between JetStream's heartbeats while a pull waits for messages.
 pub const HEARTBEAT: u64 = 5;
 const NANOSECONDS: u64 = 1_000_000_000;
+/// Name of the consumer's metadata that says who uses it.
+const OWNER: &str = "litmus_pgnats_owner";
 
 /// What is known of the consumer when pulling begins.
 pub struct Found {
     /// Messages that the consumer has still to deliver for the first time.
     pub pending: u64,
-    /// When the stream was created, in JetStream's own text.
-    pub stream_created: String,
+    /// Which incarnation the stream is.
+    pub incarnation: Incarnation,
     /// Number of the consumer's last delivery.
     pub consumer_sequence: u64,
     /// Sequence in the stream of the message that was delivered last.
@@ -37,24 +50,62 @@ pub struct Found {
     pub base: u64,
     /// That the consumer is paused; `None` if it is not.
     pub paused: Option<Error>,
+    /// Whether the stream keeps messages that are acknowledged.
+    pub keeps_messages: bool,
 }
 
-/// Finds the subscription's consumer, or creates it. `is_first`: the consumer was not found before for this handler, so
-/// that `progress` is what a refresh has just read. Fails with `NoStream` if the stream does not exist.
-pub async fn find(
-    api: &Api,
-    stream: &str,
-    consumer: &Consumer,
-    progress: &StreamProgress,
-    is_first: bool,
-) -> Result<Found> {
+/// Who looks for a consumer, and what it knows.
+pub struct Seeker<'a> {
+    pub stream: &'a str,
+    pub consumer: &'a Consumer,
+    pub progress: &'a StreamProgress,
+    /// Number of the database, which tells the subscriptions of one runtime worker apart.
+    pub database: u32,
+    /// Names for the consumer's description and metadata.
+    pub database_name: &'a str,
+    pub function: &'a str,
+    /// Token of the incarnation that the consumer was found in before; `None` if the consumer was not found before for
+    /// this handler, so that `progress` is what a refresh has just read.
+    pub former: Option<&'a str>,
+    /// Whether the consumer has acknowledged messages that were not delivered here.
+    pub is_behind: bool,
+}
+
+/// Finds the subscription's consumer, or creates it. Fails with `NoStream` if the stream does not exist, and with
+/// `Stopped` if another server has taken the consumer, or if it cannot be told which messages are done with.
+pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
+    let Seeker {
+        stream,
+        consumer,
+        progress,
+        ..
+    } = seeker;
     let Some(stream_info) = api.stream_info(stream).await? else {
         let message = format!("stream \"{stream}\" does not exist");
         return Err(Error::new(Kind::NoStream, message).hint(MISSING_STREAM));
     };
+    let incarnation = identify(api, stream, &stream_info, progress).await?;
     let durable = &consumer.durable;
     let existing = existing(api, stream, durable).await?;
-    let mut plan = plan(consumer, progress, is_first, &stream_info, existing.as_ref())?;
+    let is_first = seeker.former != Some(incarnation.token.as_str());
+    if seeker.former.is_some()
+        && let Some(problem) = existing
+            .as_ref()
+            .and_then(|existing| taken(existing, seeker.database))
+    {
+        return Err(problem);
+    }
+    let done = Done {
+        floor: progress.ack_floor(&incarnation),
+        is_sought: progress.is_sought && is_first && progress.positions.is_empty(),
+        is_read: is_first || seeker.is_behind,
+    };
+    let mut plan = plan(consumer, done, &stream_info, existing.as_ref())?;
+    plan.config.description = Some(format!(
+        "litmus_pgnats: calls {} in database {}",
+        seeker.function, seeker.database_name
+    ));
+    plan.config.metadata = seeker.metadata();
     if let Some((acknowledged, floor)) = plan.lost {
         log::warn!(
             "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
@@ -83,24 +134,71 @@ pub async fn find(
     Ok(Found {
         base: begins_after.stream_sequence,
         pending: made.num_pending,
-        stream_created: stream_info.created,
+        incarnation,
         consumer_sequence: made.delivered.consumer_sequence,
         stream_sequence: made.delivered.stream_sequence,
         paused,
+        keeps_messages: stream_info.config.retention == RetentionPolicy::Limits,
     })
+}
+
+impl Seeker<'_> {
+    fn metadata(&self) -> HashMap<String, String> {
+        HashMap::from([
+            (OWNER.to_string(), owner(self.database)),
+            (
+                "litmus_pgnats_cluster".to_string(),
+                self.consumer.cluster.to_string(),
+            ),
+            (
+                "litmus_pgnats_database".to_string(),
+                self.database_name.to_string(),
+            ),
+            ("litmus_pgnats_function".to_string(), self.function.to_string()),
+        ])
+    }
 }
 
 /// Creates or updates the consumer. Where the NATS server or the account allows fewer ack pending messages than
 /// `config` asks for, `config` leaves their number to the server.
 async fn create(api: &Api, stream: &str, durable: &str, config: &mut Config) -> Result<Info> {
+    /// A work queue gives each message to one consumer.
+    const IN_THE_WAY: [ErrorCode; 2] = [
+        ErrorCode::CONSUMER_WQ_MULTIPLE_UNFILTERED,
+        ErrorCode::CONSUMER_WQ_CONSUMER_NOT_UNIQUE,
+    ];
     let name = format!("CONSUMER.CREATE.{stream}.{durable}");
     let body = |config: &Config| json!({"stream_name": stream, "config": config});
-    let too_many = ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS;
-    if let Some(made) = api.request_unless(too_many, &name, &body(config)).await? {
-        return Ok(made);
+    match api.ask(&name, &body(config)).await? {
+        Ok(made) => Ok(made),
+        Err(error) if error.err_code == ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS => {
+            config.max_ack_pending = 0;
+            api.request(&name, &body(config)).await
+        }
+        Err(error) if IN_THE_WAY.contains(&error.err_code) => Err(in_the_way(api, stream, durable).await?),
+        Err(error) => Err(refused(api.domain.as_deref(), &error)),
     }
-    config.max_ack_pending = 0;
-    api.request(&name, &body(config)).await
+}
+
+/// What to say where the other consumers of a work queue take messages that are asked for.
+async fn in_the_way(api: &Api, stream: &str, durable: &str) -> Result<Error> {
+    #[derive(Deserialize)]
+    struct Consumers {
+        consumers: Vec<Info>,
+    }
+    let name = format!("CONSUMER.LIST.{stream}");
+    let answer: Consumers = api.request(&name, &json!({"offset": 0})).await?;
+    let others = answer.consumers.into_iter().filter(|other| other.name != durable);
+    let names = others.map(|other| match other.config.description {
+        Some(description) => format!("\"{}\" ({})", other.name, findings::line(&description)),
+        None => format!("\"{}\"", other.name),
+    });
+    let names: Vec<String> = names.take(5).collect();
+    let text = format!("work-queue stream \"{stream}\" has another consumer for these messages");
+    Ok(Error::new(Kind::JetStreamRefused, text).detail(format!(
+        "Its consumers are {}. Remove the one that nobody uses any more: nats consumer rm {stream} NAME.",
+        names.join(", ")
+    )))
 }
 
 async fn existing(api: &Api, stream: &str, durable: &str) -> Result<Option<Info>> {
@@ -114,6 +212,26 @@ pub fn paused(info: &Info) -> Option<Error> {
     let until = info.config.pause_until.filter(|_| info.paused)?;
     let message = format!("consumer \"{}\" is paused until {}", info.name, timestamp(until));
     Some(Error::new(Kind::JetStreamRefused, message))
+}
+
+/// Who uses a consumer: this runtime worker, for a database. A server that was started from a base backup has the same
+/// subscriptions, and nothing but this tells it from a standby that was promoted.
+fn owner(database: u32) -> String {
+    static RUNTIME: LazyLock<String> = LazyLock::new(|| nuid::next().to_string());
+    format!("{}.{database}", *RUNTIME)
+}
+
+/// What to say of a consumer that another server has taken; `None` if it is still the database's own, or if the NATS
+/// server (before 2.10) does not keep who uses it.
+pub fn taken(info: &Info, database: u32) -> Option<Error> {
+    let theirs = info.config.metadata.get(OWNER)?;
+    (*theirs != owner(database)).then(|| {
+        let message = format!("another server has taken consumer \"{}\"", info.name);
+        Error::new(Kind::Stopped, message).detail(
+            "It has the same subscription: a standby that was promoted, or a server that was started from a base backup. \
+             If this server is the one to go on, call litmus_pgnats.resume() here.",
+        )
+    })
 }
 
 /// The state of a consumer.

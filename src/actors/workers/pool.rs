@@ -58,6 +58,8 @@ struct DatabasePool {
     refresh_wanted: bool,
     /// Told when the refresh has taken effect.
     waiters: Vec<oneshot::Sender<()>>,
+    /// Keys of consumers that are removed, which the next refresh tells the database.
+    removed: Vec<i64>,
     /// Number of drains that were not resumed yet.
     draining: u32,
     /// Told when no executor is left.
@@ -138,6 +140,12 @@ impl Pool {
         entry.waiters.push(done);
         entry.not_before = None;
         self.settle(database);
+    }
+
+    /// Consumers of a database are removed, which is to be told it.
+    pub fn consumers_removed(&mut self, database: u32, keys: Vec<i64>) {
+        self.databases.entry(database).or_default().removed.extend(keys);
+        self.refresh(database, oneshot::channel().0);
     }
 
     /// An executor's report is about to be applied; `roles` are those of all handlers that can run. Returns the

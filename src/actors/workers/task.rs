@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::messages::WorkerOrder;
-use crate::actors::handlers::ack_pending::KnownStream;
 use crate::actors::handlers::handler::{HandlerState, MessageHandler};
 use crate::actors::handlers::queue::Incoming;
 use crate::actors::handlers::reply::answer_busy;
+use crate::actors::handlers::stream::ack_pending::KnownStream;
 use crate::actors::metrics::in_flight::CallInFlight;
+use crate::channel::progress::Incarnation;
 use crate::channel::work::{Definition, Delivered, HandlerKind, StreamWork, ToWorker, Work};
 use crate::channel::worker_id::WorkerId;
 
@@ -36,8 +37,8 @@ pub struct Task {
     pub committing: u32,
     /// When the executor got the task, or last reported a transaction.
     pub since: Instant,
-    /// For a durable subscription: when the messages' stream was created, in JetStream's own text.
-    pub stream_created: String,
+    /// For a durable subscription: the stream that the messages come from.
+    pub incarnation: Arc<Incarnation>,
     /// Counts the task as a call in flight: somebody may wait for the outcome, so the thread must not pause for wake-up
     /// coalescing.
     _in_flight: CallInFlight,
@@ -72,7 +73,7 @@ impl Task {
             messages: messages.into(),
             committing: 0,
             since: Instant::now(),
-            stream_created: stream.created,
+            incarnation: stream.incarnation,
             _in_flight: in_flight,
         };
         Some((task, order))
@@ -87,11 +88,18 @@ impl Task {
         done
     }
 
-    /// Ends the task: messages that are left go back to the handler, which is returned.
+    /// Whether the messages are of the stream that is there now, or the handler has none.
+    pub fn is_present(&self) -> bool {
+        self.handler.ack_pending.is_present(&self.incarnation.token)
+    }
+
+    /// Ends the task: messages that are left go back to the handler, which is returned. Those of a former stream are
+    /// dropped: when that stream is back, they are delivered again.
     pub fn end(self) -> Arc<MessageHandler> {
+        let is_present = self.is_present();
         let mut changing = self.handler.lock();
         changing.at_work.remove(&self.worker);
-        if *self.handler.state.borrow() != HandlerState::Over {
+        if is_present && *self.handler.state.borrow() != HandlerState::Over {
             changing.queue.give_back(self.messages.into_iter());
         }
         drop(changing);
@@ -171,7 +179,7 @@ fn order(
         is_batch: definition.batch_size.is_some(),
         stream: definition.consumer.as_ref().map(|consumer| StreamWork {
             id: consumer.id.clone(),
-            stream_created: stream.created.clone(),
+            incarnation: Incarnation::clone(&stream.incarnation),
             base: stream.base,
             max_deliveries: consumer.max_deliveries,
             stop_on_failure: consumer.stop_on_failure,

@@ -12,10 +12,11 @@ use crate::actors::connections::interface::DatabaseDropped;
 use crate::actors::dispatcher::interface::{Promoted, ReadDatabase, Refresh, Registries, Scan, SessionSeen};
 use crate::actors::ha::interface::{Fence, Follow, Notify};
 use crate::actors::handlers::interface::Apply;
+use crate::actors::handlers::stream::former_consumers;
 use crate::actors::outbox::interface::{Enable, Wake};
 use crate::actors::workers::messages::{DrainDatabase, ResumeDatabase};
 use crate::channel::target::Source;
-use crate::channel::work::{Definition, HandlerKind, Report};
+use crate::channel::work::{Definition, FormerConsumer, HandlerKind, Report};
 use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind};
 use crate::server_role::ServerRole;
@@ -59,6 +60,7 @@ impl Dispatcher {
             mut handlers,
             servers,
             has_outbox,
+            former_consumers,
         } = report;
         let is_primary = self.role.borrow().is_primary;
         if !is_primary {
@@ -93,9 +95,28 @@ impl Dispatcher {
         let waiters = self.pool.take_waiters(database);
         ctx.spawn(applied.into_actor(self).map(move |(), actor, ctx| {
             actor.pool.applied(database, waiters);
+            actor.remove_consumers(database, former_consumers, ctx);
             actor.grow_soon(Some(database), ctx);
             actor.wind(ctx);
         }));
+    }
+
+    /// Removes consumers that are not used any more, after the handlers that used them have ended.
+    fn remove_consumers(&mut self, database: u32, former: Vec<FormerConsumer>, ctx: &mut Context<Self>) {
+        if let Some(removal) = self.removals.remove(&database) {
+            ctx.cancel_future(removal);
+        }
+        let may_remove = self.role.borrow().is_primary && self.fence.is_none() && !former.is_empty();
+        let Some(registries) = self.registries.as_ref().filter(|_| may_remove) else {
+            return;
+        };
+        let removal = former_consumers::remove(registries.supervisor.clone(), former);
+        let removal = removal.into_actor(self).map(move |removed, actor, ctx| {
+            actor.removals.remove(&database);
+            actor.pool.consumers_removed(database, removed);
+            actor.wind(ctx);
+        });
+        self.removals.insert(database, ctx.spawn(removal));
     }
 
     /// A database is gone, and with it all that it has defined.

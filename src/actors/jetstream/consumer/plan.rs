@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, Re
 use async_nats::jetstream::stream::RetentionPolicy;
 
 use crate::actors::jetstream::answers::{ConsumerLimits, StreamInfo};
-use crate::channel::work::{Consumer, DeliverFrom, StreamProgress};
+use crate::channel::work::{Consumer, DeliverFrom};
 use crate::error::{Error, Kind, Result};
 use crate::nats::names::OWN_CONSUMER;
 
@@ -43,17 +43,29 @@ enum Leftover {
     AcknowledgedBeyond(u64),
 }
 
-/// Decides what the subscription's consumer needs. `is_first`: the progress was read just now, so that a consumer which
-/// is further has acknowledged messages that the database has lost, in a failover say. Fails with `InvalidArgument` if
-/// the time to begin at is not one.
+/// How far the database is.
+#[derive(Clone, Copy)]
+pub struct Done {
+    /// All messages of the stream up to this sequence are done with; `None` if that is not known.
+    pub floor: Option<u64>,
+    /// Somebody has said where to go on, and an existing consumer is elsewhere.
+    pub is_sought: bool,
+    /// This was read just now, so that a consumer which is further has acknowledged messages that the database has lost,
+    /// in a failover say.
+    pub is_read: bool,
+}
+
+/// Decides what the subscription's consumer needs. Fails with `InvalidArgument` if the time to begin at is not one.
 pub fn plan(
     consumer: &Consumer,
-    progress: &StreamProgress,
-    is_first: bool,
+    Done {
+        floor,
+        is_sought,
+        is_read,
+    }: Done,
     stream: &StreamInfo,
     existing: Option<&Info>,
 ) -> Result<Plan> {
-    let floor = database_floor(progress, stream);
     let retention = stream.config.retention;
     // A consumer that the user has named may be used by others too.
     let is_own = consumer.durable.starts_with(OWN_CONSUMER);
@@ -62,13 +74,12 @@ pub fn plan(
     let lost = existing
         .map(|existing| existing.ack_floor.stream_sequence)
         .zip(floor)
-        .filter(|(acknowledged, floor)| is_first && *floor > 0 && acknowledged > floor);
+        .filter(|(acknowledged, floor)| *floor > 0 && acknowledged > floor);
     // Messages that a former runtime worker had taken come at once, and in order, from a new consumer; the former
     // consumer would wait `ack_wait` for their acknowledgements. For a new consumer it must be known where to begin.
-    let removes_former = existing.is_some()
-        && floor.is_some()
-        && !keeps_consumer
-        && (consumer.stop_on_failure || lost.is_some() || (is_first && is_own));
+    let is_made_anew = consumer.stop_on_failure || lost.is_some() || (is_read && is_own);
+    let removes_former =
+        existing.is_some() && !keeps_consumer && (is_sought || (floor.is_some() && is_made_anew));
     let former = existing.filter(|_| !removes_former);
     // A work queue holds only messages that are not acknowledged, and its consumers cannot begin elsewhere than at the
     // first.
@@ -93,7 +104,7 @@ pub fn plan(
     Ok(Plan {
         removes_former,
         config,
-        lost: lost.filter(|_| removes_former),
+        lost: lost.filter(|_| removes_former && is_read && !is_sought),
         leftover,
     })
 }
@@ -109,16 +120,6 @@ impl Plan {
                 Leftover::AcknowledgedBeyond(floor) => made.ack_floor.stream_sequence > floor,
             }
     }
-}
-
-/// The database's ack floor: all messages of the stream up to this sequence are done with; `None` if that is not known.
-fn database_floor(progress: &StreamProgress, stream: &StreamInfo) -> Option<u64> {
-    let of_another = progress
-        .stream_created
-        .as_ref()
-        .is_some_and(|created| *created != stream.created);
-    // Another stream has taken the name, and all its messages are new.
-    if of_another { Some(0) } else { progress.ack_floor }
 }
 
 fn configuration(
@@ -189,6 +190,7 @@ mod tests {
     fn subscription(durable: &str) -> Consumer {
         Consumer {
             id: "1".into(),
+            cluster: 7,
             durable: durable.into(),
             domain: None,
             filter_subjects: Vec::new(),
@@ -223,13 +225,6 @@ mod tests {
         }
     }
 
-    fn progress(floor: Option<u64>, created: &str) -> StreamProgress {
-        StreamProgress {
-            ack_floor: floor,
-            stream_created: floor.map(|_| created.to_string()),
-        }
-    }
-
     /// A consumer that has delivered and acknowledged up to these sequences.
     fn info(delivered: u64, acknowledged: u64) -> Info {
         let json = serde_json::json!({
@@ -245,7 +240,15 @@ mod tests {
 
     fn planned(consumer: &Consumer, floor: Option<u64>, is_first: bool, existing: Option<&Info>) -> Plan {
         let stream = stream(RetentionPolicy::Limits);
-        plan(consumer, &progress(floor, "now"), is_first, &stream, existing).expect("a plan")
+        plan(consumer, done(floor, is_first), &stream, existing).expect("a plan")
+    }
+
+    fn done(floor: Option<u64>, is_read: bool) -> Done {
+        Done {
+            floor,
+            is_sought: false,
+            is_read,
+        }
     }
 
     #[test]
@@ -271,25 +274,13 @@ mod tests {
     }
 
     fn plan_of_nothing(consumer: &Consumer) -> Result<Plan> {
-        plan(
-            consumer,
-            &progress(None, ""),
-            true,
-            &stream(RetentionPolicy::Limits),
-            None,
-        )
+        plan(consumer, done(None, true), &stream(RetentionPolicy::Limits), None)
     }
 
     #[test]
     fn another_stream_of_the_name_is_read_from_its_beginning() {
-        let found = plan(
-            &own(),
-            &progress(Some(40), "earlier"),
-            true,
-            &stream(RetentionPolicy::Limits),
-            None,
-        );
-        assert_eq!(found.expect("a plan").config.deliver_policy, DeliverPolicy::All);
+        let found = planned(&own(), Some(0), true, None);
+        assert_eq!(found.config.deliver_policy, DeliverPolicy::All);
     }
 
     #[test]
@@ -324,29 +315,38 @@ mod tests {
         let behind = planned(&consumer, Some(30), true, Some(&existing));
         assert!(behind.removes_former);
         assert_eq!(behind.lost, Some((40, 30)));
+        let later = planned(&consumer, Some(30), false, Some(&existing));
         assert!(
-            !planned(&consumer, Some(30), false, Some(&existing)).removes_former,
-            "acknowledged by itself"
+            later.removes_former && later.lost.is_none(),
+            "somebody else has acknowledged them"
         );
     }
 
     #[test]
     fn retention_decides_what_may_be_removed() {
         let of = |retention, existing: Option<&Info>| {
-            plan(
-                &own(),
-                &progress(Some(40), "now"),
-                true,
-                &stream(retention),
-                existing,
-            )
-            .expect("a plan")
+            plan(&own(), done(Some(40), true), &stream(retention), existing).expect("a plan")
         };
         let existing = info(50, 40);
         assert!(!of(RetentionPolicy::Interest, Some(&existing)).removes_former);
         let queue = of(RetentionPolicy::WorkQueue, Some(&existing));
         assert!(queue.removes_former);
         assert_eq!(queue.config.deliver_policy, DeliverPolicy::All);
+    }
+
+    #[test]
+    fn a_subscription_that_was_moved_has_its_consumer_made_anew() {
+        let existing = info(50, 40);
+        let consumer = subscription(OTHERS);
+        let moved = |floor| Done {
+            is_sought: true,
+            ..done(floor, true)
+        };
+        let stream = stream(RetentionPolicy::Limits);
+        for floor in [None, Some(0), Some(60)] {
+            let plan = plan(&consumer, moved(floor), &stream, Some(&existing)).expect("a plan");
+            assert!(plan.removes_former && plan.lost.is_none(), "{floor:?}");
+        }
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
         ] {
             let mut stream = stream(RetentionPolicy::Limits);
             stream.config.consumer_limits.max_ack_pending = limit;
-            let plan = plan(&own(), &progress(None, ""), true, &stream, None).expect("a plan");
+            let plan = plan(&own(), done(None, true), &stream, None).expect("a plan");
             assert_eq!(plan.config.max_ack_pending, expected, "{limit:?}");
         }
     }

@@ -93,7 +93,9 @@ impl Pool {
         };
         if entry.refresh_wanted && !is_refreshing {
             entry.refresh_wanted = false;
-            self.order(worker, Activity::Refreshing, (ToWorker::Refresh, Bytes::new()));
+            let removed = std::mem::take(&mut entry.removed);
+            let refresh = ToWorker::Refresh { removed };
+            self.order(worker, Activity::Refreshing, (refresh, Bytes::new()));
             return;
         }
         if self.makes_way(worker, number) {

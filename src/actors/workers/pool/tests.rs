@@ -91,7 +91,7 @@ impl Scene {
 /// The next order of an executor, as text.
 fn told(orders: &mut mpsc::Receiver<WorkerOrder>) -> String {
     match orders.try_recv() {
-        Ok((ToWorker::Refresh, _)) => "refresh".into(),
+        Ok((ToWorker::Refresh { .. }, _)) => "refresh".into(),
         Ok((ToWorker::End, _)) => "leave".into(),
         Ok((ToWorker::Fetch(_), _)) => "fetch".into(),
         Ok((ToWorker::Work(work), _)) => format!("{} {}", work.subject, work.messages.len()),

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::Info;
 use async_nats::{StatusCode, Subscriber};
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -12,19 +11,20 @@ use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::acks;
-use super::core_subscriber::{has, incoming, next_client};
-use super::handler::{HandlerState, MessageHandler};
-use super::interface::Sink;
-use super::queue::Pushed;
+use super::deliveries::{Answered, Deliveries, Gap};
 use crate::actors::base::backoff::Backoff;
 use crate::actors::base::tasks;
 use crate::actors::connections::interface::ConnectionHandle;
+use crate::actors::handlers::core_subscriber::{has, incoming, next_client};
+use crate::actors::handlers::handler::{HandlerState, MessageHandler};
+use crate::actors::handlers::interface::Sink;
+use crate::actors::handlers::queue::Pushed;
 use crate::actors::jetstream::api::Api;
-use crate::actors::jetstream::consumer::{self, Found, HEARTBEAT, PendingPull};
-use crate::channel::work::{Consumer, StreamPosition, StreamProgress};
+use crate::actors::jetstream::consumer::{self, Found, HEARTBEAT, Seeker};
+use crate::channel::work::Consumer;
 use crate::error::{Error, Kind};
 use crate::flood::Flood;
-use crate::nats::ack::{self, Delivery};
+use crate::nats::ack;
 
 /// Longest wait for each answer of JetStream's API.
 const API_LIMIT: Duration = Duration::from_secs(5);
@@ -38,6 +38,10 @@ const POSTPONED: Duration = PAUSE;
 /// Time between two queries of how many messages a stream still has, while none are pulled or some will be delivered
 /// again.
 const PENDING_INTERVAL: Duration = Duration::from_secs(2);
+/// JetStream is asked for the consumer's state after this time at the latest: another server may have taken it.
+const STATE_INTERVAL: Duration = Duration::from_secs(10);
+/// The view says so long what was wrong.
+const NOTICE: Duration = Duration::from_secs(60);
 /// Fewest messages to pull ahead.
 const LEAST_AHEAD: usize = 16;
 /// JetStream is told of messages in progress no more often than this.
@@ -91,8 +95,10 @@ struct Supply {
     handler: Arc<MessageHandler>,
     /// Most messages that are ack pending or pulled.
     ahead: usize,
-    /// The consumer has not been found before.
-    is_first: bool,
+    /// Messages that another client has acknowledged: they lie between these sequences.
+    behind: Option<Gap>,
+    /// What was wrong lately, and until when the view says so.
+    notice: Option<(Error, Instant)>,
     complaints: Flood,
 }
 
@@ -104,7 +110,8 @@ impl Supply {
         Supply {
             handler,
             ahead: (batch * 2).max(LEAST_AHEAD),
-            is_first: true,
+            behind: None,
+            notice: None,
             complaints: Flood::default(),
         }
     }
@@ -118,14 +125,30 @@ impl Supply {
         let Some(api) = Api::of(&connection.status, consumer.domain.clone(), API_LIMIT) else {
             return PullEnd::Over;
         };
-        let progress = self.progress(&definition.progress);
-        let found = match consumer::find(&api, stream, consumer, &progress, self.is_first).await {
+        let progress = self.handler.ack_pending.progress(&definition.progress);
+        let former = self.handler.ack_pending.stream().incarnation;
+        let seeker = Seeker {
+            stream,
+            consumer,
+            progress: &progress,
+            database: self.handler.database,
+            database_name: definition
+                .source
+                .as_ref()
+                .map_or("", |source| source.target.database_name.as_str()),
+            function: &definition.function,
+            former: Some(former.token.as_str()).filter(|token| !token.is_empty()),
+            is_behind: self.behind.is_some(),
+        };
+        let found = match consumer::find(&api, &seeker).await {
             Ok(found) => found,
             Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
             Err(error) => return PullEnd::Failed(error),
         };
-        self.is_first = false;
         self.attach(&found);
+        if let Some(gap) = self.behind.take() {
+            self.notice(stream, &consumer.durable, gap, found.keeps_messages);
+        }
         let inbox = api.client.client().new_inbox();
         let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
             return PullEnd::Over;
@@ -141,43 +164,68 @@ impl Supply {
             inbox,
             deliveries: Deliveries::from(&found),
             heard: Instant::now(),
+            asked_at: Instant::now(),
             infos,
         };
         pulling.run(messages, informed, sink).await
     }
 
-    /// How far the subscription is: as an executor has reported last, or else as the refresh read it from the database.
-    fn progress(&self, read: &StreamProgress) -> StreamProgress {
-        let known = self.handler.ack_pending.stream();
-        if known.ack_floor.is_none() {
-            return read.clone();
-        }
-        StreamProgress {
-            ack_floor: known.ack_floor,
-            stream_created: Some(known.created),
-        }
-    }
-
-    /// The consumer was found. If another stream has taken the name, messages of the former stream are forgotten.
+    /// The consumer was found. Where the stream is another one than before, messages of the former one are forgotten.
     fn attach(&self, found: &Found) {
         let handler = &self.handler;
-        let known = handler.ack_pending.stream();
-        if !known.created.is_empty() && known.created != found.stream_created {
+        let (former, incarnation) = (handler.ack_pending.stream().incarnation, &found.incarnation);
+        if handler.ack_pending.set_stream(incarnation.clone(), found.base) {
             let mut changing = handler.lock();
             changing.queue.clear();
             changing.held_until = None;
-            drop(changing);
-            handler.ack_pending.clear();
         }
-        handler.ack_pending.set_stream(&found.stream_created, found.base);
+        let definition = handler.definition();
+        let known = &definition.progress.positions;
+        let last = (!former.token.is_empty()).then_some(&former.token);
+        let last = last.or_else(|| known.first().map(|position| &position.token));
+        if last.is_some_and(|last| *last != incarnation.token) {
+            let (stream, function) = (&definition.subject, &definition.function);
+            let what = match &incarnation.branch {
+                Some(branch) => format!(
+                    "has gone back to message {}, and its later messages are new",
+                    branch.up_to
+                ),
+                None if known.iter().any(|position| position.token == incarnation.token) => {
+                    "is one that had the name before, and is continued where it was left".into()
+                }
+                None => "is another one than before, and all its messages are new".into(),
+            };
+            log::warn!("durable subscription of stream \"{stream}\" for {function}: the stream {what}");
+        }
     }
 
     /// Shows that the handler gets messages, or that its consumer is paused.
-    fn show(&self, paused: Option<Error>) {
+    fn show(&mut self, paused: Option<Error>) {
+        self.notice.take_if(|(_, until)| *until < Instant::now());
         match paused {
             Some(problem) => self.handler.stall(problem),
-            None => self.handler.set_live(),
+            None => self
+                .handler
+                .set_live(self.notice.as_ref().map(|(notice, _)| notice.clone())),
         }
+    }
+
+    /// Another client has acknowledged messages of the consumer.
+    fn notice(&mut self, stream: &str, durable: &str, gap: Gap, keeps_messages: bool) {
+        let Gap { after, before } = gap;
+        let fate = if keeps_messages {
+            "They are fetched again."
+        } else {
+            "The stream has removed what was acknowledged."
+        };
+        let text = format!("another client has taken messages from consumer \"{durable}\"");
+        let problem = Error::new(Kind::JetStreamRefused, text).detail(format!(
+            "Their sequences lie between {after} and {before}. {fate}"
+        ));
+        if let Some(suppressed) = self.complaints.pass() {
+            log::warn!("durable subscription of stream \"{stream}\": {problem}{suppressed}");
+        }
+        self.notice = Some((problem, Instant::now() + NOTICE));
     }
 
     fn report(&mut self, error: Error) {
@@ -203,15 +251,17 @@ struct Pulling<'a> {
     deliveries: Deliveries,
     /// When the consumer was last heard of.
     heard: Instant,
+    /// When JetStream was last asked for the consumer's state.
+    asked_at: Instant,
     /// Takes the answers to [`Pulling::ask_info`].
-    infos: mpsc::Sender<Info>,
+    infos: mpsc::Sender<Answered>,
 }
 
 impl Pulling<'_> {
     async fn run(
         mut self,
         mut messages: Subscriber,
-        mut informed: mpsc::Receiver<Info>,
+        mut informed: mpsc::Receiver<Answered>,
         sink: &impl Sink,
     ) -> PullEnd {
         let handler = self.supply.handler.clone();
@@ -230,11 +280,18 @@ impl Pulling<'_> {
                         return PullEnd::Lost;
                     }
                 }
-                Some(info) = informed.recv() => self.learn(&info),
+                Some(answered) = informed.recv() => {
+                    if let Some(end) = self.learn(&answered) {
+                        return end;
+                    }
+                }
                 () = handler.ack_pending.fewer.notified() => {}
                 _ = progress_clock.tick() => acks::tell_progress(&handler, progress),
-                _ = pending_clock.tick(), if asked == 0 || handler.ack_pending.has_postponed() => {
-                    self.ask_info();
+                _ = pending_clock.tick() => {
+                    let is_quiet = asked == 0 || handler.ack_pending.has_postponed() || self.deliveries.gap.is_some();
+                    if is_quiet || self.asked_at.elapsed() > STATE_INTERVAL {
+                        self.ask_info();
+                    }
                 }
                 () = sleep_until(self.heard + SILENCE), if asked > 0 => return PullEnd::Lost,
             }
@@ -279,14 +336,21 @@ impl Pulling<'_> {
     fn take(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
         let handler = &self.supply.handler;
         if *handler.state.borrow() == HandlerState::Stalled {
-            handler.set_live();
+            handler.set_live(None);
         }
         let mut message = incoming(message);
         let delivery = message.reply.as_deref().and_then(ack::parse);
         let (Some(reply), Some(delivery)) = (message.reply.clone(), delivery) else {
             return true;
         };
+        if self.deliveries.begins_anew(delivery) {
+            return false;
+        }
         let mut position = self.deliveries.position(delivery);
+        if self.deliveries.gap.is_some() && self.consumer.stop_on_failure {
+            // What is missing has to come first.
+            return false;
+        }
         if let Some(after) = handler.ack_pending.again(position.sequence) {
             position.after = after;
         }
@@ -313,96 +377,44 @@ impl Pulling<'_> {
     /// Asks JetStream for the state of the consumer: the number of messages that are still to come, the ack floor, and
     /// whether the consumer is paused. Deliveries tell that number too, but not what has been published since, nor that
     /// a message which was to be delivered again is gone from the stream.
-    fn ask_info(&self) {
+    fn ask_info(&mut self) {
+        self.asked_at = Instant::now();
+        let consumer_sequence = self.deliveries.consumer_sequence;
         let (api, infos) = (self.api.clone(), self.infos.clone());
         let (stream, durable) = (self.stream.to_string(), self.consumer.durable.clone());
         tasks::spawn("question for the state of a consumer", async move {
             // An error is ignored, because the next query follows soon; so is an answer that nobody waits for, or that
             // comes on top of another one.
             if let Ok(info) = consumer::info(&api, &stream, &durable).await {
-                let _ = infos.try_send(info);
+                let _ = infos.try_send(Answered {
+                    info,
+                    consumer_sequence,
+                });
             }
         });
     }
 
-    fn learn(&self, info: &Info) {
-        let handler = &self.supply.handler;
+    /// Takes the consumer's state. Returns why pulling ends, if it does.
+    fn learn(&mut self, answered: &Answered) -> Option<PullEnd> {
+        let (handler, info) = (self.supply.handler.clone(), &answered.info);
+        if let Some(problem) = consumer::taken(info, handler.database) {
+            return Some(PullEnd::Failed(problem));
+        }
+        if info.delivered.consumer_sequence < answered.consumer_sequence {
+            // Another consumer has its name.
+            return Some(PullEnd::Lost);
+        }
         handler.lock().undelivered = info.num_pending;
-        handler.ack_pending.forget_up_to(info.ack_floor.stream_sequence);
+        let acknowledged = info.ack_floor.stream_sequence;
+        handler.ack_pending.forget_up_to(acknowledged);
+        self.deliveries.compare(answered);
+        let floor = handler.ack_pending.floor();
+        self.deliveries.gap.take_if(|gap| floor + 1 >= gap.before);
+        if let Some(gap) = self.deliveries.gap.filter(|gap| acknowledged + 1 >= gap.before) {
+            self.supply.behind = Some(gap);
+            return Some(PullEnd::Lost);
+        }
         self.supply.show(consumer::paused(info));
-    }
-}
-
-/// Follows the consumer's deliveries.
-struct Deliveries {
-    asked: PendingPull,
-    /// Number of the last delivery.
-    consumer_sequence: u64,
-    /// Sequence in the stream of the last message that was delivered for the first time.
-    stream_sequence: u64,
-}
-
-impl Deliveries {
-    fn from(found: &Found) -> Deliveries {
-        Deliveries {
-            asked: PendingPull::default(),
-            consumer_sequence: found.consumer_sequence,
-            stream_sequence: found.stream_sequence,
-        }
-    }
-
-    /// The stream position of a delivered message. The stream has no message for this consumer between this one and the
-    /// one before, unless a delivery is missing: the missing message will come again, and must not be taken for done.
-    fn position(&mut self, delivery: Delivery) -> StreamPosition {
-        self.asked.came();
-        let follows = delivery.consumer_sequence == self.consumer_sequence + 1;
-        self.consumer_sequence = self.consumer_sequence.max(delivery.consumer_sequence);
-        let sequence = delivery.sequence;
-        let mut after = sequence.saturating_sub(1);
-        if delivery.deliveries == 1 {
-            if follows {
-                after = after.min(self.stream_sequence);
-            }
-            self.stream_sequence = self.stream_sequence.max(sequence);
-        }
-        StreamPosition {
-            sequence,
-            after,
-            deliveries: delivery.deliveries,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn delivery(sequence: u64, consumer_sequence: u64, deliveries: u32) -> Delivery {
-        Delivery {
-            sequence,
-            consumer_sequence,
-            deliveries,
-            time_ns: 0,
-            pending: 0,
-        }
-    }
-
-    #[test]
-    fn what_lies_between_two_deliveries_is_known_unless_one_is_missing() {
-        let mut following = Deliveries {
-            asked: PendingPull(9),
-            consumer_sequence: 4,
-            stream_sequence: 10,
-        };
-        // Messages 11 to 14 have other subjects.
-        assert_eq!(following.position(delivery(15, 5, 1)).after, 10);
-        // Message 8 is delivered again, and then the next one.
-        assert_eq!(following.position(delivery(8, 6, 2)).after, 7);
-        assert_eq!(following.position(delivery(20, 7, 1)).after, 15);
-        // Delivery 8 is missing.
-        assert_eq!(following.position(delivery(30, 9, 1)).after, 29);
-        assert_eq!(following.position(delivery(33, 10, 1)).after, 30);
-        assert_eq!(following.position(delivery(25, 11, 2)).after, 24);
-        assert_eq!(following.asked.0, 3);
+        None
     }
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 
-use super::handler::MessageHandler;
-use super::queue::Incoming;
 use crate::actors::base::tasks;
 use crate::actors::connection::requester::Requester;
+use crate::actors::handlers::handler::MessageHandler;
+use crate::actors::handlers::queue::Incoming;
 use crate::channel::work::{Consumer, Failure};
 
 /// How long a subscription that stops at a failure holds back a message which has failed for good. By then a refresh
@@ -168,6 +168,7 @@ mod tests {
     fn consumer(stop_on_failure: bool) -> Consumer {
         Consumer {
             id: "1".into(),
+            cluster: 7,
             durable: "d".into(),
             domain: None,
             filter_subjects: Vec::new(),

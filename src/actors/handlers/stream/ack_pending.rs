@@ -2,10 +2,14 @@
 //! yet: those in its queue, and those with an executor. A plain struct; in the actor thread.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::channel::marks::Mark;
+use crate::channel::progress::{Incarnation, StreamProgress};
 
 /// A message that is not acknowledged yet.
 struct PendingMessage {
@@ -31,17 +35,18 @@ struct AckPendingMessages {
     messages: BTreeMap<u64, PendingMessage>,
     postponed: BTreeMap<u64, PostponedMessage>,
     stream: KnownStream,
+    /// How far the database is: as a refresh has read, and executors have reported since. `None` until the consumer is
+    /// looked for.
+    progress: Option<StreamProgress>,
 }
 
 /// What is known of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownStream {
-    /// When the stream was created, in JetStream's own text; empty until the consumer was found.
-    pub created: String,
+    /// The token is empty until the consumer was found.
+    pub incarnation: Arc<Incarnation>,
     /// All messages up to this sequence were done with when the consumer was found.
     pub base: u64,
-    /// All messages up to this sequence are done with, as an executor has reported last; `None` if none has.
-    pub ack_floor: Option<u64>,
 }
 
 /// The ack pending messages of one durable subscription.
@@ -62,6 +67,11 @@ impl AckPending {
     pub fn undone(&self) -> usize {
         let pending = self.pending.lock();
         pending.messages.len() + pending.postponed.len()
+    }
+
+    /// Messages that have failed and will be delivered again.
+    pub fn retrying(&self) -> usize {
+        self.pending.lock().postponed.len()
     }
 
     /// When the stream took the oldest message that is not done with, in microseconds since 1970; `None` without one.
@@ -128,13 +138,6 @@ impl AckPending {
         known.or_else(|| pending.postponed.remove(&sequence).map(|message| message.after))
     }
 
-    /// Forgets all messages, because their stream is gone.
-    pub fn clear(&self) {
-        let mut pending = self.pending.lock();
-        pending.messages.clear();
-        pending.postponed.clear();
-    }
-
     /// Takes all messages that are in the queue or with an executor; returns the subjects to acknowledge them on.
     pub fn take_all(&self) -> Vec<String> {
         let messages = std::mem::take(&mut self.pending.lock().messages);
@@ -159,23 +162,58 @@ impl AckPending {
         self.pending.lock().stream.clone()
     }
 
-    /// The consumer was found. The ack floor is forgotten if another stream has taken the name.
-    pub fn set_stream(&self, created: &str, base: u64) {
-        let mut pending = self.pending.lock();
-        let is_same = pending.stream.created == created;
-        let ack_floor = pending.stream.ack_floor.filter(|_| is_same);
-        pending.stream = KnownStream {
-            created: created.to_string(),
-            base,
-            ack_floor,
-        };
+    /// Whether messages of an incarnation are those of the stream that is there now.
+    pub fn is_present(&self, token: &str) -> bool {
+        self.pending.lock().stream.incarnation.token == token
     }
 
-    /// An executor has committed messages; ignored unless `created` is the creation time of the present stream.
-    pub fn set_ack_floor(&self, created: &str, ack_floor: u64) {
-        let stream = &mut self.pending.lock().stream;
-        if stream.created == created {
-            stream.ack_floor = Some(ack_floor);
+    /// How far the database is. `read` is what a refresh has read, and serves when this is asked first.
+    pub fn progress(&self, read: &StreamProgress) -> StreamProgress {
+        let mut pending = self.pending.lock();
+        pending.progress.get_or_insert_with(|| read.clone()).clone()
+    }
+
+    /// All messages up to this sequence of the stream are done with.
+    pub fn floor(&self) -> u64 {
+        let pending = self.pending.lock();
+        let progress = pending.progress.as_ref();
+        let floor = progress.and_then(|progress| progress.ack_floor(&pending.stream.incarnation));
+        floor.unwrap_or(0).max(pending.stream.base)
+    }
+
+    /// The consumer was found. Messages of another incarnation are forgotten; whether there was another one.
+    pub fn set_stream(&self, incarnation: Incarnation, base: u64) -> bool {
+        let mut pending = self.pending.lock();
+        let former = &pending.stream.incarnation.token;
+        let is_other = !former.is_empty() && *former != incarnation.token;
+        if is_other {
+            pending.messages.clear();
+            pending.postponed.clear();
+        }
+        if let Some(progress) = &mut pending.progress
+            && let Some(position) = progress.position_mut(&incarnation.token)
+        {
+            position.created.clone_from(&incarnation.created);
+        }
+        pending.stream = KnownStream {
+            incarnation: Arc::new(incarnation),
+            base,
+        };
+        is_other
+    }
+
+    /// An executor has committed messages of an incarnation, up to this ack floor.
+    pub fn committed(
+        &self,
+        incarnation: &Incarnation,
+        ack_floor: Option<u64>,
+        marks: impl Iterator<Item = Mark>,
+    ) {
+        if let Some(progress) = &mut self.pending.lock().progress {
+            progress.change(incarnation, |position| {
+                position.ack_floor = ack_floor;
+                position.marks.add(marks);
+            });
         }
     }
 }
@@ -221,15 +259,29 @@ mod tests {
     }
 
     #[test]
-    fn another_stream_of_the_name_counts_anew() {
+    fn another_incarnation_begins_with_nothing() {
+        let incarnation = |token: &str| Incarnation {
+            token: token.into(),
+            created: "now".into(),
+            branch: None,
+        };
+        let mark = |sequence| Mark { sequence, time_us: 1 };
         let pending = AckPending::default();
-        pending.set_stream("monday", 3);
-        pending.set_ack_floor("sunday", 90);
-        assert_eq!(pending.stream().ack_floor, None);
-        pending.set_ack_floor("monday", 7);
-        pending.set_stream("monday", 5);
-        assert_eq!(pending.stream().ack_floor, Some(7));
-        pending.set_stream("tuesday", 0);
-        assert_eq!(pending.stream().ack_floor, None);
+        let floor = |token: &str| {
+            let progress = pending.progress(&StreamProgress::default());
+            progress.ack_floor(&incarnation(token))
+        };
+        assert_eq!(floor("a"), None);
+        assert!(!pending.set_stream(incarnation("a"), 3));
+        pending.add(8, 3, "ack.8", 5);
+        pending.committed(&incarnation("a"), Some(7), std::iter::once(mark(7)));
+        assert!(!pending.set_stream(incarnation("a"), 5));
+        assert_eq!((floor("a"), pending.count()), (Some(7), 1));
+        assert!(pending.set_stream(incarnation("b"), 0));
+        assert_eq!((floor("b"), floor("a"), pending.count()), (Some(0), Some(7), 0));
+        assert!(pending.is_present("b") && !pending.is_present("a"));
+        // An executor was still at work.
+        pending.committed(&incarnation("a"), Some(8), std::iter::once(mark(8)));
+        assert_eq!((floor("a"), floor("b")), (Some(8), Some(0)));
     }
 }

@@ -1,0 +1,80 @@
+//! Removes consumers that no durable subscription uses any more: on a work queue such a consumer blocks the next one, and
+//! on a stream with interest retention it holds every message. A task of the actor thread.
+
+use std::time::Duration;
+
+use actix::Addr;
+use tokio::time::sleep;
+
+use crate::actors::base::backoff::Backoff;
+use crate::actors::connections::Supervisor;
+use crate::actors::connections::interface::{ConnectionHandle, OpenConnection, stopped};
+use crate::actors::connections::lease::ConnectionUser;
+use crate::actors::jetstream::api::Api;
+use crate::actors::jetstream::consumer;
+use crate::channel::work::FormerConsumer;
+use crate::error::{Error, Kind, Result};
+use crate::flood::Flood;
+
+/// Longest wait for JetStream's answer.
+const API_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for the connection before the pause grows.
+const UP_LIMIT: Duration = Duration::from_secs(10);
+/// Bounds of the pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Tries until at least one of the consumers is removed. Returns the keys of those that are.
+pub async fn remove(supervisor: Addr<Supervisor>, former: Vec<FormerConsumer>) -> Vec<i64> {
+    let mut backoff = Backoff::new(PAUSE, PAUSE_LIMIT);
+    let mut complaints = Flood::default();
+    loop {
+        let mut removed = Vec::new();
+        for consumer in &former {
+            match remove_one(&supervisor, consumer).await {
+                Ok(()) => removed.push(consumer.key),
+                Err(error) => complain(consumer, &error, &mut complaints),
+            }
+        }
+        if !removed.is_empty() {
+            return removed;
+        }
+        sleep(backoff.failed()).await;
+    }
+}
+
+async fn remove_one(supervisor: &Addr<Supervisor>, former: &FormerConsumer) -> Result<()> {
+    let open = OpenConnection {
+        target: former.source.target.clone(),
+        settings: former.source.settings.clone(),
+        user: ConnectionUser::Worker,
+    };
+    let connection = supervisor.send(open).await.unwrap_or_else(|_| Err(stopped()))?;
+    let api = up(&connection, former).await?;
+    match consumer::delete(&api, &former.stream, &former.durable).await {
+        // The consumer has ended with its stream.
+        Err(error) if error.kind == Kind::NoStream => Ok(()),
+        deleted => deleted,
+    }
+}
+
+/// JetStream, once the connection is up.
+async fn up(connection: &ConnectionHandle, former: &FormerConsumer) -> Result<Api> {
+    let mut status = connection.status.clone();
+    let is_up = status.wait_for(|status| status.client.is_some());
+    // The outcome shows in whether there is a client.
+    drop(tokio::time::timeout(UP_LIMIT, is_up).await);
+    Api::of(&connection.status, former.domain.clone(), API_LIMIT)
+        .ok_or_else(|| Error::new(Kind::Unreachable, "the connection to the NATS server is not up"))
+}
+
+fn complain(former: &FormerConsumer, error: &Error, complaints: &mut Flood) {
+    if let Some(suppressed) = complaints.pass() {
+        log::warn!(
+            "consumer \"{}\" of stream \"{}\", which no durable subscription uses any more, is not removed yet: \
+             {error}{suppressed}",
+            former.durable,
+            former.stream
+        );
+    }
+}

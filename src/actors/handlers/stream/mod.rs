@@ -1,0 +1,12 @@
+//! What only durable subscriptions have. In the actor thread.
+//!
+//! - `subscriber.rs`: the task that keeps a durable subscription supplied, `deliveries.rs`: follows its consumer's
+//!   deliveries;
+//! - `ack_pending.rs`: what is not acknowledged, and how far the database is; `acks.rs`: acknowledges messages;
+//! - `former_consumers.rs`: removes consumers that are not used any more.
+
+pub mod ack_pending;
+pub mod acks;
+mod deliveries;
+pub mod former_consumers;
+pub mod subscriber;
