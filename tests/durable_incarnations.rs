@@ -95,6 +95,53 @@ async fn an_older_stream_of_the_name_is_another_one_and_the_way_back_goes_on() {
     until_number(&session, 8, &format!("SELECT applied_to FROM {ALL}")).await;
 }
 
+/// The oldest supported nats-server gives a stream another time of creation when it restarts after an update.
+#[tokio::test]
+async fn an_old_server_that_changes_the_time_of_creation_has_the_same_stream() {
+    let nats = NatsServer::builder().jetstream().old().start().await;
+    let mut scene = Scene::with(Postgres::builder(), nats, "").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    let events = Events::start(&scene, RetentionPolicy::Limits).await;
+    run(&session, SUBSCRIBE).await;
+    let ten = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    say_all(&events, &ten).await;
+    until_kept(&session, &ten).await;
+    let created = async || {
+        events
+            .0
+            .get_stream("events")
+            .await
+            .expect("the stream")
+            .cached_info()
+            .created
+    };
+    let before = created().await;
+    for _ in 0..2 {
+        scene.nats.stop().await;
+        scene.nats.restart().await;
+        eventually(LONG, async || events.0.get_stream("events").await.is_ok()).await;
+        let mut config = events
+            .0
+            .get_stream("events")
+            .await
+            .expect("the stream")
+            .cached_info()
+            .config
+            .clone();
+        config.description = Some(format!("{:?}", std::time::Instant::now()));
+        events.0.update_stream(config).await.expect("an update");
+    }
+    println!("created {before} and then {}", created().await);
+    until(&session, "live").await;
+    restart_runtime(&scene, &session).await;
+    say_all(&events, &["11"]).await;
+    let mut kept = ten.to_vec();
+    kept.push("11");
+    until_kept(&session, &kept).await;
+    until_number(&session, 11, &format!("SELECT applied_to FROM {ALL}")).await;
+}
+
 /// The store is copied, goes on, and is put back: once with new messages at once, once before there are any.
 #[tokio::test]
 async fn a_store_that_is_put_back_loses_nothing_and_doubles_nothing() {

@@ -57,7 +57,12 @@ impl NatsServer {
 
     async fn launch(&mut self) {
         self.write_config();
-        let mut command = Command::new(place::nats_server());
+        let program = if self.config.is_old {
+            place::old_nats_server()
+        } else {
+            place::nats_server()
+        };
+        let mut command = Command::new(program);
         as_server_user(&mut command)
             .arg("--config")
             .arg(self.config_path())

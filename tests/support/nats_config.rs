@@ -17,6 +17,7 @@ pub struct NatsConfig {
     domain: Option<String>,
     text: String,
     pub(super) args: Vec<String>,
+    pub(super) is_old: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -40,6 +41,12 @@ struct Tls {
 }
 
 impl NatsConfig {
+    /// The oldest nats-server that is supported, instead of the newest.
+    pub fn old(mut self) -> Self {
+        self.is_old = true;
+        self
+    }
+
     /// Only this user with this password may connect.
     pub fn user(mut self, user: &str, password: &str) -> Self {
         self.auth = Auth::User {

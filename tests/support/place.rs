@@ -62,6 +62,14 @@ pub fn nats_server() -> PathBuf {
     program
 }
 
+/// The oldest nats-server that is supported.
+pub fn old_nats_server() -> PathBuf {
+    let program = std::env::var_os("NATS_SERVER_OLD")
+        .map_or_else(|| state().join("nats29/bin/nats-server"), PathBuf::from);
+    require(&program, "NATS_SERVER_OLD");
+    program
+}
+
 fn require(program: &Path, variable: &str) {
     assert!(
         program.exists(),
