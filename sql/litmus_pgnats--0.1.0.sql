@@ -627,19 +627,24 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION litmus_pgnats.publish_change() IS 'row-level trigger that writes changes of a table to the outbox';
 
-CREATE VIEW litmus_pgnats.dead_letters AS
+-- Each role sees what is its own, and members of pg_monitor see that there is more, without the content.
+CREATE VIEW litmus_pgnats.dead_letters WITH (security_barrier) AS
   SELECT id, source, server, role, stream, function, stream_sequence, delivery_count, subject,
-         pg_catalog.octet_length(payload) AS size, error, sent, died
-  FROM litmus_pgnats.dead_letter;
-COMMENT ON VIEW litmus_pgnats.dead_letters IS 'messages that could not be delivered, or not be executed, without their content';
+         pg_catalog.octet_length(payload) AS size, error, sent, died,
+         CASE WHEN pg_catalog.pg_has_role(role, 'USAGE') THEN payload END AS payload,
+         CASE WHEN pg_catalog.pg_has_role(role, 'USAGE') THEN headers END AS headers
+  FROM litmus_pgnats.dead_letter
+  WHERE pg_catalog.pg_has_role(role, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+COMMENT ON VIEW litmus_pgnats.dead_letters IS 'messages that could not be delivered, or not be executed, each with its content for the role whose it is';
 
-CREATE VIEW litmus_pgnats.outbox_waiting AS
+CREATE VIEW litmus_pgnats.outbox_waiting WITH (security_barrier) AS
   SELECT b.server, b.role, pg_catalog.count(*) AS messages, pg_catalog.min(o.created) AS oldest
   FROM litmus_pgnats.outbox_batch b JOIN litmus_pgnats.outbox o ON o.batch OPERATOR(pg_catalog.=) b.batch
+  WHERE pg_catalog.pg_has_role(b.role, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
   GROUP BY b.server, b.role;
 COMMENT ON VIEW litmus_pgnats.outbox_waiting IS 'messages in the outbox that wait for their delivery, by server and role';
 
-GRANT SELECT ON litmus_pgnats.dead_letters, litmus_pgnats.outbox_waiting TO pg_monitor;
+GRANT SELECT ON litmus_pgnats.dead_letters, litmus_pgnats.outbox_waiting TO PUBLIC;
 -- Users name objects of this schema in their own tables and statements.
 GRANT USAGE ON SCHEMA litmus_pgnats TO PUBLIC;
 
@@ -652,7 +657,7 @@ CREATE FUNCTION litmus_pgnats.stat_handlers(
     OUT total_exec_time double precision, OUT max_exec_time double precision, OUT exec_time_histogram bigint[],
     OUT reset_seconds double precision, OUT consumer text, OUT retrying bigint) RETURNS SETOF record
   LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'litmus_pgnats_stat_handlers';
-COMMENT ON FUNCTION litmus_pgnats.stat_handlers() IS 'what the runtime worker counts of subscriptions and responders';
+COMMENT ON FUNCTION litmus_pgnats.stat_handlers() IS 'what the runtime worker counts of the subscriptions and responders that the caller may see';
 
 CREATE FUNCTION litmus_pgnats.stat_executors(
     OUT database oid, OUT pid integer, OUT state text, OUT handler text, OUT seconds double precision) RETURNS SETOF record
@@ -690,7 +695,7 @@ CREATE FUNCTION litmus_pgnats.exec_time_bounds() RETURNS double precision[]
   AS $$ SELECT '{0.1,0.25,0.5,1,2.5,5,10,25,50,100,250,1000,5000,30000}'::double precision[] $$;
 COMMENT ON FUNCTION litmus_pgnats.exec_time_bounds() IS 'upper bounds in milliseconds of the buckets of exec_time_histogram, whose last one has none';
 
-CREATE VIEW litmus_pgnats.handlers AS
+CREATE VIEW litmus_pgnats.handlers WITH (security_barrier) AS
   SELECT h.kind, h.server, h.subject, h.queue_group, h.signature AS function, h.role,
          coalesce(s.state, 'off') AS state,
          CASE WHEN s.state IS NOT NULL THEN s.problem
@@ -707,7 +712,8 @@ CREATE VIEW litmus_pgnats.handlers AS
          s.consumer, s.retrying
   FROM litmus_pgnats.handler h LEFT JOIN litmus_pgnats.stat_handlers() s
     ON s.kind OPERATOR(pg_catalog.=) h.kind AND s.server OPERATOR(pg_catalog.=) h.server
-    AND s.subject OPERATOR(pg_catalog.=) h.subject AND s.function OPERATOR(pg_catalog.=) h.signature;
+    AND s.subject OPERATOR(pg_catalog.=) h.subject AND s.function OPERATOR(pg_catalog.=) h.signature
+  WHERE pg_catalog.pg_has_role(h.role, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW litmus_pgnats.handlers IS 'subscriptions and responders of this database, what is wrong with each, and what became of its messages';
 
 CREATE VIEW litmus_pgnats.subscriptions AS
@@ -773,15 +779,16 @@ CREATE FUNCTION litmus_pgnats.doctor(
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_doctor';
 COMMENT ON FUNCTION litmus_pgnats.doctor() IS 'examine installation, foreign servers, NATS and handlers: what is well, what is wrong, and what to do';
 
-REVOKE ALL ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
+REVOKE ALL ON FUNCTION litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
   litmus_pgnats.stat_transfers(), litmus_pgnats.stat_control_channel(), litmus_pgnats.stat_reset(), litmus_pgnats.doctor()
   FROM PUBLIC;
 GRANT USAGE ON SCHEMA litmus_pgnats TO pg_monitor;
 GRANT SELECT ON litmus_pgnats.handlers, litmus_pgnats.subscriptions, litmus_pgnats.stream_subscriptions,
-  litmus_pgnats.responders, litmus_pgnats.executors, litmus_pgnats.connections, litmus_pgnats.object_transfers,
+  litmus_pgnats.responders TO PUBLIC;
+GRANT SELECT ON litmus_pgnats.executors, litmus_pgnats.connections, litmus_pgnats.object_transfers,
   litmus_pgnats.control_channel
   TO pg_monitor;
-GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_handlers(), litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
+GRANT EXECUTE ON FUNCTION litmus_pgnats.stat_executors(), litmus_pgnats.stat_connections(),
   litmus_pgnats.stat_transfers(), litmus_pgnats.stat_control_channel(), litmus_pgnats.doctor()
   TO pg_monitor;
 

@@ -271,3 +271,53 @@ async fn a_subscription_is_moved_to_a_sequence_or_a_time() {
         }
     }
 }
+
+/// What waits for a subscription that takes nothing is shown: one that was paused here or at JetStream, and one that has
+/// stopped; and which message has failed.
+#[tokio::test]
+async fn what_waits_for_a_halted_subscription_is_shown() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', filter_subjects => '{events.n}')",
+    )
+    .await;
+    events.count_off(1..=2).await;
+    until_got(&session, &["1", "2"]).await;
+    let waits = format!("SELECT count(*) FROM {ALL} WHERE pending = 3 AND lag > '0.1 s' AND lag < '1 hour'");
+    run(&session, "SELECT litmus_pgnats.pause('events', 'keep')").await;
+    events.say("events.other", "not wanted").await;
+    events.count_off(3..=5).await;
+    until_number(&session, 1, &waits).await;
+    run(&session, "SELECT litmus_pgnats.resume('events', 'keep')").await;
+    until_got(&session, &["1", "2", "3", "4", "5"]).await;
+    let nothing = format!("SELECT count(*) FROM {ALL} WHERE state = 'live' AND pending = 0 AND lag = '0'");
+    until_number(&session, 1, &nothing).await;
+    // An administrator's pause.
+    let name = events.consumer().await.name;
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    let until_then = async_nats::datetime::from_nanos(4_000_000_000_000_000_000).expect("a time");
+    stream.pause_consumer(&name, until_then).await.expect("a pause");
+    until(&session, "waiting").await;
+    events.count_off(6..=8).await;
+    until_number(&session, 1, &waits).await;
+    stream.resume_consumer(&name).await.expect("the end of the pause");
+    until_number(&session, 8, "SELECT count(*) FROM got").await;
+    // One that has stopped.
+    run(
+        &session,
+        "CREATE OR REPLACE FUNCTION keep(msg bytea) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+         SELECT nats_alter_subscription_stream('events', 'keep', stop_on_failure => true, max_deliveries => 1)",
+    )
+    .await;
+    events.count_off(9..=11).await;
+    until(&session, "disabled").await;
+    until_number(&session, 1, &waits).await;
+    let last_error = texts(&session, &format!("SELECT last_error FROM {ALL}")).await;
+    assert_eq!(last_error, ["P0001: message 10: no"], "{last_error:?}");
+    let logged = scene
+        .pg
+        .wait_log("failed for message 10 of stream \"events\"", SOON)
+        .await;
+    assert!(logged.contains("keep"), "{logged}");
+}

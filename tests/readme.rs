@@ -111,6 +111,41 @@ async fn the_queries_for_operations_run() {
     }
 }
 
+/// docs/subscriptions.md leads through the life of one, from the first message to the last.
+#[tokio::test]
+async fn the_life_of_a_durable_subscription_runs_as_shown() {
+    let nats = NatsServer::builder().jetstream().start().await;
+    create_stream(nats.client().await).await;
+    let pg = Postgres::start().await;
+    let life = blocks(&read("docs/subscriptions.md"), "sql");
+    assert!(life.len() >= 9, "there are {} blocks", life.len());
+    let script = format!(
+        "CREATE EXTENSION litmus_pgnats;
+         CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}');
+         {}",
+        nats.port(),
+        life.concat()
+    );
+    let file = tempfile::NamedTempFile::new().expect("create a file");
+    fs::write(file.path(), script).expect("write the script");
+    let path = file.path().to_str().expect("a path in UTF-8");
+    let output = pg.psql(&["-e", "-f", path]).await;
+    assert_eq!(output.status, 0, "{}{}", output.stdout, output.stderr);
+    let said = &output.stdout;
+    for shown in [
+        " EVENTS | live  |",
+        " events.line.4 |    40",
+        " disabled | message 5 of the stream has failed 2 times",
+        " events.line.5 |    60",
+        " public.note_many(litmus_pgnats.message[]) | live  |       1000 | f ",
+        " disabled | function public.note_many(litmus_pgnats.message[]) does not exist",
+        // All but the one that is no number.
+        "     6\n",
+    ] {
+        assert!(said.contains(shown), "no {shown:?} in {said}");
+    }
+}
+
 /// All blocks in one session of psql, statement by statement.
 ///
 /// README.md's NATS servers have the ports 4222 and 4223: `port '4222'` and `port '4223'` stand for those of the

@@ -242,6 +242,7 @@ fn defined(row: &RegisteredRow, function: u32, role_name: &str, source: Result<S
         role: row.role,
         role_name: role_name.to_string(),
         source,
+        halted: row.stream.as_ref().and_then(|stream| stream.stopped.clone()),
     }
 }
 
@@ -283,9 +284,6 @@ fn source(row: &RegisteredRow, function: u32, role_name: &str) -> Result<Source>
         return Err(Error::new(Kind::InvalidFunction, message));
     }
     Function::find(function).map_or(Ok(()), |function| function.check_calls())?;
-    if let Some(why) = row.stream.as_ref().and_then(|stream| stream.stopped.clone()) {
-        return Err(Error::new(Kind::Stopped, why));
-    }
     source_of(server, server_name, row.role)
 }
 

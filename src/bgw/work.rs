@@ -269,8 +269,12 @@ impl Worker {
             HandlerKind::Responder => "responder",
         };
         *who = format!("{what} {name}");
+        let which = match message.position {
+            Some(position) => format!("message {} of stream \"{}\"", position.sequence, work.subject),
+            None => "a message".into(),
+        };
         let text = format!(
-            "{who} failed for a message on subject \"{}\": {}{suppressed}",
+            "{who} failed for {which} on subject \"{}\": {}{suppressed}",
             message.subject, error.message
         );
         let detail = format!("SQLSTATE {}. Context: {}", error.sqlstate, error.context);

@@ -83,6 +83,11 @@ impl StreamProgress {
         self.positions.push(position);
     }
 
+    /// The incarnation with this token is in use now.
+    pub fn use_now(&mut self, token: &str) {
+        self.positions.sort_by_key(|position| position.token != token);
+    }
+
     /// The ack floor in an incarnation, which may be new.
     pub fn ack_floor(&self, incarnation: &Incarnation) -> Option<u64> {
         if let Some(position) = self.position(&incarnation.token) {

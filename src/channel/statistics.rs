@@ -70,6 +70,8 @@ pub type LastError = (String, Seconds);
 /// A row of `litmus_pgnats.stat_handlers()`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HandlerRow {
+    /// Object id of the role that the function runs as; no column, but who may see the row.
+    pub role: u32,
     pub kind: String,
     pub server: String,
     pub subject: String,
@@ -307,6 +309,7 @@ mod tests {
         let now = Seconds::from(SystemTime::now());
         let text = String::new;
         let handler = HandlerRow {
+            role: 10,
             kind: text(),
             server: text(),
             subject: text(),

@@ -142,6 +142,8 @@ pub struct Definition {
     pub progress: StreamProgress,
     /// The connection that the messages come from, or why the handler cannot run.
     pub source: Result<Source>,
+    /// Why a durable subscription takes no messages, though it could; `None` if it takes them.
+    pub halted: Option<String>,
 }
 
 /// What a durable subscription asks of JetStream, and of its executors.
@@ -191,6 +193,7 @@ pub struct HandlerIdentity {
     batch_size: Option<u32>,
     consumer: Option<Consumer>,
     key: Option<Key>,
+    halted: Option<String>,
 }
 
 impl Definition {
@@ -205,6 +208,7 @@ impl Definition {
             batch_size: self.batch_size,
             consumer: self.consumer.clone(),
             key: self.source.as_ref().map(|source| source.target.key).ok(),
+            halted: self.halted.clone(),
         }
     }
 }
@@ -389,6 +393,7 @@ mod tests {
                 },
                 settings: Settings::resolve(&options, None).expect("options"),
             }),
+            halted: None,
         };
         Report {
             database_name: "db".into(),

@@ -55,6 +55,11 @@ pub fn has_privileges_of(role: u32) -> bool {
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), role.into()) }
 }
 
+/// Whether the current role may see all statistics.
+pub fn may_monitor() -> bool {
+    has_privileges_of(pg_sys::ROLE_PG_MONITOR)
+}
+
 /// Whether a role exists.
 pub fn role_exists(role: u32) -> bool {
     // SAFETY: the cache takes one key of type oid.

@@ -3,10 +3,10 @@
 
 use super::{call, parameters, session};
 use crate::channel::message::{Reply, Request};
-use crate::channel::statistics::Statistics;
+use crate::channel::statistics::{Statistics, StatisticsRows};
 use crate::error::Result;
 use crate::pg::fmgr::{Call, Value, sql_function};
-use crate::pg::{databases, encoding};
+use crate::pg::{databases, encoding, rights};
 use crate::row::Row;
 
 sql_function!(litmus_pgnats_stat_handlers, |_: &Call<'_>| rows(
@@ -34,8 +34,19 @@ fn rows(of: Statistics) -> Result<Value> {
     let database = databases::database_oid();
     let request = Request::Statistics { database, of };
     match call::tell(&request, parameters::connect_timeout())?.message {
-        Reply::Statistics(rows) => Ok(displayable(rows.columns())),
+        Reply::Statistics(rows) => Ok(displayable(visible(rows).columns())),
         _ => Err(session::unexpected_reply()),
+    }
+}
+
+/// The rows that the current role may see: of handlers its own, unless it may monitor all.
+fn visible(rows: StatisticsRows) -> StatisticsRows {
+    match rows {
+        StatisticsRows::Handlers(mut rows) if !rights::may_monitor() => {
+            rows.retain(|row| rights::has_privileges_of(row.role));
+            StatisticsRows::Handlers(rows)
+        }
+        rows => rows,
     }
 }
 

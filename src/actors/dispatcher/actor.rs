@@ -140,7 +140,11 @@ impl Dispatcher {
             }
         }
         for failure in &worked.failures {
-            handler.failed(&failure.sqlstate, &failure.message);
+            let position = done
+                .get(failure.index as usize)
+                .and_then(|message| message.position);
+            let of = position.map_or_else(String::new, |position| format!("message {}: ", position.sequence));
+            handler.failed(&failure.sqlstate, &format!("{of}{}", failure.message));
         }
         let goes_on = worked.goes_on;
         if worked.ack_floor.is_some() {

@@ -73,7 +73,11 @@ pub struct Changing {
     pub at_work: HashMap<WorkerId, i64>,
     /// For a durable subscription: messages that JetStream has still to deliver for the first time, as it has said
     /// last.
-    pub undelivered: u64,
+    /// `None` if JetStream has not said yet.
+    pub undelivered: Option<u64>,
+    /// For a durable subscription that takes no messages: when its stream took the first of these, in microseconds since
+    /// 1970.
+    pub oldest_undelivered_us: Option<i64>,
     /// Running mean of the time that a message takes; `None` before the first one.
     pub mean: Option<Duration>,
     /// Whether a timer is set that answers requests which have waited for too long.
@@ -135,7 +139,7 @@ impl MessageHandler {
         limits: Arc<Limits>,
         counts: Arc<Mutex<HandlerCounts>>,
     ) -> Arc<MessageHandler> {
-        let state = if definition.source.is_ok() {
+        let state = if definition.source.is_ok() && definition.halted.is_none() {
             HandlerState::Waiting
         } else {
             HandlerState::Disabled
@@ -153,7 +157,8 @@ impl MessageHandler {
                 queue: Queue::new(limits),
                 lined_up: false,
                 at_work: HashMap::new(),
-                undelivered: 0,
+                undelivered: None,
+                oldest_undelivered_us: None,
                 mean: None,
                 watched: false,
                 held_until: None,
@@ -188,7 +193,10 @@ impl MessageHandler {
 
     /// The handler gets messages. `notice` is what the view says besides.
     pub fn set_live(&self, notice: Option<Error>) {
-        self.lock().problem = notice;
+        let mut changing = self.lock();
+        changing.problem = notice;
+        changing.oldest_undelivered_us = None;
+        drop(changing);
         self.set_state(HandlerState::Live);
     }
 
@@ -274,18 +282,19 @@ impl MessageHandler {
         let changing = self.lock();
         let definition = &changing.definition;
         let (state, problem) = self.shown_state(&changing);
-        // It is not known what a handler without a subscription misses.
+        // It is not known what a handler without a subscription misses, unless it is looked after.
         let is_subscribed = state != "disabled" && state != "fenced";
-        let pending = (definition.consumer.is_some() && is_subscribed).then(|| {
-            changing
-                .undelivered
-                .saturating_add(self.ack_pending.undone() as u64)
-        });
-        let lag = is_subscribed.then(|| changing.lag(self.ack_pending.oldest_us()));
+        let undelivered = changing.undelivered.filter(|_| definition.source.is_ok());
+        let pending =
+            undelivered.map(|undelivered| undelivered.saturating_add(self.ack_pending.undone() as u64));
+        let oldest_us = [self.ack_pending.oldest_us(), changing.oldest_undelivered_us];
+        let is_known = is_subscribed || pending.is_some();
+        let lag = is_known.then(|| changing.lag(oldest_us.into_iter().flatten().min()));
         let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
         let counts = self.counts();
         let times = &counts.times;
         HandlerRow {
+            role: definition.role,
             kind: definition.kind.name().to_string(),
             server: definition.server.clone(),
             subject: definition.subject.clone(),
@@ -323,6 +332,9 @@ impl MessageHandler {
             let is_fenced = error.kind == Kind::Fenced;
             let state = if is_fenced { "fenced" } else { "disabled" };
             return (state, Some(error.to_string()));
+        }
+        if definition.halted.is_some() {
+            return ("disabled", definition.halted.clone());
         }
         let status = self
             .connection

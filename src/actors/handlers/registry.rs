@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::core_subscriber;
 use super::handler::{HandlerCounts, MessageHandler};
 use super::interface::{Apply, HandlerRows, ResetHandlers, Sink};
-use super::stream::subscriber as stream_subscriber;
+use super::stream::{subscriber as stream_subscriber, watcher as stream_watcher};
 use crate::actors::base::queue_limits::Limits;
 use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connections::Supervisor;
@@ -243,7 +243,9 @@ fn subscribe(
 ) -> JoinHandle<Option<()>> {
     let definition = handler.definition();
     let name = definition.kind.describe(&definition.subject);
-    if definition.consumer.is_some() {
+    if definition.halted.is_some() {
+        tasks::spawn_vital(name, stream_watcher::run(handler, connection, stop))
+    } else if definition.consumer.is_some() {
         let subscriber = stream_subscriber::run(handler, connection, sink, stop);
         tasks::spawn_vital(name, tokio::task::unconstrained(subscriber))
     } else {

@@ -21,7 +21,8 @@ use crate::channel::progress::{Incarnation, StreamProgress};
 use crate::channel::work::Consumer;
 use crate::error::{Error, Kind, Result};
 use crate::findings;
-use incarnation::identify;
+use crate::nats::names::OWN_CONSUMER;
+use incarnation::{first_time, identify};
 use plan::{Done, plan};
 
 mod incarnation;
@@ -84,9 +85,10 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
         let message = format!("stream \"{stream}\" does not exist");
         return Err(Error::new(Kind::NoStream, message).hint(MISSING_STREAM));
     };
-    let incarnation = identify(api, stream, &stream_info, progress).await?;
     let durable = &consumer.durable;
     let existing = existing(api, stream, durable).await?;
+    let has_own = existing.is_some() && durable.starts_with(OWN_CONSUMER);
+    let incarnation = identify(api, stream, &stream_info, progress, has_own).await?;
     let is_first = seeker.former != Some(incarnation.token.as_str());
     if seeker.former.is_some()
         && let Some(problem) = existing
@@ -238,6 +240,29 @@ pub fn taken(info: &Info, database: u32) -> Option<Error> {
 pub async fn info(api: &Api, stream: &str, durable: &str) -> Result<Info> {
     let name = format!("CONSUMER.INFO.{stream}.{durable}");
     api.request(&name, &Value::Null).await
+}
+
+/// Messages that a subscription which takes none has still to come, and when the stream took the first of these, in
+/// microseconds since 1970; `None` if there is no consumer.
+pub async fn left_over(api: &Api, stream: &str, durable: &str) -> Result<Option<(u64, Option<i64>)>> {
+    let Some(info) = existing(api, stream, durable).await? else {
+        return Ok(None);
+    };
+    let left = info.num_pending.saturating_add(info.num_ack_pending as u64);
+    if left == 0 {
+        return Ok(Some((0, None)));
+    }
+    let filter = match (
+        info.config.filter_subject.as_str(),
+        info.config.filter_subjects.as_slice(),
+    ) {
+        ("", [one]) => one,
+        ("", _) => ">",
+        (one, _) => one,
+    };
+    let first = first_time(api, stream, info.ack_floor.stream_sequence + 1, filter).await;
+    // Without the right to read messages, their number is still worth something.
+    Ok(Some((left, first.unwrap_or_default())))
 }
 
 /// Removes a consumer, if it exists.

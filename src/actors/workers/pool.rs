@@ -312,8 +312,12 @@ impl Pool {
 
     /// Notes what became of a process. Returns the database if it turns out to be gone.
     pub fn notice(&mut self, worker: WorkerId, notice: Notice) -> Option<u32> {
-        let number = self.executors.get(&worker)?.database;
+        let executor = self.executors.get(&worker)?;
+        let number = executor.database;
         match notice {
+            // The end of its channel tells of an executor that has one, after all that the executor has said: which
+            // messages it was about to commit, above all.
+            Notice::Ended if executor.orders.is_some() => {}
             Notice::Ended => self.left(worker),
             Notice::NoDatabase => {
                 self.executors.remove(&worker);

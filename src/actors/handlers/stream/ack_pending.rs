@@ -190,10 +190,11 @@ impl AckPending {
             pending.messages.clear();
             pending.postponed.clear();
         }
-        if let Some(progress) = &mut pending.progress
-            && let Some(position) = progress.position_mut(&incarnation.token)
-        {
-            position.created.clone_from(&incarnation.created);
+        if let Some(progress) = &mut pending.progress {
+            progress.change(&incarnation, |position| {
+                position.created.clone_from(&incarnation.created);
+            });
+            progress.use_now(&incarnation.token);
         }
         pending.stream = KnownStream {
             incarnation: Arc::new(incarnation),

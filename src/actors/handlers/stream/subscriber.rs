@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::acks;
 use super::deliveries::{Answered, Deliveries, Gap};
+use super::{acks, watcher};
 use crate::actors::base::backoff::Backoff;
 use crate::actors::base::tasks;
 use crate::actors::connections::interface::ConnectionHandle;
@@ -153,7 +153,7 @@ impl Supply {
         let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
             return PullEnd::Over;
         };
-        self.handler.lock().undelivered = found.pending;
+        self.handler.lock().undelivered = Some(found.pending);
         self.show(found.paused.clone());
         let (infos, informed) = mpsc::channel(1);
         let pulling = Pulling {
@@ -203,10 +203,23 @@ impl Supply {
     fn show(&mut self, paused: Option<Error>) {
         self.notice.take_if(|(_, until)| *until < Instant::now());
         match paused {
-            Some(problem) => self.handler.stall(problem),
+            Some(problem) => {
+                self.handler.stall(problem);
+                self.look();
+            }
             None => self
                 .handler
                 .set_live(self.notice.as_ref().map(|(notice, _)| notice.clone())),
+        }
+    }
+
+    /// Learns what waits for a consumer that delivers nothing.
+    fn look(&self) {
+        if let Some(connection) = self.handler.connection.clone() {
+            let handler = self.handler.clone();
+            tasks::spawn("question for the state of a paused consumer", async move {
+                watcher::look(&handler, &connection).await;
+            });
         }
     }
 
@@ -356,7 +369,7 @@ impl Pulling<'_> {
         }
         message.position = Some(position);
         message.time_us = delivery.time_ns / 1000;
-        handler.lock().undelivered = delivery.pending;
+        handler.lock().undelivered = Some(delivery.pending);
         let (sequence, after) = (position.sequence, position.after);
         if !handler.ack_pending.add(sequence, after, &reply, message.time_us) {
             return true;
@@ -404,7 +417,7 @@ impl Pulling<'_> {
             // Another consumer has its name.
             return Some(PullEnd::Lost);
         }
-        handler.lock().undelivered = info.num_pending;
+        handler.lock().undelivered = Some(info.num_pending);
         let acknowledged = info.ack_floor.stream_sequence;
         handler.ack_pending.forget_up_to(acknowledged);
         self.deliveries.compare(answered);

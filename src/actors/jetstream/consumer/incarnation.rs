@@ -20,11 +20,13 @@ pub async fn identify(
     stream: &str,
     info: &StreamInfo,
     progress: &StreamProgress,
+    has_own_consumer: bool,
 ) -> Result<Incarnation> {
     let held = Messages { api, stream };
     let now = Stream {
         created: &info.created,
         last_sequence: info.state.last_seq,
+        has_own_consumer,
     };
     let recognised = match recognise(&held, &now, &progress.positions).await {
         Err(error) if error.kind == Kind::PermissionDenied => by_creation(&now, progress, error)?,
@@ -54,6 +56,14 @@ fn by_creation(now: &Stream<'_>, progress: &StreamProgress, error: Error) -> Res
         Some(position) if has_all(position.marks.newest()) => Ok(Recognised::Known(position.token.clone())),
         _ => Err(error),
     }
+}
+
+/// When the stream took the first message on a subject from a sequence on, in microseconds since 1970; `None` if there
+/// is none.
+pub async fn first_time(api: &Api, stream: &str, from: u64, subject: &str) -> Result<Option<i64>> {
+    let held = Messages { api, stream };
+    let first = held.get(&json!({ "seq": from, "next_by_subj": subject })).await?;
+    Ok(first.map(|message| message.time_us))
 }
 
 /// The messages of a stream, asked for one by one.

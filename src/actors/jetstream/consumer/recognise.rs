@@ -21,6 +21,8 @@ pub struct Stream<'a> {
     pub created: &'a str,
     /// Sequence of the last message that the stream has ever held.
     pub last_sequence: u64,
+    /// The stream has the subscription's consumer, which nobody else makes. A stream that is made anew has none.
+    pub has_own_consumer: bool,
 }
 
 /// Which incarnation a stream is.
@@ -41,11 +43,11 @@ enum Likeness {
     /// known to be the same but the time of creation.
     Departs(Option<Mark>, Mark),
     Other,
-    /// There is no message left to compare with.
-    Unknown,
+    /// There is no message left to compare with. The mark is the newest one.
+    Unknown(Mark),
 }
 
-/// Recognises a stream. Fails with `Stopped` if that cannot be told.
+/// Recognises a stream; the position that was in use last is the first. Fails with `Stopped` if that cannot be told.
 pub async fn recognise(
     history: &impl History,
     stream: &Stream<'_>,
@@ -54,8 +56,12 @@ pub async fn recognise(
     let mut same: Option<(u64, &Position)> = None;
     let mut departs: Option<(Option<Mark>, Mark, &Position)> = None;
     let mut is_unknown = false;
-    for position in positions {
-        match compare(history, stream, position).await? {
+    for (place, position) in positions.iter().enumerate() {
+        let likeness = match compare(history, stream, position).await? {
+            Likeness::Unknown(mark) if stream.has_own_consumer && place == 0 => Likeness::Same(mark),
+            likeness => likeness,
+        };
+        match likeness {
             Likeness::Same(mark) => {
                 same = same
                     .filter(|(sequence, _)| *sequence >= mark.sequence)
@@ -67,7 +73,8 @@ pub async fn recognise(
                     .or(Some((equal, differs, position)));
             }
             Likeness::Other => {}
-            Likeness::Unknown => is_unknown = true,
+            // Without a message that is done with, nothing is lost by beginning anew.
+            Likeness::Unknown(mark) => is_unknown |= mark.sequence > 0,
         }
     }
     if let Some((_, position)) = same {
@@ -96,7 +103,7 @@ async fn compare(history: &impl History, stream: &Stream<'_>, position: &Positio
         return Ok(if is_as_old {
             Likeness::Same(nothing)
         } else {
-            Likeness::Other
+            Likeness::Unknown(nothing)
         });
     };
     // The lowest mark that the stream does not have.
@@ -119,7 +126,7 @@ async fn compare(history: &impl History, stream: &Stream<'_>, position: &Positio
     }
     Ok(match (differs, is_as_old) {
         (None, true) => Likeness::Same(newest),
-        (None, false) => Likeness::Unknown,
+        (None, false) => Likeness::Unknown(newest),
         (Some(differs), true) => Likeness::Departs(None, differs),
         (Some(_), false) => Likeness::Other,
     })
@@ -225,6 +232,20 @@ mod tests {
         }
     }
 
+    fn in_use(positions: &[Position], created: &str) -> Result<Recognised> {
+        let stream = Stream {
+            created,
+            last_sequence: 60,
+            has_own_consumer: true,
+        };
+        wait(recognise(&Held(BTreeMap::new()), &stream, positions))
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.build().expect("a runtime").block_on(future)
+    }
+
     fn recognised(
         held: &BTreeMap<u64, i64>,
         last_sequence: u64,
@@ -234,11 +255,10 @@ mod tests {
         let stream = Stream {
             created,
             last_sequence,
+            has_own_consumer: false,
         };
         let history = Held(held.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.build().expect("a runtime");
-        runtime.block_on(recognise(&history, &stream, positions))
+        wait(recognise(&history, &stream, positions))
     }
 
     fn known(token: &str) -> Recognised {
@@ -343,6 +363,12 @@ mod tests {
         );
         let error = recognised(&none, 50, "tuesday", &positions).expect_err("nothing tells");
         assert_eq!(error.kind, Kind::Stopped);
+        // Old NATS servers change the time of creation, but not the consumer.
+        assert_eq!(in_use(&positions, "tuesday").expect("one"), known("a"));
+        let nothing_done = [position("b", "monday", &BTreeMap::new()), positions[0].clone()];
+        assert_eq!(in_use(&nothing_done, "tuesday").expect("one"), known("b"));
+        assert_eq!(recognised(&none, 9, "monday", &nothing_done[..1]).expect("one"), known("b"));
+        assert_eq!(recognised(&none, 9, "tuesday", &nothing_done[..1]).expect("one"), Recognised::New);
         // A work queue that was put back holds what was done with later than the copy was made.
         let mut queue = stored(48..=49, NOON + 47_000_000);
         assert_eq!(

@@ -124,6 +124,7 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
         batch_size: None,
         consumer: None,
         progress: Default::default(),
+        halted: None,
         function: "public.f(bytea)".into(),
         function_oid: 1,
         role,
@@ -190,6 +191,25 @@ fn a_subscription_has_one_executor_and_keeps_its_order() {
     one.lock().mean = Some(Duration::from_micros(10));
     scene.pool.finished(id(1));
     assert_eq!(told(&mut first), "one 2");
+}
+
+#[test]
+fn what_an_executor_has_said_counts_before_its_end() {
+    let mut scene = Scene::new(4);
+    let mut first = scene.at_work();
+    let one = handler(HandlerKind::Subscription, "one", 1);
+    scene.pool.ready(&one);
+    assert_eq!(told(&mut first), "one 1");
+    // The postmaster tells of the end of the process before the channel was read to its end.
+    assert_eq!(scene.pool.notice(id(1), Notice::Ended), None);
+    scene.pool.task(id(1)).expect("the task is still known").committing = 1;
+    scene.pool.left(id(1));
+    assert_eq!(left(&one), (0, 1), "perhaps committed, so not repeated");
+    // One that has not joined has no channel.
+    scene.pool.ready(&handler(HandlerKind::Subscription, "two", 1));
+    scene.launcher.told();
+    scene.pool.notice(id(2), Notice::Ended);
+    assert!(scene.pool.task(id(2)).is_none());
 }
 
 #[test]
