@@ -537,7 +537,8 @@ async fn what_is_tried_again_is_not_done() {
     let gone = "SELECT state = 'live' AND errors = 3 AND pending = 0 AND lag = interval '0'
                 FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail(%'";
     until_holds(&session, gone).await;
-    let stopped = "SELECT state = 'disabled' AND pending = 0 AND lag = '0' AND errors = 2 AND last_error IS NOT NULL
+    let stopped =
+        "SELECT state = 'disabled' AND pending = 0 AND lag = '0' AND errors = 2 AND last_error IS NOT NULL
                    FROM litmus_pgnats.stream_subscriptions WHERE function LIKE '%.fail_too(%'";
     until_holds(&session, stopped).await;
     assert!(

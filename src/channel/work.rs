@@ -319,6 +319,8 @@ pub struct Delivered {
     pub position: Option<StreamPosition>,
     /// Whether this is a poison message: executors have died with it, so it is given up and not executed.
     pub is_poison: bool,
+    /// Whether the message cannot be delivered again, because the client library cannot read it: one attempt is all.
+    pub is_unreadable: bool,
 }
 
 impl Delivered {

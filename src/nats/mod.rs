@@ -3,6 +3,7 @@
 //!
 //! - `subject.rs`: which subjects may be published or subscribed to;
 //! - `headers.rs`: message headers, from and to JSON;
+//! - `raw_headers.rs`: header blocks that a client library cannot read;
 //! - `names.rs`: names of buckets, keys, object stores, streams, consumers and domains;
 //! - `ack.rs`: what the reply subject of a JetStream message says.
 
@@ -11,4 +12,5 @@
 pub mod ack;
 pub mod headers;
 pub mod names;
+pub mod raw_headers;
 pub mod subject;

@@ -144,6 +144,7 @@ pub fn incoming(message: async_nats::Message) -> Incoming {
         time_us: since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX)),
         position: None,
         deaths: 0,
+        is_unreadable: false,
     }
 }
 

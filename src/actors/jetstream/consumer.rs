@@ -26,6 +26,7 @@ use incarnation::{first_time, identify};
 use plan::{Done, plan};
 
 mod incarnation;
+pub mod plain_message;
 mod plan;
 mod recognise;
 

@@ -6,7 +6,8 @@
 //! - `object_store.rs`: the actor for object stores, `object_store/put.rs` and `read.rs`: an object's way in and out;
 //! - `api.rs`: requests to JetStream's API, `answers.rs` and `refusals.rs`: its answers and errors;
 //! - `async_nats_api.rs`: async-nats's own calls of JetStream;
-//! - `consumer.rs`: the consumer of a durable subscription, `consumer/plan.rs`: what that consumer needs;
+//! - `consumer.rs`: the consumer of a durable subscription, `consumer/plan.rs`: what that consumer needs,
+//!   `consumer/incarnation.rs` and `recognise.rs`: which stream is there, `consumer/plain_message.rs`: one message of it;
 //! - `stream_read.rs`: reads once what a stream holds under a subject.
 
 mod answers;

@@ -117,6 +117,11 @@ impl AckPending {
         Some(removed.reply)
     }
 
+    /// Whether a message is in the queue or with an executor.
+    pub fn has(&self, sequence: u64) -> bool {
+        self.pending.lock().messages.contains_key(&sequence)
+    }
+
     /// Whether there are messages that will be delivered again.
     pub fn has_postponed(&self) -> bool {
         !self.pending.lock().postponed.is_empty()

@@ -2,6 +2,7 @@
 //!
 //! - `subscriber.rs`: the task that keeps a durable subscription supplied, `deliveries.rs`: follows its consumer's
 //!   deliveries;
+//! - `unreadable.rs`: messages that the client library cannot read;
 //! - `watcher.rs`: the task that looks after one that takes no messages;
 //! - `ack_pending.rs`: what is not acknowledged, and how far the database is; `acks.rs`: acknowledges messages;
 //! - `former_consumers.rs`: removes consumers that are not used any more.
@@ -11,4 +12,5 @@ pub mod acks;
 mod deliveries;
 pub mod former_consumers;
 pub mod subscriber;
+mod unreadable;
 pub mod watcher;

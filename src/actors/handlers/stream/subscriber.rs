@@ -11,6 +11,7 @@ use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::deliveries::{Answered, Deliveries, Gap};
+use super::unreadable::{self, Losses};
 use super::{acks, watcher};
 use crate::actors::base::backoff::Backoff;
 use crate::actors::base::tasks;
@@ -18,7 +19,7 @@ use crate::actors::connections::interface::ConnectionHandle;
 use crate::actors::handlers::core_subscriber::{has, incoming, next_client};
 use crate::actors::handlers::handler::{HandlerState, MessageHandler};
 use crate::actors::handlers::interface::Sink;
-use crate::actors::handlers::queue::Pushed;
+use crate::actors::handlers::queue::{Incoming, Pushed};
 use crate::actors::jetstream::api::Api;
 use crate::actors::jetstream::consumer::{self, Found, HEARTBEAT, Seeker};
 use crate::channel::work::Consumer;
@@ -74,6 +75,9 @@ pub async fn run(
             _ = replaced.wait_for(|now| !has(now, generation)) => PullEnd::Over,
             () = stop.cancelled() => break,
         };
+        if matches!(end, PullEnd::Over) && *handler.state.borrow() == HandlerState::Live {
+            supply.losses.note();
+        }
         handler.set_state(HandlerState::Waiting);
         match end {
             PullEnd::Over | PullEnd::Lost => backoff.succeeded(),
@@ -97,6 +101,8 @@ struct Supply {
     ahead: usize,
     /// Messages that another client has acknowledged: they lie between these sequences.
     behind: Option<Gap>,
+    /// When the connection has ended while messages were on their way.
+    losses: Losses,
     /// What was wrong lately, and until when the view says so.
     notice: Option<(Error, Instant)>,
     complaints: Flood,
@@ -111,6 +117,7 @@ impl Supply {
             handler,
             ahead: (batch * 2).max(LEAST_AHEAD),
             behind: None,
+            losses: Losses::default(),
             notice: None,
             complaints: Flood::default(),
         }
@@ -147,7 +154,22 @@ impl Supply {
         };
         self.attach(&found);
         if let Some(gap) = self.behind.take() {
-            self.notice(stream, &consumer.durable, gap, found.keeps_messages);
+            self.notice_gap(stream, &consumer.durable, gap, found.keeps_messages);
+        }
+        if self
+            .losses
+            .are_suspicious(Duration::from_millis(consumer.ack_wait_ms))
+        {
+            match unreadable::find(&api, &self.handler, stream, consumer, &found).await {
+                Ok(messages) if messages.is_empty() => self.losses.clear(),
+                Ok(messages) => {
+                    self.execute(messages, stream, sink).await;
+                    return PullEnd::Lost;
+                }
+                Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
+                // Without the right to read messages one by one, there is no other way.
+                Err(error) => self.report(error),
+            }
         }
         let inbox = api.client.client().new_inbox();
         let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
@@ -223,8 +245,50 @@ impl Supply {
         }
     }
 
+    /// Has messages executed that were found another way, and waits until they are done with.
+    async fn execute(&mut self, messages: Vec<Incoming>, stream: &str, sink: &impl Sink) {
+        let sequences: Vec<u64> = messages
+            .iter()
+            .filter_map(|message| message.position.map(|position| position.sequence))
+            .collect();
+        let unreadable = messages.iter().filter(|message| message.is_unreadable);
+        let unreadable = unreadable.filter_map(|message| message.position);
+        let names: Vec<String> = unreadable.map(|position| position.sequence.to_string()).collect();
+        let text = format!(
+            "message {} has headers or a subject that the client library cannot read",
+            names.join(", ")
+        );
+        self.notice(
+            stream,
+            Error::new(Kind::InvalidHeaders, text).detail(
+                "It ends the connection when it is delivered, and was got from the stream another way.",
+            ),
+        );
+        for message in messages {
+            let Some((position, reply)) = message.position.zip(message.reply.clone()) else {
+                continue;
+            };
+            let (sequence, time_us) = (position.sequence, message.time_us);
+            self.handler
+                .ack_pending
+                .add(sequence, position.after, &reply, time_us);
+            match self.handler.push(message) {
+                Pushed::First => sink.ready(&self.handler),
+                Pushed::Behind => {}
+                // There is no room; the message is found again when there is some.
+                Pushed::Refused(_) => drop(self.handler.ack_pending.remove(sequence)),
+            }
+        }
+        while sequences
+            .iter()
+            .any(|sequence| self.handler.ack_pending.has(*sequence))
+        {
+            self.handler.ack_pending.fewer.notified().await;
+        }
+    }
+
     /// Another client has acknowledged messages of the consumer.
-    fn notice(&mut self, stream: &str, durable: &str, gap: Gap, keeps_messages: bool) {
+    fn notice_gap(&mut self, stream: &str, durable: &str, gap: Gap, keeps_messages: bool) {
         let Gap { after, before } = gap;
         let fate = if keeps_messages {
             "They are fetched again."
@@ -235,6 +299,11 @@ impl Supply {
         let problem = Error::new(Kind::JetStreamRefused, text).detail(format!(
             "Their sequences lie between {after} and {before}. {fate}"
         ));
+        self.notice(stream, problem);
+    }
+
+    /// Says in the log, and for a while in the view, what was wrong.
+    fn notice(&mut self, stream: &str, problem: Error) {
         if let Some(suppressed) = self.complaints.pass() {
             log::warn!("durable subscription of stream \"{stream}\": {problem}{suppressed}");
         }

@@ -367,8 +367,14 @@ mod tests {
         assert_eq!(in_use(&positions, "tuesday").expect("one"), known("a"));
         let nothing_done = [position("b", "monday", &BTreeMap::new()), positions[0].clone()];
         assert_eq!(in_use(&nothing_done, "tuesday").expect("one"), known("b"));
-        assert_eq!(recognised(&none, 9, "monday", &nothing_done[..1]).expect("one"), known("b"));
-        assert_eq!(recognised(&none, 9, "tuesday", &nothing_done[..1]).expect("one"), Recognised::New);
+        assert_eq!(
+            recognised(&none, 9, "monday", &nothing_done[..1]).expect("one"),
+            known("b")
+        );
+        assert_eq!(
+            recognised(&none, 9, "tuesday", &nothing_done[..1]).expect("one"),
+            Recognised::New
+        );
         // A work queue that was put back holds what was done with later than the copy was made.
         let mut queue = stored(48..=49, NOON + 47_000_000);
         assert_eq!(

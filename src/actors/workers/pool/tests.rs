@@ -143,6 +143,7 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
             time_us: 0,
             position: None,
             deaths: 0,
+            is_unreadable: false,
         });
     }
     handler
@@ -202,7 +203,11 @@ fn what_an_executor_has_said_counts_before_its_end() {
     assert_eq!(told(&mut first), "one 1");
     // The postmaster tells of the end of the process before the channel was read to its end.
     assert_eq!(scene.pool.notice(id(1), Notice::Ended), None);
-    scene.pool.task(id(1)).expect("the task is still known").committing = 1;
+    scene
+        .pool
+        .task(id(1))
+        .expect("the task is still known")
+        .committing = 1;
     scene.pool.left(id(1));
     assert_eq!(left(&one), (0, 1), "perhaps committed, so not repeated");
     // One that has not joined has no channel.

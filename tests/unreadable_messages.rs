@@ -1,0 +1,123 @@
+//! Messages that the client library cannot read: it ends the connection at each delivery. Durable subscriptions execute
+//! them or keep them as dead letters, and others go on.
+
+mod events;
+mod handlers;
+mod scene;
+mod support;
+
+use events::*;
+use handlers::*;
+use scene::*;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Publishes with a header block as it is, over a plain socket.
+async fn publish_raw(nats: &NatsServer, subject: &[u8], header_lines: &[u8], payload: &[u8]) {
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", nats.port()))
+        .await
+        .expect("connect");
+    let block = [b"NATS/1.0\r\n", header_lines, b"\r\n"].concat();
+    let sizes = format!(" {} {}\r\n", block.len(), block.len() + payload.len());
+    let connect = &b"CONNECT {\"headers\":true,\"verbose\":false}\r\n"[..];
+    let all = [
+        connect,
+        b"HPUB ",
+        subject,
+        sizes.as_bytes(),
+        &block,
+        payload,
+        b"\r\nPING\r\n",
+    ]
+    .concat();
+    socket.write_all(&all).await.expect("write");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"PONG\r\n") {
+        assert!(
+            socket.read_buf(&mut answer).await.expect("read") > 0,
+            "{answer:?}"
+        );
+    }
+}
+
+const BAD: [&[u8]; 3] = [b"X-Name: Jos\xe9\r\n", b"no colon\r\n", b"X-\x01: 1\r\n"];
+
+#[tokio::test]
+async fn what_the_client_library_cannot_read_is_executed() {
+    for stop in [false, true] {
+        let (scene, session, events) = scene().await;
+        run(
+            &session,
+            &format!(
+                "CREATE TABLE headed (payload text, headers jsonb);
+                 CREATE FUNCTION heads(msg text, subject text, reply text, headers jsonb) RETURNS void LANGUAGE sql AS
+                   $$ INSERT INTO public.headed VALUES (msg, headers) $$;
+                 SELECT nats_subscribe_stream('events', 'heads', ack_wait => '1 s', stop_on_failure => {stop})"
+            ),
+        )
+        .await;
+        until(&session, "live").await;
+        // Another session's requests go on.
+        scene.echo().await;
+        events.count_off(1..=3).await;
+        for (n, lines) in BAD.into_iter().enumerate() {
+            publish_raw(&scene.nats, b"events.bad", lines, format!("bad {n}").as_bytes()).await;
+            events.count_off(n + 4..=n + 4).await;
+        }
+        publish_raw(&scene.nats, b"events.\xe9", b"A: 1\r\n", b"odd subject").await;
+        events.count_off(7..=9).await;
+        until_number(&session, 13, "SELECT count(*) FROM headed").await;
+        until(&session, "live").await;
+        let twice = "SELECT count(*) FROM (SELECT FROM headed GROUP BY payload HAVING count(*) > 1) d";
+        assert_eq!(number(&session, twice).await, 0);
+        let heads = "SELECT payload || ' ' || headers FROM headed WHERE payload LIKE 'bad%' ORDER BY 1";
+        let expected = [
+            "bad 0 {\"X-Name\": \"José\"}",
+            "bad 1 {\"no colon\": \"\"}",
+            "bad 2 {\"X-\\u0001\": \"1\"}",
+        ];
+        assert_eq!(texts(&session, heads).await, expected);
+        until_number(&session, 13, &format!("SELECT applied_to FROM {ALL}")).await;
+        let said = format!("SELECT count(*) FROM {ALL} WHERE problem LIKE '%client library cannot read%'");
+        until_number(&session, 1, &said).await;
+        // The connection stays from now on.
+        let reconnects = "SELECT sum(reconnects)::bigint FROM litmus_pgnats.connections";
+        let before = number(&session, reconnects).await;
+        restart_runtime(&scene, &session).await;
+        events.count_off(10..=10).await;
+        until_number(&session, 14, "SELECT count(*) FROM headed").await;
+        println!("stop_on_failure {stop}: {before} reconnects");
+        drop(scene);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_and_fails_is_a_dead_letter_at_once() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "CREATE FUNCTION moody(msg text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+           IF msg LIKE 'bad%' THEN RAISE 'not %', msg; END IF;
+           INSERT INTO public.got (payload) VALUES (msg); END $$;
+         SELECT nats_subscribe_stream('events', 'moody', ack_wait => '1 s', max_deliveries => 0)",
+    )
+    .await;
+    until(&session, "live").await;
+    events.count_off(1..=2).await;
+    publish_raw(&scene.nats, b"events.bad", BAD[0], b"bad \x00\xff").await;
+    publish_raw(
+        &scene.nats,
+        b"events.bad",
+        b"X-Nul: \x00\r\nX-Name: Jos\xe9\r\n",
+        b"bad too",
+    )
+    .await;
+    events.count_off(3..=4).await;
+    let letters = "SELECT count(*) FROM litmus_pgnats.dead_letters WHERE stream_sequence IN (3, 4)";
+    until_number(&session, 2, letters).await;
+    until_number(&session, 4, "SELECT count(*) FROM got").await;
+    let raw = "SELECT count(*) FROM litmus_pgnats.dead_letters WHERE payload = '\\x6261642000ff'
+               AND headers ->> 'X-Name' = 'José'";
+    until_number(&session, 1, raw).await;
+    until_number(&session, 6, &format!("SELECT applied_to FROM {ALL}")).await;
+}
