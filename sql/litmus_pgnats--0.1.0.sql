@@ -315,7 +315,7 @@ COMMENT ON COLUMN litmus_pgnats.handler_stream.backoff IS 'times before the seco
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stop_on_failure IS 'whether messages behind one that fails wait for it';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.stopped IS 'why it has stopped, if it has';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.paused IS 'whether somebody has paused it';
-COMMENT ON COLUMN litmus_pgnats.handler_stream.resumed IS 'how often it was told to go on';
+COMMENT ON COLUMN litmus_pgnats.handler_stream.resumed IS 'how often it was told to go on, moved or altered: what was taken before has no effects';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.sought IS 'whether somebody has said where to go on, and no message was applied since';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.name IS 'the name by which it is known whatever function it calls, if it was given one';
 COMMENT ON COLUMN litmus_pgnats.handler_stream.incarnation IS 'which of the streams that had the name "applied" and "marks" are about';

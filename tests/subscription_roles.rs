@@ -58,10 +58,10 @@ async fn rights_to_register() {
     until_live(&session, "a").await;
 }
 
-/// The extension's table is nobody's business; its views are for those who monitor.
+/// The extension's table is nobody's business; its views show each role what is its own, and all to those who monitor.
 #[tokio::test]
 async fn rights_to_look() {
-    let (scene, session, shop, _thief) = two_roles().await;
+    let (scene, session, shop, thief) = two_roles().await;
     run(&session, "CREATE ROLE monitor LOGIN; GRANT pg_monitor TO monitor").await;
     let monitor = scene.pg.connect_as("monitor", "postgres").await;
     run(&shop, "SELECT nats_subscribe('a', 'keep')").await;
@@ -70,8 +70,6 @@ async fn rights_to_look() {
         "DELETE FROM litmus_pgnats.handler",
         "UPDATE litmus_pgnats.handler SET role = 'postgres'::regrole",
         "INSERT INTO litmus_pgnats.handler SELECT (jsonb_populate_record(NULL::litmus_pgnats.handler, '{}')).*",
-        "TABLE litmus_pgnats.subscriptions",
-        "TABLE litmus_pgnats.responders",
         "TABLE litmus_pgnats.executors",
     ] {
         let (report, _) = refused(&shop, sql).await;
@@ -79,12 +77,24 @@ async fn rights_to_look() {
     }
     let seen = "SELECT subject || ' ' || role FROM litmus_pgnats.subscriptions";
     assert_eq!(texts(&monitor, seen).await, ["a shop"]);
+    assert_eq!(texts(&shop, seen).await, ["a shop"]);
+    assert!(texts(&thief, seen).await.is_empty());
     for view in ["responders", "executors"] {
         run(&monitor, &format!("TABLE litmus_pgnats.{view}")).await;
     }
     let granted = "SELECT c.relname::text FROM pg_class c, aclexplode(c.relacl) a
                    WHERE c.relnamespace = 'litmus_pgnats'::regnamespace AND a.grantee = 0";
-    assert_eq!(texts(&session, granted).await, [""; 0], "granted to PUBLIC");
+    let expected = [
+        "dead_letters",
+        "handlers",
+        "outbox_waiting",
+        "responders",
+        "stream_subscriptions",
+        "subscriptions",
+    ];
+    let mut found = texts(&session, granted).await;
+    found.sort();
+    assert_eq!(found, expected, "granted to PUBLIC");
 }
 
 /// What a role registered, another one neither takes over nor takes away, unless it has that role's privileges.

@@ -12,8 +12,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::channel::outbox::{DeliveryOutcome, Partition};
 
-/// Most commits that are remembered; further ones are read when there is room.
-pub const MAX_KNOWN: usize = 1_000_000;
+/// Most commits that are remembered. Partitions share this number, so that one that waits for long leaves room to the
+/// others; its further commits are read when there is room.
+const MAX_KNOWN: usize = 1_000_000;
+/// A partition may remember at least so many, however many partitions there are.
+const LEAST_KNOWN: usize = 1000;
 /// Most numbers of one gap that are looked for. In a larger gap, which a restore or a crash leaves, these are the last
 /// ones.
 const MAX_MISSING: i64 = 10_000;
@@ -100,6 +103,34 @@ impl ReadMessages {
     }
 }
 
+/// The commits of one partition that wait.
+#[derive(Debug, Default)]
+struct WaitingCommits {
+    /// In the order of their numbers.
+    commits: VecDeque<Commit>,
+    /// There may be more commits above this number, for which there was no room.
+    beyond: Option<i64>,
+}
+
+impl WaitingCommits {
+    /// Adds a commit, unless it is there.
+    fn add(&mut self, commit: Commit) {
+        let place = self.commits.partition_point(|other| other.number < commit.number);
+        if self
+            .commits
+            .get(place)
+            .is_none_or(|other| other.number != commit.number)
+        {
+            self.commits.insert(place, commit);
+        }
+    }
+
+    /// The lowest number that waits; `None` if nothing does.
+    fn first(&self) -> Option<i64> {
+        self.commits.front().map(|commit| commit.number).or(self.beyond)
+    }
+}
+
 /// The commits that wait, by partition.
 #[derive(Debug, Default)]
 pub struct KnownCommits {
@@ -108,16 +139,50 @@ pub struct KnownCommits {
     /// Missing numbers below `seen`, each with a transaction id: when all transactions with lower ids have ended, the
     /// number is given up.
     missing: BTreeMap<i64, u64>,
-    partitions: HashMap<Partition, VecDeque<Commit>>,
-    count: usize,
+    partitions: HashMap<Partition, WaitingCommits>,
     /// The resume points of partitions with held subjects, whose messages would otherwise be scanned again and again.
     passed: HashMap<Partition, Passed>,
 }
 
 impl KnownCommits {
-    /// Whether no more commits can be remembered.
-    pub fn are_full(&self) -> bool {
-        self.count >= MAX_KNOWN
+    /// Most commits that a partition may remember now.
+    fn share(&self) -> usize {
+        (MAX_KNOWN / self.partitions.len().max(1)).max(LEAST_KNOWN)
+    }
+
+    /// The partitions that have room for commits which they do not remember, each with the number above which these are.
+    pub fn with_room(&self) -> Vec<(Partition, i64)> {
+        let most = self.share() / 2;
+        let room = self
+            .partitions
+            .iter()
+            .filter(|(_, waiting)| waiting.commits.len() < most);
+        room.filter_map(|(partition, waiting)| Some((partition.clone(), waiting.beyond?)))
+            .collect()
+    }
+
+    /// Whether there is room for commits that are not remembered.
+    pub fn has_room(&self) -> bool {
+        !self.with_room().is_empty()
+    }
+
+    /// Adds commits for which there was no room before; `are_all` if there are no more.
+    pub fn refill(&mut self, partition: &Partition, commits: Vec<Commit>, are_all: bool) {
+        let Some(waiting) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        // Commits above the highest number that was seen are found as others are.
+        let seen = self.seen;
+        for commit in commits.into_iter().filter(|commit| commit.number <= seen) {
+            waiting.beyond = Some(commit.number);
+            waiting.add(commit);
+        }
+        if are_all {
+            waiting.beyond = None;
+        }
+        if waiting.first().is_none() {
+            self.partitions.remove(partition);
+        }
     }
 
     /// The highest number that was seen.
@@ -150,20 +215,24 @@ impl KnownCommits {
         if self.passed.get(&partition).is_some_and(is_passed) {
             self.passed.remove(&partition);
         }
-        let commits = self.partitions.entry(partition).or_default();
-        let place = commits.partition_point(|other| other.number < commit.number);
-        commits.insert(place, commit);
-        self.count += 1;
+        let share = self.share();
+        let waiting = self.partitions.entry(partition).or_default();
+        let last = waiting.commits.back().map(|last| last.number);
+        if waiting.beyond.is_none() && waiting.commits.len() >= share && last < Some(commit.number) {
+            waiting.beyond = last;
+        }
+        if waiting.beyond.is_none_or(|beyond| commit.number <= beyond) {
+            waiting.add(commit);
+        }
     }
 
     /// Forgets the finished commits, given by number, and remembers how far the others are.
     pub fn keep(&mut self, partition: &Partition, finished: &HashSet<i64>, read: &[Commit]) {
-        let Some(commits) = self.partitions.get_mut(partition) else {
+        let Some(waiting) = self.partitions.get_mut(partition) else {
             return;
         };
-        let before = commits.len();
+        let commits = &mut waiting.commits;
         commits.retain(|commit| !finished.contains(&commit.number));
-        self.count -= before - commits.len();
         for commit in read {
             let place = commits.partition_point(|other| other.number < commit.number);
             let known = commits.get_mut(place);
@@ -171,7 +240,7 @@ impl KnownCommits {
                 known.after = commit.after;
             }
         }
-        if commits.is_empty() {
+        if waiting.first().is_none() {
             self.partitions.remove(partition);
         }
     }
@@ -188,7 +257,7 @@ impl KnownCommits {
         let first = self
             .partitions
             .iter()
-            .filter_map(|(partition, commits)| Some((commits.front()?.number, partition)));
+            .filter_map(|(partition, waiting)| Some((waiting.first()?, partition)));
         let mut all: Vec<(i64, &Partition)> = first.collect();
         all.sort_unstable_by_key(|(number, _)| *number);
         all.into_iter().map(|(_, partition)| partition.clone()).collect()
@@ -198,7 +267,8 @@ impl KnownCommits {
     pub fn commits(&self, partition: &Partition, held: &[String]) -> impl Iterator<Item = (Commit, i64)> {
         let passed = self.passed.get(partition).filter(|passed| passed.holds(held));
         let (number, id) = passed.map_or((0, 0), |passed| (passed.number, passed.id));
-        let rest = self.partitions.get(partition).map(|commits| {
+        let rest = self.partitions.get(partition).map(|waiting| {
+            let commits = &waiting.commits;
             let start = commits.partition_point(|commit| commit.number < number);
             commits.range(start..)
         });
@@ -343,6 +413,32 @@ mod tests {
         };
         known.keep(&partition("nats"), &HashSet::from([1]), &[far]);
         assert_eq!(numbers(&known, &[]), [(2, 7)]);
-        assert!(!known.are_full());
+    }
+
+    #[test]
+    fn a_partition_that_waits_leaves_room_to_others() {
+        let most = i64::try_from(MAX_KNOWN).expect("small");
+        let mut known = KnownCommits::default();
+        for number in 1..=most + 5 {
+            known.found(partition("away"), commit(number), 50);
+        }
+        known.found(partition("nats"), commit(most + 6), 50);
+        assert_eq!(numbers(&known, &[]), [(most + 6, 0)]);
+        assert!(known.with_room().is_empty());
+        let delivered = (1..=most).collect();
+        known.keep(&partition("away"), &delivered, &[]);
+        assert_eq!(known.partitions(), [partition("away"), partition("nats")]);
+        assert_eq!(known.with_room(), [(partition("away"), most)]);
+        let rest = (most + 1..=most + 5).map(commit).collect();
+        known.refill(&partition("away"), rest, true);
+        assert!(known.with_room().is_empty());
+        known.found(partition("away"), commit(most + 7), 50);
+        let away = known
+            .commits(&partition("away"), &[])
+            .map(|(commit, _)| commit.number);
+        let expected: Vec<i64> = (most + 1..=most + 5).chain([most + 7]).collect();
+        assert_eq!(away.collect::<Vec<_>>(), expected);
+        known.refill(&partition("away"), Vec::new(), true);
+        assert_eq!(known.partitions().len(), 2);
     }
 }

@@ -9,9 +9,10 @@ use crate::channel::outbox::{DeliveryOutcome, OutboxMessage, Partition};
 use crate::channel::target::Source;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers;
-use crate::pg::query::Argument::{Int8, Text};
+use crate::pg::query::Argument::{Int8, Oid, Text};
 use crate::pg::query::{Fields, prepared, prepared_each};
 use crate::pg::{foreign_servers, rights};
+use crate::row::Row;
 use crate::sql::own_tables::OwnTables;
 
 /// Most messages of a batch.
@@ -23,7 +24,7 @@ const BATCH_SIZE: i64 = 4 * 1024 * 1024;
 /// Most bytes of a batch with headers and subjects, for which a frame must have room.
 const FULL_SIZE: usize = 16 * 1024 * 1024;
 /// Most commits that are read at a time.
-pub const DISCOVER: i64 = 20_000;
+const DISCOVER: i64 = 20_000;
 
 /// All transactions with ids below this one have ended.
 pub fn ended() -> u64 {
@@ -58,21 +59,39 @@ pub fn commits(seen: i64, missing: &[i64]) -> (Vec<(Partition, Commit)>, bool) {
             &[Text(&array(missing.iter()))],
         ));
     }
-    let commit = |row: Vec<Option<String>>| {
-        let [Some(number), Some(batch), Some(server), Some(role)] =
-            <[Option<String>; 4]>::try_from(row).ok()?
-        else {
-            return None;
-        };
-        let commit = Commit {
-            number: number.parse().ok()?,
-            batch: batch.parse().ok()?,
-            after: 0,
-        };
-        let role = role.parse().ok()?;
-        Some((Partition { server, role }, commit))
-    };
     (rows.into_iter().filter_map(commit).collect(), are_more)
+}
+
+/// The first commits of a partition above a number; and whether these are all.
+pub fn commits_of(partition: &Partition, above: i64) -> (Vec<Commit>, bool) {
+    let rows = prepared(
+        "SELECT number, batch, server, role::oid FROM litmus_pgnats.outbox_batch \
+         WHERE number > $1 AND server = $2 AND role = $3 ORDER BY number LIMIT $4",
+        &[
+            Int8(above),
+            Text(&partition.server),
+            Oid(partition.role),
+            Int8(DISCOVER),
+        ],
+    );
+    let are_all = i64::try_from(rows.len()).is_ok_and(|count| count < DISCOVER);
+    let commits = rows.into_iter().filter_map(commit);
+    (commits.map(|(_, commit)| commit).collect(), are_all)
+}
+
+/// A row of the table of commits.
+fn commit(row: Row) -> Option<(Partition, Commit)> {
+    let [Some(number), Some(batch), Some(server), Some(role)] = <[Option<String>; 4]>::try_from(row).ok()?
+    else {
+        return None;
+    };
+    let commit = Commit {
+        number: number.parse().ok()?,
+        batch: batch.parse().ok()?,
+        after: 0,
+    };
+    let role = role.parse().ok()?;
+    Some((Partition { server, role }, commit))
 }
 
 /// The next messages of these commits and their payloads, as many as a batch may have. Of each commit, the messages

@@ -4,15 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 
-use super::known_commits::{KnownCommits, MAX_KNOWN, ReadMessages};
-use super::outbox_read::{self, DISCOVER};
+use super::known_commits::{KnownCommits, ReadMessages};
+use super::outbox_read;
 use crate::channel::outbox::{Batch, Fetch, Partition, Settled};
 use crate::pg::transaction::{Caught, transaction, with_snapshot};
 use crate::pg::{state, worker};
 use crate::sql::own_tables::OwnTables;
 
-/// Most reads of commits for one fetch: enough for all commits that can be remembered.
-const ROUNDS: usize = MAX_KNOWN / DISCOVER as usize;
+/// Most reads of commits in one transaction, which holds a snapshot.
+const ROUNDS: usize = 50;
 
 /// Parameters of this process, whatever the database's settings are.
 const SETTINGS: [(&CStr, &CStr); 10] = [
@@ -60,20 +60,30 @@ impl OutboxReader {
         for settled in &order.settled {
             self.settle(settled)?;
         }
-        let read = own(|| {
-            // Without the extension there is nothing to read.
-            let table = OwnTables::open().ok()?;
-            // Commits of other partitions may come after many commits of a partition that waits.
-            for _ in 0..ROUNDS {
-                let are_more = self.discover();
-                let next = self.next(&table, order);
-                if next.is_some() || !are_more {
-                    return next;
-                }
+        // Commits of other partitions may come after many commits of a partition that waits.
+        let read = loop {
+            let (next, are_more) = own(|| self.read(order))?;
+            if next.is_some() || !are_more {
+                break next;
             }
-            None
-        })?;
+        };
         Ok(read.map_or((None, Vec::new()), |(batch, body)| (Some(batch), body)))
+    }
+
+    /// Reads the next batch, and whether there may be more commits to look at.
+    fn read(&mut self, order: &Fetch) -> (Option<(Batch, Vec<u8>)>, bool) {
+        // Without the extension there is nothing to read.
+        let Ok(table) = OwnTables::open() else {
+            return (None, false);
+        };
+        for _ in 0..ROUNDS {
+            let are_more = self.discover();
+            let next = self.next(&table, order);
+            if next.is_some() || !(are_more || self.commits.has_room()) {
+                return (next, false);
+            }
+        }
+        (None, true)
     }
 
     /// Removes messages that are stored or given up.
@@ -100,9 +110,6 @@ impl OutboxReader {
 
     /// Reads new commits, and those with missing numbers. Whether there may be more.
     fn discover(&mut self) -> bool {
-        if self.commits.are_full() {
-            return false;
-        }
         let (table, last) = outbox_read::numbering();
         if table != self.table || last < self.commits.seen() {
             *self = OutboxReader {
@@ -116,6 +123,10 @@ impl OutboxReader {
         self.commits.give_up_missing(ended);
         for (partition, commit) in found {
             self.commits.found(partition, commit, running);
+        }
+        for (partition, above) in self.commits.with_room() {
+            let (commits, are_all) = outbox_read::commits_of(&partition, above);
+            self.commits.refill(&partition, commits, are_all);
         }
         are_more
     }

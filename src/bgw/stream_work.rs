@@ -26,7 +26,7 @@ fn own_transaction() -> Parameters {
 
 impl Applied {
     /// Locks the row, and has it be about the incarnation that the messages come from; `None` if the subscription is
-    /// gone, was paused or has stopped.
+    /// gone, was paused, altered or moved, or has stopped.
     pub fn lock(stream: &StreamWork) -> Option<Applied> {
         let _names = Parameters::own_names(&[]);
         let (token, applied) = read(stream)?;
@@ -74,9 +74,9 @@ impl Applied {
 /// and what is applied there.
 fn read(stream: &StreamWork) -> Option<(Option<String>, Applied)> {
     let rows = prepared(
-        "SELECT stopped IS NULL AND NOT paused, applied::text, marks::text, incarnation \
+        "SELECT stopped IS NULL AND NOT paused AND resumed = $2, applied::text, marks::text, incarnation \
          FROM litmus_pgnats.handler_stream WHERE id = $1::uuid FOR UPDATE",
-        &[Text(&stream.id)],
+        &[Text(&stream.id), Int8(stream.resumed.into())],
     );
     let row = rows.into_iter().next()?;
     let [goes_on, ranges, marks, token] = <[Option<String>; 4]>::try_from(row).ok()?;

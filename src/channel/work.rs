@@ -168,7 +168,7 @@ pub struct Consumer {
     pub backoff_ms: Vec<u64>,
     /// Whether messages after one that fails wait for it, and the subscription stops rather than give that message up.
     pub stop_on_failure: bool,
-    /// How often the subscription has gone on after it had stopped: the handler begins anew then.
+    /// How often the subscription was told to go on, moved or altered: the handler begins anew then.
     pub resumed: u32,
 }
 
@@ -284,6 +284,8 @@ impl Work {
 pub struct StreamWork {
     /// The subscription's key in `litmus_pgnats.handler_stream`.
     pub id: String,
+    /// As [`Consumer::resumed`]: messages that were taken before the subscription was changed have no effects.
+    pub resumed: u32,
     /// The stream that the messages come from.
     pub incarnation: Incarnation,
     /// All messages up to this sequence do not concern the subscription, or are done with.

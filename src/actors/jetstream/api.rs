@@ -264,10 +264,15 @@ impl Api {
     /// The error for a message that nobody took: no stream takes its subject, or there is no JetStream at all.
     pub async fn no_stream(&self, subject: &str) -> Error {
         match self.order("INFO", &Value::Null).await {
-            Ok(()) => Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\"")),
+            Ok(()) => no_stream(subject),
             Err(error) => error,
         }
     }
+}
+
+/// The error for a subject that no stream takes.
+pub fn no_stream(subject: &str) -> Error {
+    Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\""))
 }
 
 pub fn lost() -> Error {

@@ -16,7 +16,7 @@ use crate::actors::connection::delivery::forbidden;
 use crate::actors::connection::headers::header_map;
 use crate::actors::connection::requester::{PendingReply, RequestFailure};
 use crate::actors::connection::status::ConnectionStatus;
-use crate::actors::jetstream::api::Api;
+use crate::actors::jetstream::api::{Api, no_stream};
 use crate::channel::outbox::OutboxMessage;
 use crate::error::{Error, Kind, Result};
 
@@ -28,6 +28,8 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the connection, or for JetStream. The batch is then read again, perhaps for another connection.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// For so long it is believed that JetStream is there.
+const ANSWER_LASTS: Duration = Duration::from_millis(500);
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// Why some messages of a round were not sent, or have no answer.
@@ -48,6 +50,8 @@ struct Round<'a> {
     closed: HashSet<&'a str>,
     /// Messages, by their place in the batch, whose acknowledgement has not come yet.
     flight: VecDeque<(usize, PendingReply)>,
+    /// When JetStream has last answered that it is there.
+    answered_at: Option<Instant>,
 }
 
 /// Delivers a batch; returns each message's fate when all are decided, or when NATS has been away for long. Of the
@@ -71,6 +75,7 @@ pub async fn deliver(
             serial: &serial,
             closed: HashSet::new(),
             flight: VecDeque::new(),
+            answered_at: None,
         };
         match round.run(&status).await {
             Ok(()) => return decided(fates),
@@ -236,7 +241,7 @@ impl Round<'_> {
             .map_or("", |(message, _)| &message.subject);
         let answer: Result<Message> = match pending.reply(ACK_LIMIT).await {
             Ok(answer) => Ok(answer),
-            Err(RequestFailure::NoResponders) => Err(api.no_stream(subject).await),
+            Err(RequestFailure::NoResponders) => Err(self.no_stream(api, subject).await),
             Err(RequestFailure::Forbidden) => Err(forbidden(subject)),
             Err(failure) => {
                 self.collect(api);
@@ -254,6 +259,17 @@ impl Round<'_> {
             self.collect(api);
         }
         landed
+    }
+
+    /// The error for a message that nobody took. JetStream is not asked again each time, because there may be thousands of
+    /// such messages, and others behind them.
+    async fn no_stream(&mut self, api: &Api, subject: &str) -> Error {
+        if self.answered_at.is_some_and(|time| time.elapsed() < ANSWER_LASTS) {
+            return no_stream(subject);
+        }
+        let error = api.no_stream(subject).await;
+        self.answered_at = (error.kind == Kind::NoStream).then(Instant::now);
+        error
     }
 
     fn answered(&mut self, index: usize, stored: Result<()>) -> std::result::Result<(), RoundEnd> {

@@ -14,7 +14,9 @@ use crate::flood::Flood;
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_LIMIT: Duration = Duration::from_secs(5);
 /// Most subjects of a partition that are held back one by one; with more, the whole partition is held back.
-const MAX_HELD: usize = 1000;
+const MAX_HELD: usize = 100_000;
+/// So many subjects are tried again in a second, at most: more would take the time of those that are not refused.
+const RETRIES_PER_SECOND: usize = 1000;
 
 /// A subject, or a whole partition, that is held back.
 #[derive(Debug)]
@@ -184,12 +186,14 @@ impl<C> PartitionState<C> {
             MessageFate::Refused(error) if is_permanent(&error) => DeliveryOutcome::Dead(error),
             MessageFate::Refused(error) => {
                 report(partition, &error, &mut self.complaints);
+                let spread = spread(self.held.len());
                 let held = self.held.entry(subject.clone());
                 let held = held.or_insert_with(|| HeldBack::new(now));
                 if held.is_over(retry, now) {
                     return DeliveryOutcome::Dead(error);
                 }
                 held.postpone(now);
+                held.due += spread;
                 DeliveryOutcome::Waits
             }
         }
@@ -216,6 +220,12 @@ impl<C> PartitionState<C> {
         whole.postpone(now);
         Vec::new()
     }
+}
+
+/// What is added to the pause of a subject, so that many that are held back are tried again one after another.
+fn spread(held: usize) -> Duration {
+    let all = Duration::from_secs_f64(held as f64 / RETRIES_PER_SECOND as f64);
+    all.mul_f64(rand::random())
 }
 
 impl HeldBack {

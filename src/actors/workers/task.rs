@@ -179,6 +179,7 @@ fn order(
         is_batch: definition.batch_size.is_some(),
         stream: definition.consumer.as_ref().map(|consumer| StreamWork {
             id: consumer.id.clone(),
+            resumed: consumer.resumed,
             incarnation: Incarnation::clone(&stream.incarnation),
             base: stream.base,
             max_deliveries: consumer.max_deliveries,
