@@ -1,52 +1,21 @@
 //! Finds messages that the client library cannot read, at which it ends the connection: headers or a subject that are
 //! not UTF-8, say. They are got from the stream another way, and executed or given up like others. In the actor thread.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
 use serde_json::json;
-use tokio::time::Instant;
 
+use super::supply::Supply;
 use crate::actors::handlers::handler::MessageHandler;
-use crate::actors::handlers::queue::Incoming;
+use crate::actors::handlers::interface::Sink;
+use crate::actors::handlers::queue::{Incoming, Pushed};
 use crate::actors::jetstream::api::Api;
 use crate::actors::jetstream::consumer::Found;
 use crate::actors::jetstream::consumer::plain_message::{self, PlainMessage};
 use crate::channel::work::{Consumer, StreamPosition};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::nats::raw_headers;
 
-/// The connection has to end so often before messages are suspected.
-const SUSPICIOUS: usize = 2;
-/// Within this time, and twice `ack_wait`, after which JetStream delivers again what it has not heard of.
-const WINDOW: Duration = Duration::from_secs(30);
 /// Most messages to look at. More are not under way.
 const MOST: usize = 20_000;
-
-/// When the connection has ended lately while messages were on their way.
-#[derive(Default)]
-pub struct Losses(VecDeque<Instant>);
-
-impl Losses {
-    /// The connection has ended.
-    pub fn note(&mut self) {
-        self.0.push_back(Instant::now());
-        if self.0.len() > SUSPICIOUS {
-            self.0.pop_front();
-        }
-    }
-
-    /// Whether a message may be the reason. `ack_wait` is that of the subscription.
-    pub fn are_suspicious(&self, ack_wait: Duration) -> bool {
-        let window = WINDOW + ack_wait * 2;
-        self.0.len() >= SUSPICIOUS && self.0.iter().all(|time| time.elapsed() < window)
-    }
-
-    /// No message is the reason.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-}
 
 /// Looks through the messages that may be on their way to the handler. Returns those that cannot be read; where the
 /// order matters, those before them too. Empty if all can be read.
@@ -88,6 +57,48 @@ pub async fn find(
     }
     messages.truncate(last_unreadable);
     Ok(messages)
+}
+
+/// Has messages executed that were found another way, and waits until they are done with.
+pub async fn execute(supply: &mut Supply, messages: Vec<Incoming>, stream: &str, sink: &impl Sink) {
+    let sequences: Vec<u64> = messages
+        .iter()
+        .filter_map(|message| message.position.map(|position| position.sequence))
+        .collect();
+    let unreadable = messages.iter().filter(|message| message.is_unreadable);
+    let unreadable = unreadable.filter_map(|message| message.position);
+    let names: Vec<String> = unreadable.map(|position| position.sequence.to_string()).collect();
+    let text = format!(
+        "message {} has headers or a subject that the client library cannot read",
+        names.join(", ")
+    );
+    supply.notice(
+        stream,
+        Error::new(Kind::InvalidHeaders, text)
+            .detail("It ends the connection when it is delivered, and was got from the stream another way."),
+    );
+    for message in messages {
+        let Some((position, reply)) = message.position.zip(message.reply.clone()) else {
+            continue;
+        };
+        let (sequence, time_us) = (position.sequence, message.time_us);
+        supply
+            .handler
+            .ack_pending
+            .add(sequence, position.after, &reply, time_us);
+        match supply.handler.push(message) {
+            Pushed::First => sink.ready(&supply.handler),
+            Pushed::Behind => {}
+            // There is no room; the message is found again when there is some.
+            Pushed::Refused(_) => drop(supply.handler.ack_pending.remove(sequence)),
+        }
+    }
+    while sequences
+        .iter()
+        .any(|sequence| supply.handler.ack_pending.has(*sequence))
+    {
+        supply.handler.ack_pending.fewer.notified().await;
+    }
 }
 
 fn incoming(message: PlainMessage, stream: &str, consumer: &Consumer, is_unreadable: bool) -> Incoming {
