@@ -354,6 +354,7 @@ CREATE TABLE litmus_pgnats.stream_consumer (
     stream text NOT NULL,
     domain text NOT NULL,
     consumer text NOT NULL,
+    subscription uuid NOT NULL,
     role regrole NOT NULL,
     database_oid oid NOT NULL,
     UNIQUE (server, stream, domain, consumer, database_oid)
@@ -364,6 +365,7 @@ COMMENT ON COLUMN litmus_pgnats.stream_consumer.server IS 'foreign server';
 COMMENT ON COLUMN litmus_pgnats.stream_consumer.stream IS 'stream';
 COMMENT ON COLUMN litmus_pgnats.stream_consumer.domain IS 'JetStream domain; empty for that of the server';
 COMMENT ON COLUMN litmus_pgnats.stream_consumer.consumer IS 'name of the consumer';
+COMMENT ON COLUMN litmus_pgnats.stream_consumer.subscription IS 'the durable subscription that has it, or had it last';
 COMMENT ON COLUMN litmus_pgnats.stream_consumer.role IS 'role that has subscribed, whose connection removes the consumer';
 COMMENT ON COLUMN litmus_pgnats.stream_consumer.database_oid IS 'the database whose consumer it is; not that of a copy';
 

@@ -381,6 +381,49 @@ async fn what_cannot_be_told_stops_visibly() {
     drop(scene);
 }
 
+/// A new stream in which the subscription has its consumer already, and nothing executed yet, is not taken for the former
+/// one.
+#[tokio::test]
+async fn a_consumer_in_a_new_stream_makes_it_no_former_one() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', filter_subjects => '{events.word}', ack_wait => '1 s')",
+    )
+    .await;
+    say_all(&events, &["1", "2", "3"]).await;
+    until_kept(&session, &["1", "2", "3"]).await;
+    events.0.delete_stream("events").await.expect("delete");
+    events.create(RetentionPolicy::Limits).await;
+    eventually(LONG, async || {
+        let stream = events
+            .0
+            .get_stream("events")
+            .await
+            .map_err(|error| error.to_string())?;
+        let names: Vec<_> = stream.consumer_names().collect().await;
+        (names.len() == 1).then_some(()).ok_or("no consumer".to_owned())
+    })
+    .await;
+    run(&session, "SELECT litmus_pgnats.pause('events', 'keep')").await;
+    for _ in 0..3 {
+        events.say("events.other", "x").await;
+    }
+    say_all(&events, &["new"]).await;
+    let stream = events.0.get_stream("events").await.expect("the stream");
+    stream.purge().filter("events.other").await.expect("purge");
+    run(&session, "SELECT litmus_pgnats.resume('events', 'keep')").await;
+    eventually(LONG, async || {
+        let problem = texts(&session, &format!("SELECT coalesce(problem, '') FROM {ALL}")).await;
+        let is_done = got(&session).await.len() == 4 || problem[0].contains("it cannot be told");
+        is_done.then_some(()).ok_or(problem)
+    })
+    .await;
+    run(&session, "SELECT litmus_pgnats.seek('events', 'keep', 1)").await;
+    until_number(&session, 1, "SELECT count(*) FROM got WHERE payload = 'new'").await;
+    drop(scene);
+}
+
 /// Another client pulls from the consumer, and acknowledges what it gets: that is fetched again, and said.
 #[tokio::test]
 async fn what_another_client_takes_is_fetched_again() {

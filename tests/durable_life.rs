@@ -272,6 +272,111 @@ async fn a_subscription_is_moved_to_a_sequence_or_a_time() {
     }
 }
 
+/// One that is made anew with the consumer's name of a former one begins where it is told to.
+#[tokio::test]
+async fn a_former_consumer_of_the_name_decides_nothing() {
+    let (_scene, session, events) = scene().await;
+    let subscribe = "SELECT nats_subscribe_stream('events', 'keep', durable => 'named'";
+    run(&session, &format!("{subscribe})")).await;
+    events.count_off(1..=5).await;
+    until_number(&session, 5, "SELECT count(*) FROM got").await;
+    for (unsubscribe, start, expected) in [
+        ("SELECT nats_unsubscribe_stream('events', 'keep')", "", 5),
+        (
+            "SELECT nats_unsubscribe_stream('events', 'keep')",
+            ", deliver => 'all'",
+            5,
+        ),
+        (
+            "SELECT nats_unsubscribe_stream('events', 'keep', keep_consumer => true)",
+            ", start_sequence => 3",
+            3,
+        ),
+        (
+            "SELECT nats_unsubscribe_stream('events', 'keep')",
+            ", start_time => '2020-01-01'",
+            5,
+        ),
+    ] {
+        for together in [true, false] {
+            run(&session, "TRUNCATE got").await;
+            if together {
+                run(
+                    &session,
+                    &format!("BEGIN; {unsubscribe}; {subscribe} {start}); COMMIT"),
+                )
+                .await;
+            } else {
+                run(&session, unsubscribe).await;
+                run(&session, &format!("{subscribe} {start})")).await;
+            }
+            until_number(&session, expected, "SELECT count(*) FROM got").await;
+        }
+    }
+}
+
+/// A consumer that another subscription has by now is not removed with a former one.
+#[tokio::test]
+async fn a_consumer_that_is_in_use_stays() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', durable => 'shared')",
+    )
+    .await;
+    until(&session, "live").await;
+    let other = scene.database("other").await;
+    run(
+        &other,
+        "SELECT nats_subscribe_stream('events', 'keep', durable => 'shared')",
+    )
+    .await;
+    until(&other, "live").await;
+    run(&other, "SELECT litmus_pgnats.pause('events', 'keep')").await;
+    run(&session, "SELECT nats_unsubscribe_stream('events', 'keep')").await;
+    until_number(&session, 0, "SELECT count(*) FROM litmus_pgnats.stream_consumer").await;
+    assert_eq!(events.consumer().await.name, "shared");
+    let logged = scene
+        .pg
+        .wait_log("stays, because somebody else uses it", SOON)
+        .await;
+    assert!(logged.contains("shared"), "{logged}");
+}
+
+/// A NATS user who may not remove consumers uses the one that there is.
+#[tokio::test]
+async fn without_the_right_to_remove_consumers() {
+    let users = r#"authorization { users = [
+        { user: "limited", password: "p", permissions: { publish: { deny: ["$JS.API.CONSUMER.DELETE.>"] } } }
+        { user: "all", password: "p" }
+    ] }
+    no_auth_user: "all""#;
+    let nats = NatsServer::builder().jetstream().config(users).start().await;
+    let scene = Scene::with(Postgres::builder(), nats, ", username 'limited', password 'p'").await;
+    let session = scene.pg.connect().await;
+    run(&session, KEEP).await;
+    let events = Events::start(&scene, RetentionPolicy::Limits).await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s')",
+    )
+    .await;
+    events.count_off(1..=3).await;
+    until_number(&session, 3, "SELECT count(*) FROM got").await;
+    restart_runtime(&scene, &session).await;
+    run(
+        &session,
+        "SELECT nats_alter_subscription_stream('events', 'keep', batch_size => 7)",
+    )
+    .await;
+    events.count_off(4..=6).await;
+    until_number(&session, 6, "SELECT count(*) FROM got").await;
+    assert_eq!(
+        number(&session, "SELECT count(DISTINCT payload) FROM got").await,
+        6
+    );
+}
+
 /// What waits for a subscription that takes nothing is shown: one that was paused here or at JetStream, and one that has
 /// stopped; and which message has failed.
 #[tokio::test]

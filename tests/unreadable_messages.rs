@@ -91,6 +91,76 @@ async fn what_the_client_library_cannot_read_is_executed() {
     }
 }
 
+/// Many of them among others, without order: every message is executed, and nothing goes round for ever.
+#[tokio::test]
+async fn many_that_cannot_be_read_among_others() {
+    let (scene, session, events) = scene().await;
+    for n in 0..60 {
+        publish_raw(
+            &scene.nats,
+            b"events.bad",
+            BAD[n % 3],
+            format!("bad {n}").as_bytes(),
+        )
+        .await;
+        events.count_off(n..=n).await;
+    }
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s')",
+    )
+    .await;
+    until_number(&session, 120, "SELECT count(DISTINCT payload) FROM got").await;
+    until_number(&session, 120, &format!("SELECT applied_to FROM {ALL}")).await;
+    assert_eq!(number(&session, "SELECT count(*) FROM got").await, 120, "twice");
+    let messages = number(&session, &format!("SELECT messages FROM {ALL}")).await;
+    let reconnects = number(
+        &session,
+        "SELECT sum(reconnects)::bigint FROM litmus_pgnats.connections",
+    )
+    .await;
+    println!("{messages} messages counted for 120, {reconnects} reconnects");
+    assert!(messages < 1000, "{messages}");
+    // Nothing is left to be delivered again.
+    eventually_eq(LONG, 0, async || events.consumer().await.num_ack_pending).await;
+}
+
+/// Listing a bucket with such an entry fails twice, because the client library ends the connection, and is safe then.
+#[tokio::test]
+async fn a_bucket_with_an_entry_that_cannot_be_read() {
+    let (scene, session, _events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_create_bucket('b', history => 5); SELECT nats_put_text('b', 'good', n::text) FROM generate_series(1, 3) n;
+         SELECT nats_put_text('b', 'gone', 'x'); SELECT nats_delete_value('b', 'gone')",
+    )
+    .await;
+    publish_raw(&scene.nats, b"$KV.b.bad", BAD[0], b"value").await;
+    publish_raw(&scene.nats, b"$KV.b.good", BAD[0], b"four").await;
+    let keys = "SELECT * FROM nats_list_keys('b') ORDER BY 1";
+    for _ in 0..2 {
+        let error = session.query(keys, &[]).await.expect_err("the connection ends");
+        assert_eq!(error.code().map(|code| code.code()), Some("08006"), "{error:?}");
+    }
+    assert_eq!(texts(&session, keys).await, ["bad", "good"]);
+    let history = "SELECT operation || ' ' || coalesce(convert_from(value, 'utf8'), '') FROM nats_get_history('b', 'good')";
+    assert_eq!(
+        texts(&session, history).await,
+        ["PUT 1", "PUT 2", "PUT 3", "PUT four"]
+    );
+    assert_eq!(
+        texts(&session, "SELECT operation FROM nats_get_history('b', 'gone')").await,
+        ["PUT", "DEL"]
+    );
+    assert!(
+        texts(&session, "SELECT * FROM nats_list_keys('none')")
+            .await
+            .is_empty()
+    );
+    let reconnects = "SELECT sum(reconnects)::bigint FROM litmus_pgnats.connections";
+    assert_eq!(number(&session, reconnects).await, 2);
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_and_fails_is_a_dead_letter_at_once() {
     let (scene, session, events) = scene().await;

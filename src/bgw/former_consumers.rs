@@ -31,11 +31,11 @@ pub fn keep(removed: &[i64]) -> Vec<FormerConsumer> {
     }
     query(
         &format!(
-            "INSERT INTO litmus_pgnats.stream_consumer AS c (server, stream, domain, consumer, role, database_oid) \
-             SELECT d.server, d.subject, coalesce(d.domain, ''), {CONSUMER}, h.role, $2 \
+            "INSERT INTO litmus_pgnats.stream_consumer AS c (server, stream, domain, consumer, subscription, role, database_oid) \
+             SELECT d.server, d.subject, coalesce(d.domain, ''), {CONSUMER}, d.id, h.role, $2 \
              FROM litmus_pgnats.handler_stream d JOIN litmus_pgnats.handler h USING (kind, server, subject, signature) \
-             ON CONFLICT (server, stream, domain, consumer, database_oid) DO UPDATE SET role = excluded.role \
-             WHERE c.role <> excluded.role"
+             ON CONFLICT (server, stream, domain, consumer, database_oid) DO UPDATE SET role = excluded.role, \
+             subscription = excluded.subscription WHERE (c.role, c.subscription) <> (excluded.role, excluded.subscription)"
         ),
         &here(),
     );
@@ -50,20 +50,29 @@ pub fn keep(removed: &[i64]) -> Vec<FormerConsumer> {
 fn unused() -> Vec<FormerConsumer> {
     let rows = query(
         &format!(
-            "SELECT c.key, c.stream, c.consumer, nullif(c.domain, ''), s.oid, c.server, c.role::oid \
+            "SELECT c.key, c.subscription, c.stream, c.consumer, nullif(c.domain, ''), s.oid, c.server, c.role::oid \
              FROM litmus_pgnats.stream_consumer c LEFT JOIN pg_foreign_server s ON s.srvname = c.server \
              WHERE c.database_oid = $2 AND NOT {USED} {CONSUMER} = c.consumer) ORDER BY c.key"
         ),
         &here(),
     );
     rows.into_iter()
-        .filter_map(|row| former(<[Option<String>; 7]>::try_from(row).ok()?))
+        .filter_map(|row| former(<[Option<String>; 8]>::try_from(row).ok()?))
         .collect()
 }
 
 /// A consumer to remove; `None` if there is no connection to do that with, which is logged once.
 fn former(
-    [key, stream, durable, domain, server_oid, server, role]: [Option<String>; 7],
+    [
+        key,
+        subscription,
+        stream,
+        durable,
+        domain,
+        server_oid,
+        server,
+        role,
+    ]: [Option<String>; 8],
 ) -> Option<FormerConsumer> {
     let (key, stream, durable, server) = (key?.parse().ok()?, stream?, durable?, server?);
     let source = server_oid
@@ -87,6 +96,7 @@ fn former(
     };
     Some(FormerConsumer {
         key,
+        subscription: subscription?,
         stream,
         durable,
         domain,

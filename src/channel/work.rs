@@ -68,6 +68,8 @@ pub struct Report {
 pub struct FormerConsumer {
     /// The key in `litmus_pgnats.stream_consumer`.
     pub key: i64,
+    /// The subscription that had the consumer.
+    pub subscription: String,
     pub stream: String,
     pub durable: String,
     pub domain: Option<String>,

@@ -40,6 +40,12 @@ fn resume(call: &Call<'_>) -> Result<Value> {
 
 /// `(stream, fn, sequence, time)`.
 fn seek(call: &Call<'_>) -> Result<Value> {
+    if call.int8(2).is_some() && call.timestamptz_us(3).is_some() {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            "sequence and time exclude each other",
+        ));
+    }
     let start = Start::check(None, ("sequence", call.int8(2)), time_argument(call, 3, "time")?)?;
     let Some(deliver) = start.deliver else {
         return Err(null("sequence or time"));

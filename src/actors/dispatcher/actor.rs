@@ -319,6 +319,9 @@ impl Handler<WorkerNoticed> for Dispatcher {
     fn handle(&mut self, WorkerNoticed(worker, notice): WorkerNoticed, ctx: &mut Self::Context) {
         if let Some(database) = self.pool.notice(worker, notice) {
             self.forget(database);
+            if let Some(removal) = self.removals.remove(&database) {
+                ctx.cancel_future(removal);
+            }
         }
         self.wind(ctx);
     }

@@ -22,6 +22,9 @@ use crate::actors::connection::requester::RequestFailure;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply};
 use crate::error::{Error, Kind, Result};
 use crate::row::Row;
+pub use one_by_one::SuspectBuckets;
+
+mod one_by_one;
 
 /// Entries that are under way at a time while the history of a key is read.
 const ENTRIES_AHEAD: usize = 8;
@@ -38,6 +41,7 @@ const PURGE: &str = "PURGE";
 pub(super) struct Bucket {
     pub(super) api: Api,
     pub(super) bucket: String,
+    pub(super) suspects: SuspectBuckets,
 }
 
 /// The latest entry of a key.
@@ -68,8 +72,24 @@ impl Bucket {
                 self.delete(&key, purge).await?;
                 plain(Reply::Done)
             }
-            BucketCall::Entries { key, history } => plain(Reply::Rows(self.entries(&key, history).await?)),
-            BucketCall::Keys => plain(Reply::Rows(self.keys().await?)),
+            BucketCall::Entries { key, history } => {
+                let entries = if history && self.suspects.has(&self.bucket) {
+                    self.history_one_by_one(&key).await
+                } else {
+                    self.entries(&key, history).await
+                };
+                self.suspects.note(&self.bucket, &entries);
+                plain(Reply::Rows(entries?))
+            }
+            BucketCall::Keys => {
+                let keys = if self.suspects.has(&self.bucket) {
+                    self.keys_one_by_one().await
+                } else {
+                    self.keys().await
+                };
+                self.suspects.note(&self.bucket, &keys);
+                plain(Reply::Rows(keys?))
+            }
             BucketCall::Create(bucket) => {
                 self.create(bucket).await?;
                 plain(Reply::Done)
@@ -328,18 +348,10 @@ impl Bucket {
     }
 
     async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
-        let row = |revision: u64, operation: &str, value: &[u8], created: Option<String>| {
-            vec![
-                Some(revision.to_string()),
-                Some(operation.into()),
-                (operation == PUT).then(|| hex(value)),
-                created,
-            ]
-        };
         if !history {
             let latest = self.latest(key).await?;
-            let latest =
-                latest.map(|entry| row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
+            let latest = latest
+                .map(|entry| entry_row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
             return Ok(latest.into_iter().collect());
         }
         let part = Part {
@@ -357,11 +369,21 @@ impl Bucket {
             };
             let operation = stored_operation(&message);
             let created = from_nanos(delivery.time_ns.into()).ok().map(timestamp);
-            let row = row(delivery.sequence, operation, &message.payload, created);
+            let row = entry_row(delivery.sequence, operation, &message.payload, created);
             Ok(Some((row, reading)))
         });
         collect(rows).await
     }
+}
+
+/// A row of revision, operation, value and time.
+fn entry_row(revision: u64, operation: &str, value: &[u8], created: Option<String>) -> Row {
+    vec![
+        Some(revision.to_string()),
+        Some(operation.into()),
+        (operation == PUT).then(|| hex(value)),
+        created,
+    ]
 }
 
 fn stored_operation(message: &Message) -> &'static str {

@@ -2,9 +2,6 @@
 //! and pulls from it. `consumer/incarnation.rs` says which of the streams that had the name is there. In the actor
 //! thread.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{Config, Info};
 use async_nats::jetstream::stream::RetentionPolicy;
@@ -23,9 +20,11 @@ use crate::error::{Error, Kind, Result};
 use crate::findings;
 use crate::nats::names::OWN_CONSUMER;
 use incarnation::{first_time, identify};
+pub use ownership::taken;
 use plan::{Done, plan};
 
 mod incarnation;
+pub mod ownership;
 pub mod plain_message;
 mod plan;
 mod recognise;
@@ -35,8 +34,6 @@ const EXPIRES: u64 = 30;
 /// Seconds between JetStream's heartbeats while a pull waits for messages.
 pub const HEARTBEAT: u64 = 5;
 const NANOSECONDS: u64 = 1_000_000_000;
-/// Name of the consumer's metadata that says who uses it.
-const OWNER: &str = "litmus_pgnats_owner";
 
 /// What is known of the consumer when pulling begins.
 pub struct Found {
@@ -88,7 +85,11 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
     };
     let durable = &consumer.durable;
     let existing = existing(api, stream, durable).await?;
-    let has_own = existing.is_some() && durable.starts_with(OWN_CONSUMER);
+    let last = progress.positions.first().map(|position| position.token.as_str());
+    let has_own = durable.starts_with(OWN_CONSUMER)
+        && existing
+            .as_ref()
+            .is_some_and(|existing| ownership::is_of_incarnation(existing, last));
     let incarnation = identify(api, stream, &stream_info, progress, has_own).await?;
     let is_first = seeker.former != Some(incarnation.token.as_str());
     if seeker.former.is_some()
@@ -98,25 +99,43 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
     {
         return Err(problem);
     }
+    // A consumer that a former subscription has left says nothing of where this one begins.
+    let is_former = existing
+        .as_ref()
+        .is_some_and(|existing| ownership::is_of_other(existing, &consumer.id));
+    let begins = is_first && progress.positions.is_empty();
     let done = Done {
         floor: progress.ack_floor(&incarnation),
-        is_sought: progress.is_sought && is_first && progress.positions.is_empty(),
+        is_sought: begins && (progress.is_sought || is_former),
         is_read: is_first || seeker.is_behind,
     };
     let mut plan = plan(consumer, done, &stream_info, existing.as_ref())?;
+    if plan.removes_former {
+        match delete(api, stream, durable).await {
+            // Without the right to remove the consumer, it is used as it is where that is no worse than slower.
+            Err(error) if error.kind == Kind::PermissionDenied => {
+                let done = Done {
+                    is_read: false,
+                    ..done
+                };
+                plan = plan::plan(consumer, done, &stream_info, existing.as_ref())?;
+                if plan.removes_former {
+                    return Err(error);
+                }
+            }
+            deleted => deleted?,
+        }
+    }
     plan.config.description = Some(format!(
         "litmus_pgnats: calls {} in database {}",
         seeker.function, seeker.database_name
     ));
-    plan.config.metadata = seeker.metadata();
+    plan.config.metadata = ownership::metadata(seeker, &incarnation.token);
     if let Some((acknowledged, floor)) = plan.lost {
         log::warn!(
             "durable subscription of stream \"{stream}\": messages up to {acknowledged} are acknowledged, but the \
              database has those up to {floor} only; it goes on from there"
         );
-    }
-    if plan.removes_former {
-        delete(api, stream, durable).await?;
     }
     let mut made = create(api, stream, durable, &mut plan.config).await?;
     if plan.is_leftover(&made) {
@@ -145,23 +164,6 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
     })
 }
 
-impl Seeker<'_> {
-    fn metadata(&self) -> HashMap<String, String> {
-        HashMap::from([
-            (OWNER.to_string(), owner(self.database)),
-            (
-                "litmus_pgnats_cluster".to_string(),
-                self.consumer.cluster.to_string(),
-            ),
-            (
-                "litmus_pgnats_database".to_string(),
-                self.database_name.to_string(),
-            ),
-            ("litmus_pgnats_function".to_string(), self.function.to_string()),
-        ])
-    }
-}
-
 /// Creates or updates the consumer. Where the NATS server or the account allows fewer ack pending messages than
 /// `config` asks for, `config` leaves their number to the server.
 async fn create(api: &Api, stream: &str, durable: &str, config: &mut Config) -> Result<Info> {
@@ -178,33 +180,39 @@ async fn create(api: &Api, stream: &str, durable: &str, config: &mut Config) -> 
             config.max_ack_pending = 0;
             api.request(&name, &body(config)).await
         }
-        Err(error) if IN_THE_WAY.contains(&error.err_code) => Err(in_the_way(api, stream, durable).await?),
+        Err(error) if IN_THE_WAY.contains(&error.err_code) => Err(in_the_way(api, stream, durable).await),
         Err(error) => Err(refused(api.domain.as_deref(), &error)),
     }
 }
 
 /// What to say where the other consumers of a work queue take messages that are asked for.
-async fn in_the_way(api: &Api, stream: &str, durable: &str) -> Result<Error> {
+async fn in_the_way(api: &Api, stream: &str, durable: &str) -> Error {
     #[derive(Deserialize)]
     struct Consumers {
         consumers: Vec<Info>,
     }
     let name = format!("CONSUMER.LIST.{stream}");
-    let answer: Consumers = api.request(&name, &json!({"offset": 0})).await?;
+    let text = format!("work-queue stream \"{stream}\" has another consumer for these messages");
+    let found = api.request::<Consumers>(&name, &json!({"offset": 0})).await;
+    // Without the right to list consumers, the reason alone is said.
+    let Ok(answer) = found else {
+        let error = Error::new(Kind::JetStreamRefused, text);
+        return error.detail("nats consumer ls names it. Remove it if nobody uses it any more.");
+    };
     let others = answer.consumers.into_iter().filter(|other| other.name != durable);
     let names = others.map(|other| match other.config.description {
         Some(description) => format!("\"{}\" ({})", other.name, findings::line(&description)),
         None => format!("\"{}\"", other.name),
     });
     let names: Vec<String> = names.take(5).collect();
-    let text = format!("work-queue stream \"{stream}\" has another consumer for these messages");
-    Ok(Error::new(Kind::JetStreamRefused, text).detail(format!(
+    Error::new(Kind::JetStreamRefused, text).detail(format!(
         "Its consumers are {}. Remove the one that nobody uses any more: nats consumer rm {stream} NAME.",
         names.join(", ")
-    )))
+    ))
 }
 
-async fn existing(api: &Api, stream: &str, durable: &str) -> Result<Option<Info>> {
+/// The state of a consumer; `None` if it does not exist.
+pub async fn existing(api: &Api, stream: &str, durable: &str) -> Result<Option<Info>> {
     let name = format!("CONSUMER.INFO.{stream}.{durable}");
     api.request_unless(ErrorCode::CONSUMER_NOT_FOUND, &name, &Value::Null)
         .await
@@ -215,26 +223,6 @@ pub fn paused(info: &Info) -> Option<Error> {
     let until = info.config.pause_until.filter(|_| info.paused)?;
     let message = format!("consumer \"{}\" is paused until {}", info.name, timestamp(until));
     Some(Error::new(Kind::JetStreamRefused, message))
-}
-
-/// Who uses a consumer: this runtime worker, for a database. A server that was started from a base backup has the same
-/// subscriptions, and nothing but this tells it from a standby that was promoted.
-fn owner(database: u32) -> String {
-    static RUNTIME: LazyLock<String> = LazyLock::new(|| nuid::next().to_string());
-    format!("{}.{database}", *RUNTIME)
-}
-
-/// What to say of a consumer that another server has taken; `None` if it is still the database's own, or if the NATS
-/// server (before 2.10) does not keep who uses it.
-pub fn taken(info: &Info, database: u32) -> Option<Error> {
-    let theirs = info.config.metadata.get(OWNER)?;
-    (*theirs != owner(database)).then(|| {
-        let message = format!("another server has taken consumer \"{}\"", info.name);
-        Error::new(Kind::Stopped, message).detail(
-            "It has the same subscription: a standby that was promoted, or a server that was started from a base backup. \
-             If this server is the one to go on, call litmus_pgnats.resume() here.",
-        )
-    })
 }
 
 /// The state of a consumer.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::api::Api;
-use super::bucket::Bucket;
+use super::bucket::{Bucket, SuspectBuckets};
 use super::interface::{InBucket, unless_cancelled};
 use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connection::status::ConnectionStatus;
@@ -16,6 +16,7 @@ use crate::error::Result;
 /// The actor of a connection's key-value buckets.
 pub struct KeyValue {
     status: watch::Receiver<ConnectionStatus>,
+    suspects: SuspectBuckets,
     _vital: Vital,
 }
 
@@ -23,6 +24,7 @@ impl KeyValue {
     pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
         KeyValue {
             status,
+            suspects: SuspectBuckets::default(),
             _vital: Vital::new("key-value buckets"),
         }
     }
@@ -47,8 +49,13 @@ impl Handler<InBucket> for KeyValue {
         let Some(api) = Api::of(&self.status, domain, timeout) else {
             return Box::pin(std::future::ready(None));
         };
+        let suspects = self.suspects.clone();
         Box::pin(async move {
-            let bucket = Bucket { api, bucket };
+            let bucket = Bucket {
+                api,
+                bucket,
+                suspects,
+            };
             let answer = unless_cancelled(&cancel, bucket.answer(call, value));
             Some(tasks::answer("call of a bucket", answer).await)
         })

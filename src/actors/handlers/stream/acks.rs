@@ -126,6 +126,11 @@ pub fn tell_progress(handler: &MessageHandler, time: Duration) {
     tell_all(handler, handler.ack_pending.overdue(time), Ack::Progress);
 }
 
+/// Acknowledges messages that were executed before, on these subjects.
+pub fn acknowledge(handler: &MessageHandler, replies: Vec<String>) {
+    tell_all(handler, replies, Ack::Done);
+}
+
 /// Gives back all messages that were not executed: JetStream delivers them again, to whoever pulls next.
 pub fn give_back(handler: &MessageHandler) {
     tell_all(handler, handler.ack_pending.take_all(), Ack::Back);

@@ -11,7 +11,7 @@ use crate::actors::connections::Supervisor;
 use crate::actors::connections::interface::{ConnectionHandle, OpenConnection, stopped};
 use crate::actors::connections::lease::ConnectionUser;
 use crate::actors::jetstream::api::Api;
-use crate::actors::jetstream::consumer;
+use crate::actors::jetstream::consumer::{self, ownership};
 use crate::channel::work::FormerConsumer;
 use crate::error::{Error, Kind, Result};
 use crate::flood::Flood;
@@ -51,7 +51,18 @@ async fn remove_one(supervisor: &Addr<Supervisor>, former: &FormerConsumer) -> R
     };
     let connection = supervisor.send(open).await.unwrap_or_else(|_| Err(stopped()))?;
     let api = up(&connection, former).await?;
-    match consumer::delete(&api, &former.stream, &former.durable).await {
+    let (stream, durable) = (&former.stream, &former.durable);
+    let info = match consumer::existing(&api, stream, durable).await {
+        // The consumer has ended with its stream.
+        Err(error) if error.kind == Kind::NoStream => return Ok(()),
+        info => info?,
+    };
+    let database = former.source.target.key.database;
+    if info.is_some_and(|info| ownership::is_in_use(&info, &former.subscription, database)) {
+        log::warn!("consumer \"{durable}\" of stream \"{stream}\" stays, because somebody else uses it");
+        return Ok(());
+    }
+    match consumer::delete(&api, stream, durable).await {
         // The consumer has ended with its stream.
         Err(error) if error.kind == Kind::NoStream => Ok(()),
         deleted => deleted,

@@ -100,15 +100,22 @@ async fn consume(supply: &mut Supply, connection: &ConnectionHandle, sink: &impl
         .losses
         .are_suspicious(Duration::from_millis(consumer.ack_wait_ms))
     {
-        match unreadable::find(&api, &supply.handler, stream, consumer, &found).await {
-            Ok(messages) if messages.is_empty() => supply.losses.clear(),
-            Ok(messages) => {
-                unreadable::execute(supply, messages, stream, sink).await;
-                return PullEnd::Lost;
+        match unreadable::find(&api, supply, stream, consumer, &found).await {
+            Ok(suspects) => {
+                // Whatever is left shows by two more losses.
+                supply.losses.clear();
+                acks::acknowledge(&supply.handler, suspects.done);
+                if !suspects.messages.is_empty() {
+                    unreadable::execute(supply, suspects.messages, stream, sink).await;
+                    if consumer.stop_on_failure {
+                        // The consumer is to begin behind these messages.
+                        return PullEnd::Lost;
+                    }
+                }
             }
             Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
-            // Without the right to read messages one by one, there is no other way.
-            Err(error) => supply.report(error),
+            // Without the right to read messages one by one, pulling would end the connection of all again.
+            Err(error) => return PullEnd::Failed(error),
         }
     }
     let inbox = api.client.client().new_inbox();

@@ -1,6 +1,7 @@
 //! What a durable subscription's task keeps beyond a single consumer, and what it says of itself in the views and in the
 //! log. In the actor thread.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct Supply {
     pub behind: Option<Gap>,
     /// When the connection has ended while messages were on their way.
     pub losses: Losses,
+    /// Messages that the client library cannot read and that were executed.
+    pub executed: HashSet<u64>,
     /// What was wrong lately, and until when the view says so.
     notice: Option<(Error, Instant)>,
     complaints: Flood,
@@ -53,6 +56,7 @@ impl Supply {
             ahead: (batch * 2).max(LEAST_AHEAD),
             behind: None,
             losses: Losses::default(),
+            executed: HashSet::new(),
             notice: None,
             complaints: Flood::default(),
         }

@@ -4,12 +4,12 @@
 use serde_json::json;
 
 use super::supply::Supply;
-use crate::actors::handlers::handler::MessageHandler;
 use crate::actors::handlers::interface::Sink;
 use crate::actors::handlers::queue::{Incoming, Pushed};
 use crate::actors::jetstream::api::Api;
 use crate::actors::jetstream::consumer::Found;
 use crate::actors::jetstream::consumer::plain_message::{self, PlainMessage};
+use crate::channel::marks::Mark;
 use crate::channel::work::{Consumer, StreamPosition};
 use crate::error::{Error, Kind, Result};
 use crate::nats::raw_headers;
@@ -17,22 +17,31 @@ use crate::nats::raw_headers;
 /// Most messages to look at. More are not under way.
 const MOST: usize = 20_000;
 
-/// Looks through the messages that may be on their way to the handler. Returns those that cannot be read; where the
-/// order matters, those before them too. Empty if all can be read.
+/// What was found among the messages that may be on their way to the handler.
+#[derive(Default)]
+pub struct Suspects {
+    /// Messages that cannot be read; where the order matters, those before them too.
+    pub messages: Vec<Incoming>,
+    /// The subjects to acknowledge messages on that cannot be read, were executed, and came again.
+    pub done: Vec<String>,
+}
+
+/// Looks through the messages that may be on their way to the handler.
 pub async fn find(
     api: &Api,
-    handler: &MessageHandler,
+    supply: &Supply,
     stream: &str,
     consumer: &Consumer,
     found: &Found,
-) -> Result<Vec<Incoming>> {
+) -> Result<Suspects> {
+    let handler = &supply.handler;
     let filter = match consumer.filter_subjects.as_slice() {
         [one] => one.as_str(),
         _ => ">",
     };
     let ahead = (consumer.batch_size as usize).saturating_mul(2).min(MOST);
     let mut from = handler.ack_pending.floor() + 1;
-    let (mut messages, mut last_unreadable, mut beyond) = (Vec::new(), 0, 0);
+    let (mut suspects, mut last_unreadable, mut beyond) = (Suspects::default(), 0, 0);
     for _ in 0..MOST {
         let which = json!({ "seq": from, "next_by_subj": filter });
         let Some(message) = plain_message::get(api, stream, &which).await? else {
@@ -50,67 +59,88 @@ pub async fn find(
         if handler.ack_pending.has(sequence) || (is_readable && !consumer.stop_on_failure) {
             continue;
         }
-        if !is_readable {
-            last_unreadable = messages.len() + 1;
+        if !is_readable && supply.executed.contains(&sequence) {
+            suspects
+                .done
+                .push(ack_subject(stream, &consumer.durable, message.mark));
+            continue;
         }
-        messages.push(incoming(message, stream, consumer, !is_readable));
+        suspects
+            .messages
+            .push(incoming(message, stream, consumer, !is_readable));
+        if !is_readable {
+            last_unreadable = suspects.messages.len();
+        }
     }
-    messages.truncate(last_unreadable);
-    Ok(messages)
+    suspects.messages.truncate(last_unreadable);
+    Ok(suspects)
 }
 
 /// Has messages executed that were found another way, and waits until they are done with.
 pub async fn execute(supply: &mut Supply, messages: Vec<Incoming>, stream: &str, sink: &impl Sink) {
-    let sequences: Vec<u64> = messages
-        .iter()
-        .filter_map(|message| message.position.map(|position| position.sequence))
-        .collect();
+    let sequence_of = |message: &Incoming| message.position.map(|position| position.sequence);
+    let sequences: Vec<u64> = messages.iter().filter_map(sequence_of).collect();
     let unreadable = messages.iter().filter(|message| message.is_unreadable);
-    let unreadable = unreadable.filter_map(|message| message.position);
-    let names: Vec<String> = unreadable.map(|position| position.sequence.to_string()).collect();
-    let text = format!(
-        "message {} has headers or a subject that the client library cannot read",
-        names.join(", ")
-    );
-    supply.notice(
-        stream,
-        Error::new(Kind::InvalidHeaders, text)
-            .detail("It ends the connection when it is delivered, and was got from the stream another way."),
-    );
+    let unreadable: Vec<u64> = unreadable.filter_map(sequence_of).collect();
+    say(supply, &unreadable, stream);
+    let handler = supply.handler.clone();
     for message in messages {
         let Some((position, reply)) = message.position.zip(message.reply.clone()) else {
             continue;
         };
         let (sequence, time_us) = (position.sequence, message.time_us);
-        supply
-            .handler
-            .ack_pending
-            .add(sequence, position.after, &reply, time_us);
-        match supply.handler.push(message) {
-            Pushed::First => sink.ready(&supply.handler),
+        handler.ack_pending.add(sequence, position.after, &reply, time_us);
+        match handler.push(message) {
+            Pushed::First => sink.ready(&handler),
             Pushed::Behind => {}
             // There is no room; the message is found again when there is some.
-            Pushed::Refused(_) => drop(supply.handler.ack_pending.remove(sequence)),
+            Pushed::Refused(_) => drop(handler.ack_pending.remove(sequence)),
         }
     }
     while sequences
         .iter()
-        .any(|sequence| supply.handler.ack_pending.has(*sequence))
+        .any(|sequence| handler.ack_pending.has(*sequence))
     {
-        supply.handler.ack_pending.fewer.notified().await;
+        handler.ack_pending.fewer.notified().await;
     }
+    if supply.executed.len() > MOST {
+        supply.executed.clear();
+    }
+    supply.executed.extend(unreadable);
+}
+
+/// Says which messages cannot be read, the first of them at least.
+fn say(supply: &mut Supply, unreadable: &[u64], stream: &str) {
+    const NAMED: usize = 5;
+    let named: Vec<String> = unreadable.iter().take(NAMED).map(u64::to_string).collect();
+    let more = match unreadable.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let text = format!(
+        "message {}{more} has headers or a subject that the client library cannot read",
+        named.join(", ")
+    );
+    let problem = Error::new(Kind::InvalidHeaders, text);
+    supply.notice(
+        stream,
+        problem
+            .detail("It ends the connection when it is delivered, and was got from the stream another way."),
+    );
+}
+
+/// The subject to acknowledge a message on. JetStream knows an ack pending message by its sequence in the stream; the
+/// number of the delivery is not known here, and does not matter.
+fn ack_subject(stream: &str, durable: &str, mark: Mark) -> String {
+    let (sequence, time_ns) = (mark.sequence, mark.time_us.saturating_mul(1000));
+    format!("$JS.ACK.{stream}.{durable}.1.{sequence}.{sequence}.{time_ns}.0")
 }
 
 fn incoming(message: PlainMessage, stream: &str, consumer: &Consumer, is_unreadable: bool) -> Incoming {
     let PlainMessage { mark, subject, .. } = message;
-    let durable = &consumer.durable;
-    let (sequence, time_ns) = (mark.sequence, mark.time_us.saturating_mul(1000));
+    let sequence = mark.sequence;
     Incoming {
-        // JetStream knows an ack pending message by its sequence in the stream; the number of the delivery is not known
-        // here, and does not matter.
-        reply: Some(format!(
-            "$JS.ACK.{stream}.{durable}.1.{sequence}.{sequence}.{time_ns}.0"
-        )),
+        reply: Some(ack_subject(stream, &consumer.durable, mark)),
         headers: raw_headers::read(&message.headers),
         payload: message.payload,
         arrived: std::time::Instant::now(),

@@ -1,7 +1,7 @@
 //! Messages that are got from a stream one by one, in a form that needs no client library to read them: JetStream
 //! answers in JSON and base64. In the actor thread.
 
-use async_nats::datetime::parse_rfc3339;
+use async_nats::datetime::{from_nanos, parse_rfc3339};
 use async_nats::jetstream::ErrorCode;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::actors::jetstream::api::Api;
+use crate::actors::jetstream::async_nats_api::timestamp;
 use crate::channel::marks::Mark;
 use crate::error::{Error, Kind, Result};
 
@@ -21,6 +22,15 @@ pub struct PlainMessage {
     /// The header block; empty without headers.
     pub headers: Vec<u8>,
     pub payload: Bytes,
+}
+
+impl PlainMessage {
+    /// When the stream stored the message, as text that PostgreSQL's type timestamptz reads.
+    pub fn created(&self) -> Option<String> {
+        from_nanos(i128::from(self.mark.time_us) * 1000)
+            .ok()
+            .map(timestamp)
+    }
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,123 @@
+//! Reads a bucket message by message, where an entry is such that the client library cannot read it and ends the
+//! connection: slower, and safe. In the actor thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::{Bucket, MARKER, OPERATION, PUT, entry_row, operation};
+use crate::actors::base::result_limit::{check_size, row_size};
+use crate::actors::jetstream::consumer::plain_message::{self, PlainMessage};
+use crate::error::{Kind, Result};
+use crate::nats::raw_headers;
+use crate::row::Row;
+
+/// A bucket whose reading has ended the connection is read one by one for so long.
+const SUSPECTED_FOR: Duration = Duration::from_secs(600);
+/// Most buckets that are suspected at a time.
+const MOST: usize = 1000;
+
+/// Reading has to end the connection so often: an outage may do that once.
+const SUSPICIOUS: u32 = 2;
+
+/// Buckets whose reading has ended the connection, how often, and when last.
+#[derive(Clone, Default)]
+pub struct SuspectBuckets(Arc<Mutex<HashMap<String, (u32, Instant)>>>);
+
+impl SuspectBuckets {
+    /// Whether a bucket is to be read one by one.
+    pub fn has(&self, bucket: &str) -> bool {
+        let mut suspects = self.0.lock();
+        suspects.retain(|_, (_, since)| since.elapsed() < SUSPECTED_FOR);
+        suspects
+            .get(bucket)
+            .is_some_and(|(count, _)| *count >= SUSPICIOUS)
+    }
+
+    /// A bucket was read one by one, and has no entry that cannot be read.
+    fn clear(&self, bucket: &str) {
+        self.0.lock().remove(bucket);
+    }
+
+    /// Notes what became of reading a bucket.
+    pub fn note<T>(&self, bucket: &str, outcome: &Result<T>) {
+        let mut suspects = self.0.lock();
+        if outcome
+            .as_ref()
+            .is_err_and(|error| error.kind == Kind::ConnectionLost)
+            && suspects.len() < MOST
+        {
+            let (count, since) = suspects.entry(bucket.to_string()).or_insert((0, Instant::now()));
+            (*count, *since) = (*count + 1, Instant::now());
+        }
+    }
+}
+
+impl Bucket {
+    /// Like `keys`.
+    pub(super) async fn keys_one_by_one(&self) -> Result<Vec<Row>> {
+        let prefix = self.subject("");
+        let (mut keys, mut size) = (BTreeMap::new(), 0);
+        let (mut from, mut are_readable) = (1, true);
+        while let Some(message) = self.message_from(from, ">").await? {
+            from = message.mark.sequence + 1;
+            are_readable &= raw_headers::is_readable(&message.headers);
+            let Some(key) = message.subject.strip_prefix(&prefix) else {
+                continue;
+            };
+            if keys
+                .insert(key.to_string(), stored_operation(&message) == PUT)
+                .is_none()
+            {
+                size += row_size(key.len());
+                check_size(size)?;
+            }
+        }
+        if are_readable {
+            self.suspects.clear(&self.bucket);
+        }
+        let there = keys.into_iter().filter(|(_, is_there)| *is_there);
+        Ok(there.map(|(key, _)| vec![Some(key)]).collect())
+    }
+
+    /// Like `entries` with the history.
+    pub(super) async fn history_one_by_one(&self, key: &str) -> Result<Vec<Row>> {
+        let (mut rows, mut size) = (Vec::new(), 0);
+        let mut from = 1;
+        while let Some(message) = self.message_from(from, key).await? {
+            from = message.mark.sequence + 1;
+            let created = message.created();
+            let row = entry_row(
+                message.mark.sequence,
+                stored_operation(&message),
+                &message.payload,
+                created,
+            );
+            size += row_size(row.iter().flatten().map(String::len).sum());
+            check_size(size)?;
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// The first message of a key from a sequence on; `None` if there is none, or no bucket.
+    async fn message_from(&self, sequence: u64, key: &str) -> Result<Option<PlainMessage>> {
+        let which = json!({ "seq": sequence, "next_by_subj": self.subject(key) });
+        match plain_message::get(&self.api, &self.stream(), &which).await {
+            Err(error) if error.kind == Kind::NoStream => Ok(None),
+            message => message,
+        }
+    }
+}
+
+fn stored_operation(message: &PlainMessage) -> &'static str {
+    let headers = raw_headers::read(&message.headers);
+    let text = |name: &str| {
+        let value = headers.iter().find(|(header, _)| header == name);
+        value.map_or("", |(_, value)| value.as_str())
+    };
+    operation(text(OPERATION), text(MARKER))
+}
