@@ -732,7 +732,7 @@ CREATE VIEW litmus_pgnats.stream_subscriptions AS
          h.messages, h.errors, h.queued, h.queued_bytes, h.last_error, h.last_error_at,
          h.pending, h.lag, h.calls, h.total_exec_time, h.mean_exec_time, h.max_exec_time, h.exec_time_histogram, h.stats_reset,
          h.retrying, h.consumer, d.domain, d.deliver, d.start_sequence, d.start_time, d.batch_size, d.ack_wait, d.max_deliveries,
-         d.backoff, d.stop_on_failure
+         d.backoff, d.stop_on_failure, d.name
   FROM litmus_pgnats.handlers h JOIN litmus_pgnats.handler_stream d
     ON d.kind OPERATOR(pg_catalog.=) h.kind AND d.server OPERATOR(pg_catalog.=) h.server
     AND d.subject OPERATOR(pg_catalog.=) h.subject AND d.signature OPERATOR(pg_catalog.=) h.function;

@@ -208,11 +208,16 @@ async fn a_name_keeps_the_place_whatever_function_is_called() {
     )
     .await;
     until_got(&session, &["1", "2", "3", "other 4"]).await;
-    // A function of the same signature that is made later is taken by its name.
+    // A function of the same signature that is made later is taken by its name, but not another role's.
     run(&session, "DROP FUNCTION other").await;
     until(&session, "disabled").await;
+    run(&session, SHOP).await;
+    let shop = scene.pg.connect_as("shop", "postgres").await;
+    run(&shop, OTHER).await;
+    until(&session, "disabled").await;
+    run(&shop, "DROP FUNCTION other").await;
     run(&session, OTHER).await;
-    run(&session, "SELECT nats_subscribe_stream('events', 'other')").await;
+    until(&session, "live").await;
     events.count_off(5..=5).await;
     until_got(&session, &["1", "2", "3", "other 4", "other 5"]).await;
     assert_eq!(number(&session, &format!("SELECT count(*) FROM {ALL}")).await, 1);

@@ -99,13 +99,13 @@ struct RegisteredRow {
 }
 
 /// Reads all handlers. A handler calls the function that it was bound to in this database. A handler without such a
-/// binding (after a restore, an upgrade or a copy of the database) gets the function of that name, if the function
+/// binding (after a restore, an upgrade or a copy of the database, or one with a name whose function was dropped) gets the function of that name, if the function
 /// belongs to the handler's role or to a superuser.
 fn rows() -> Vec<RegisteredRow> {
     let sql = format!(
         "SELECT h.kind, h.server, h.subject, h.queue_group, h.signature, h.role::oid, r.rolname, p.oid, \
-         b.function_oid IS NOT NULL OR {TRUSTED}, s.oid, \
-         b.function_oid IS NOT NULL AND b.server_oid IS NOT DISTINCT FROM s.oid, \
+         coalesce(b.function_oid <> 0, false) OR {TRUSTED}, s.oid, \
+         coalesce(b.function_oid <> 0, false) AND b.server_oid IS NOT DISTINCT FROM s.oid, \
          h.batch_size, ( \
            SELECT json_build_object('id', d.id, 'cluster', $1, 'domain', d.domain, 'filter_subjects', d.filter_subjects, \
              'durable', {CONSUMER}, \
@@ -125,7 +125,7 @@ fn rows() -> Vec<RegisteredRow> {
          FROM litmus_pgnats.handler h \
          LEFT JOIN litmus_pgnats.handler_binding b ON b.system_identifier = $1 AND b.database_oid = $2 \
          AND (b.kind, b.server, b.subject, b.signature) = (h.kind, h.server, h.subject, h.signature) \
-         LEFT JOIN pg_proc p ON p.oid = coalesce(b.function_oid, to_regprocedure(h.signature)) \
+         LEFT JOIN pg_proc p ON p.oid = coalesce(nullif(b.function_oid, 0), to_regprocedure(h.signature)) \
          LEFT JOIN pg_roles r ON r.oid = h.role \
          LEFT JOIN (pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw AND w.fdwname = 'litmus_pgnats_fdw') \
          ON s.srvname = h.server \

@@ -307,6 +307,8 @@ fn handler(row: [Option<String>; 13], findings: &mut Findings) {
         };
         let advice = if problem.contains("has failed") {
             "Correct the function, then call litmus_pgnats.resume()."
+        } else if problem.contains("litmus_pgnats.pause()") {
+            "litmus_pgnats.resume() has it go on."
         } else {
             "It goes on by itself when that is put right; changed options want litmus_pgnats_reload_conf()."
         };

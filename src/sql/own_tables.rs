@@ -121,7 +121,7 @@ impl OwnTables {
              (kind, server, subject, signature, function_oid, server_oid, system_identifier, database_oid) \
              SELECT $1, $2, $3, $4, p.oid, nullif($6, 0::oid), $7, $8 FROM pg_proc p WHERE p.oid = $5 \
              ON CONFLICT (kind, server, subject, signature) DO UPDATE SET function_oid = CASE \
-             WHEN b.system_identifier = $7 AND b.database_oid = $8 THEN b.function_oid ELSE excluded.function_oid END, \
+             WHEN b.system_identifier = $7 AND b.database_oid = $8 AND b.function_oid <> 0 THEN b.function_oid ELSE excluded.function_oid END, \
              server_oid = excluded.server_oid, system_identifier = $7, database_oid = $8",
             &binding(handler, function, server_oid),
         );

@@ -44,6 +44,7 @@ fn alter(call: &Call<'_>) -> Result<Value> {
         table,
     };
     options.check_consumer(&stream, &written)?;
+    options.check_name(&stream, &written)?;
     options.write(&stream, &written);
     begin_anew(&written.server, &stream, &written.signature);
     Ok(Value::Void)

@@ -1,7 +1,6 @@
 //! `litmus_pgnats.pause`, `resume` and `seek`, the verbs for durable subscriptions that are there. Runs in backends, on the main
 //! thread.
 
-use super::arguments::null;
 use super::handlers::{self, function_argument};
 use super::own_tables::OwnTables;
 use super::stream_options::{Start, stream_argument, time_argument};
@@ -48,7 +47,7 @@ fn seek(call: &Call<'_>) -> Result<Value> {
     }
     let start = Start::check(None, ("sequence", call.int8(2)), time_argument(call, 3, "time")?)?;
     let Some(deliver) = start.deliver else {
-        return Err(null("sequence or time"));
+        return Err(Error::new(Kind::NullArgument, "either sequence or time has to be given").hint(""));
     };
     let subscription = Subscription::of(call)?;
     let [server, stream, signature] = subscription.key();

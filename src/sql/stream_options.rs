@@ -159,6 +159,28 @@ impl StreamOptions {
         Err(Error::new(Kind::InvalidName, message).hint("Give another name, or none."))
     }
 
+    /// Fails if another subscription of the stream has the name.
+    pub fn check_name(&self, stream: &str, written: &Written) -> Result<()> {
+        let Some(name) = &self.name else {
+            return Ok(());
+        };
+        let others = query(
+            "SELECT signature FROM litmus_pgnats.handler_stream WHERE (server, subject, name) = ($1, $2, $3) \
+             AND signature <> $4",
+            &[
+                Text(&written.server),
+                Text(stream),
+                Text(name),
+                Text(&written.signature),
+            ],
+        );
+        if others.is_empty() {
+            return Ok(());
+        }
+        let text = format!("\"{name}\" is another durable subscription of stream \"{stream}\"");
+        Err(Error::new(Kind::InvalidName, text).hint("Give another name, or none."))
+    }
+
     /// Writes the row that only a durable subscription has; whether the row is new.
     pub fn write(&self, stream: &str, written: &Written) -> bool {
         let filters = self.filters.clone();

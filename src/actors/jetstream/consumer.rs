@@ -108,6 +108,9 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
         floor: progress.ack_floor(&incarnation),
         is_sought: begins && (progress.is_sought || is_former),
         is_read: is_first || seeker.is_behind,
+        is_own: existing
+            .as_ref()
+            .is_some_and(|existing| ownership::is_of(existing, &consumer.id)),
     };
     let mut plan = plan(consumer, done, &stream_info, existing.as_ref())?;
     if plan.removes_former {

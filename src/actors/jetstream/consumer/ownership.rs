@@ -51,6 +51,14 @@ pub fn is_of_incarnation(info: &Info, token: Option<&str>) -> bool {
     made_in.is_none() || made_in == token
 }
 
+/// Whether the consumer is this subscription's. One without metadata is not known to be.
+pub fn is_of(info: &Info, id: &str) -> bool {
+    info.config
+        .metadata
+        .get(SUBSCRIPTION)
+        .is_some_and(|subscription| subscription == id)
+}
+
 /// Whether the consumer is another subscription's. One without metadata is not.
 pub fn is_of_other(info: &Info, id: &str) -> bool {
     info.config

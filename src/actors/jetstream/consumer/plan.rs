@@ -53,6 +53,8 @@ pub struct Done {
     /// This was read just now, so that a consumer which is further has acknowledged messages that the database has lost,
     /// in a failover say.
     pub is_read: bool,
+    /// The existing consumer is this very subscription's, whatever its name.
+    pub is_own: bool,
 }
 
 /// Decides what the subscription's consumer needs. Fails with `InvalidArgument` if the time to begin at is not one.
@@ -62,6 +64,7 @@ pub fn plan(
         floor,
         is_sought,
         is_read,
+        is_own: is_made_here,
     }: Done,
     stream: &StreamInfo,
     existing: Option<&Info>,
@@ -77,7 +80,7 @@ pub fn plan(
         .filter(|(acknowledged, floor)| *floor > 0 && acknowledged > floor);
     // Messages that a former runtime worker had taken come at once, and in order, from a new consumer; the former
     // consumer would wait `ack_wait` for their acknowledgements. For a new consumer it must be known where to begin.
-    let is_made_anew = consumer.stop_on_failure || lost.is_some() || (is_read && is_own);
+    let is_made_anew = consumer.stop_on_failure || lost.is_some() || (is_read && (is_own || is_made_here));
     let removes_former =
         existing.is_some() && !keeps_consumer && (is_sought || (floor.is_some() && is_made_anew));
     let former = existing.filter(|_| !removes_former);
@@ -248,6 +251,7 @@ mod tests {
             floor,
             is_sought: false,
             is_read,
+            is_own: false,
         }
     }
 
@@ -315,6 +319,13 @@ mod tests {
         let behind = planned(&consumer, Some(30), true, Some(&existing));
         assert!(behind.removes_former);
         assert_eq!(behind.lost, Some((40, 30)));
+        let made_here = Done {
+            is_own: true,
+            ..done(Some(40), true)
+        };
+        let stream = stream(RetentionPolicy::Limits);
+        let plan = plan(&consumer, made_here, &stream, Some(&existing)).expect("a plan");
+        assert!(plan.removes_former, "what waits to be tried again comes at once");
         let later = planned(&consumer, Some(30), false, Some(&existing));
         assert!(
             later.removes_former && later.lost.is_none(),
