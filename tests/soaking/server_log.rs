@@ -133,6 +133,7 @@ const RULES: &[Rule] = &[
     rule("litmus_pgnats runtime", "has not confirmed", AWAY),
     rule("litmus_pgnats runtime", "there was no room for replies", AWAY),
     rule("litmus_pgnats runtime", "could not subscribe", AWAY),
+    rule("litmus_pgnats runtime", "is not removed yet", AWAY),
     rule("litmus_pgnats runtime", "could not remove unused chunks", AWAY),
     rule(
         "litmus_pgnats runtime",
