@@ -66,7 +66,7 @@ pub enum Kind {
     UnknownOption,
     MalformedOption,
     ContradictoryOptions,
-    /// A durable subscription has stopped at a message that fails.
+    /// A durable subscription has stopped, and somebody has to decide: at a message that fails, say.
     Stopped,
     /// Patroni does not take this node for the primary.
     Fenced,

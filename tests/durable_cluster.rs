@@ -32,16 +32,8 @@ async fn count_off_to_stream(context: &jetstream::Context, numbers: std::ops::Ra
 #[tokio::test]
 async fn leaders_move_and_a_server_ends() {
     let mut nats = NatsCluster::start_with(NatsServer::builder().jetstream()).await;
-    let pg = Postgres::start().await;
+    let pg = nats.postgres().await;
     let session = pg.connect().await;
-    run(
-        &session,
-        &format!(
-            "CREATE EXTENSION litmus_pgnats; CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '{}')",
-            nats.hosts()
-        ),
-    )
-    .await;
     run(&session, KEEP).await;
     let client = nats.client().await;
     let context = jetstream::new(client.clone());

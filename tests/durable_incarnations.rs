@@ -285,16 +285,8 @@ async fn a_mirror_that_is_promoted_is_the_same_stream() {
 #[tokio::test]
 async fn a_memory_stream_whose_node_restarts_begins_anew() {
     let mut nats = NatsCluster::start_with(NatsServer::builder().jetstream()).await;
-    let pg = Postgres::start().await;
+    let pg = nats.postgres().await;
     let session = pg.connect().await;
-    run(
-        &session,
-        &format!(
-            "CREATE EXTENSION litmus_pgnats; CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '{}')",
-            nats.hosts()
-        ),
-    )
-    .await;
     run(&session, KEEP).await;
     let events = Events(jetstream::new(nats.client().await));
     let config = stream::Config {

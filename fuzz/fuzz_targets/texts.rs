@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use litmus_pgnats::nats::{ack, headers, names, subject};
+use litmus_pgnats::channel::marks::Marks;
+use litmus_pgnats::nats::{ack, headers, names, raw_headers, subject};
 use litmus_pgnats::patroni;
 
 fuzz_target!(|input: &[u8]| {
@@ -11,8 +12,14 @@ fuzz_target!(|input: &[u8]| {
         patroni::complete(&mut member, "http://patroni:8008", input);
     }
     patroni::ttl(input);
+    if raw_headers::is_readable(input) {
+        assert!(std::str::from_utf8(input).is_ok(), "a header is text");
+    }
+    raw_headers::read(input);
     let text = &*String::from_utf8_lossy(input);
     ack::parse(text);
+    let marks = Marks::parse(text);
+    assert_eq!(Marks::parse(&marks.array()), marks);
     if let Ok(headers) = headers::parse(text) {
         assert_eq!(headers::parse(&headers::to_json(&headers)), Ok(headers.clone()));
         let parts = || headers.iter().flat_map(|(name, value)| [name, value]);

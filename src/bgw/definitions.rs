@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::durable_definition::Durable;
-use super::former_consumers::{CONSUMER, here};
 use super::sources::{check_usage, missing, servers, source_of};
 use super::{durable_definition, former_consumers, logging};
 use crate::channel::target::Source;
@@ -17,7 +16,7 @@ use crate::pg::transaction::{Parameters, subtransaction, transaction, with_snaps
 use crate::pg::{databases, rights, state, wait};
 use crate::row::Row;
 use crate::sql::changes;
-use crate::sql::own_tables::{OwnTables, TRUSTED};
+use crate::sql::own_tables::{CONSUMER, OwnTables, TRUSTED, consumer_arguments};
 
 /// Reads what this database defines; the report has no definitions if the extension is not there. Because other
 /// sessions may change the tables meanwhile, a read that has failed is repeated a few times. `Err` is the message of
@@ -131,7 +130,7 @@ fn rows() -> Vec<RegisteredRow> {
          ON s.srvname = h.server \
          ORDER BY h.created, h.kind, h.server, h.subject, h.signature"
     );
-    let rows = query(&sql, &here());
+    let rows = query(&sql, &consumer_arguments());
     rows.into_iter().filter_map(registered).collect()
 }
 

@@ -56,6 +56,7 @@ impl PositionColumns {
             created: self.created.unwrap_or_default(),
             ack_floor: self.ack_floor,
             marks: Marks::parse(&self.marks),
+            branch: None,
         })
     }
 }

@@ -5,14 +5,10 @@
 use super::logging;
 use super::sources::source_of;
 use crate::channel::work::FormerConsumer;
-use crate::nats::names::OWN_CONSUMER;
-use crate::pg::query::Argument::{Int8, Oid, Text};
-use crate::pg::query::{Argument, query};
-use crate::pg::{databases, state};
-
-/// The name that the consumer of a row `d` of handler_stream has in this database. The arguments are those of
-/// [`here`].
-pub const CONSUMER: &str = "coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2)))";
+use crate::pg::query::Argument::{Int8, Oid};
+use crate::pg::query::query;
+use crate::pg::{databases, rights};
+use crate::sql::own_tables::{CONSUMER, consumer_arguments};
 
 /// Whether a durable subscription uses the consumer of a row `c`.
 const USED: &str = "EXISTS (SELECT FROM litmus_pgnats.handler_stream d WHERE (d.server, d.subject) = (c.server, c.stream) \
@@ -26,7 +22,7 @@ pub fn keep(removed: &[i64]) -> Vec<FormerConsumer> {
             &format!(
                 "DELETE FROM litmus_pgnats.stream_consumer c WHERE c.key = $4 AND NOT {USED} {CONSUMER} = c.consumer)"
             ),
-            &[here(), vec![Int8(*key)]].concat(),
+            &[consumer_arguments().to_vec(), vec![Int8(*key)]].concat(),
         );
     }
     query(
@@ -37,7 +33,7 @@ pub fn keep(removed: &[i64]) -> Vec<FormerConsumer> {
              ON CONFLICT (server, stream, domain, consumer, database_oid) DO UPDATE SET role = excluded.role, \
              subscription = excluded.subscription WHERE (c.role, c.subscription) <> (excluded.role, excluded.subscription)"
         ),
-        &here(),
+        &consumer_arguments(),
     );
     // Those of the database that this one was copied from are that database's.
     query(
@@ -54,7 +50,7 @@ fn unused() -> Vec<FormerConsumer> {
              FROM litmus_pgnats.stream_consumer c LEFT JOIN pg_foreign_server s ON s.srvname = c.server \
              WHERE c.database_oid = $2 AND NOT {USED} {CONSUMER} = c.consumer) ORDER BY c.key"
         ),
-        &here(),
+        &consumer_arguments(),
     );
     rows.into_iter()
         .filter_map(|row| former(<[Option<String>; 8]>::try_from(row).ok()?))
@@ -75,12 +71,12 @@ fn former(
     ]: [Option<String>; 8],
 ) -> Option<FormerConsumer> {
     let (key, stream, durable, server) = (key?.parse().ok()?, stream?, durable?, server?);
-    let source = server_oid
+    let ends = server_oid
         .and_then(|oid| oid.parse().ok())
-        .and_then(|oid| source_of(oid, &server, role?.parse().ok()?).ok());
-    let Some(source) = source else {
+        .zip(role?.parse().ok());
+    let Some((server_oid, role)) = ends.filter(|(_, role)| rights::role_exists(*role)) else {
         let text = format!(
-            "consumer \"{durable}\" of stream \"{stream}\" stays: foreign server \"{server}\" or its options are gone"
+            "consumer \"{durable}\" of stream \"{stream}\" stays: its role or foreign server \"{server}\" is gone"
         );
         logging::write(
             log::Level::Warn,
@@ -94,6 +90,8 @@ fn former(
         );
         return None;
     };
+    // Options that cannot be used now may be put right, which causes a refresh.
+    let source = source_of(server_oid, &server, role).ok()?;
     Some(FormerConsumer {
         key,
         subscription: subscription?,
@@ -102,13 +100,4 @@ fn former(
         domain,
         source,
     })
-}
-
-/// What the names of consumers are made of: this cluster, this database, and the beginning.
-pub fn here() -> Vec<Argument<'static>> {
-    vec![
-        Int8(state::system_identifier()),
-        Oid(databases::database_oid()),
-        Text(OWN_CONSUMER),
-    ]
 }

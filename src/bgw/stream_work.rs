@@ -54,7 +54,8 @@ impl Applied {
             stream.base,
             messages.clone().filter_map(|message| message.position),
         );
-        self.marks.add(messages.filter_map(Delivered::mark));
+        let mark = |message: &Delivered| message.position.map(|position| position.mark(message.time_us));
+        self.marks.add(messages.filter_map(mark));
         let rows = prepared(
             "UPDATE litmus_pgnats.handler_stream SET applied = applied + $3::int8multirange, stream_created = $2, \
              marks = $4::bigint[] WHERE id = $1::uuid \

@@ -41,6 +41,8 @@ pub struct Position {
     /// All messages up to this sequence are done with or do not concern the subscription; `None` if that is not known.
     pub ack_floor: Option<u64>,
     pub marks: Marks,
+    /// Where the incarnation branches off, as long as the database has no position for it; `None` once it has.
+    pub branch: Option<Branch>,
 }
 
 /// How far a subscription has got.
@@ -78,9 +80,25 @@ impl StreamProgress {
             created: incarnation.created.clone(),
             ack_floor: self.ack_floor(incarnation),
             marks: marks.unwrap_or_default(),
+            branch: incarnation.branch.clone(),
         };
         change(&mut position);
         self.positions.push(position);
+    }
+
+    /// An incarnation that branches off from another one. Where the database has no position for that one yet, this is
+    /// what that one branches off from in turn.
+    pub fn branch(&self, branch: Branch) -> Branch {
+        let unwritten = self
+            .position(&branch.of)
+            .and_then(|position| position.branch.clone());
+        match unwritten {
+            Some(before) => Branch {
+                up_to: before.up_to.min(branch.up_to),
+                ..before
+            },
+            None => branch,
+        }
     }
 
     /// The incarnation with this token is in use now.
@@ -133,5 +151,21 @@ mod tests {
         assert_eq!(progress.ack_floor(&incarnation("b", None)), Some(0), "all is new");
         let branch = |up_to| progress.ack_floor(&incarnation("b", Some(("a", up_to))));
         assert_eq!([branch(30), branch(90)], [Some(30), Some(40)]);
+    }
+
+    #[test]
+    fn a_branch_that_nothing_was_applied_in_is_looked_through() {
+        let mut progress = StreamProgress::default();
+        progress.change(&incarnation("a", None), |position| position.ack_floor = Some(40));
+        progress.change(&incarnation("b", Some(("a", 30))), |_| {});
+        let of = |of: &str, up_to| Branch { of: of.into(), up_to };
+        assert_eq!(progress.branch(of("b", 20)), of("a", 20));
+        assert_eq!(progress.branch(of("b", 35)), of("a", 30));
+        progress.change(&incarnation("b", None), |position| position.branch = None);
+        assert_eq!(
+            progress.branch(of("b", 35)),
+            of("b", 35),
+            "it has a position of its own"
+        );
     }
 }

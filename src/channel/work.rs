@@ -327,13 +327,13 @@ pub struct Delivered {
     pub is_unreadable: bool,
 }
 
-impl Delivered {
-    /// The message in the history of its stream; `None` if it is not a durable subscription's.
-    pub fn mark(&self) -> Option<Mark> {
-        self.position.map(|position| Mark {
-            sequence: position.sequence,
-            time_us: self.time_us,
-        })
+impl StreamPosition {
+    /// The message in the history of its stream, which has stored it at this time (in microseconds since 1970).
+    pub fn mark(self, time_us: i64) -> Mark {
+        Mark {
+            sequence: self.sequence,
+            time_us,
+        }
     }
 }
 

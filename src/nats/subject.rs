@@ -74,6 +74,19 @@ fn check(subject: &str, what: &str, longest: usize, wildcards: Wildcards) -> Res
     Ok(())
 }
 
+/// Whether a subject is one of those that a filter with wildcards stands for.
+pub fn matches(filter: &str, subject: &str) -> bool {
+    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (filter.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +128,27 @@ mod tests {
         }
         assert!(check_publish(&"x".repeat(MAX_SUBJECT + 1)).is_err());
         assert!(check_reply(&"x".repeat(MAX_REPLY + 1)).is_err());
+    }
+
+    #[test]
+    fn a_filter_stands_for_subjects() {
+        for (filter, subject) in [
+            ("a.b", "a.b"),
+            ("a.*", "a.b"),
+            ("a.>", "a.b.c"),
+            (">", "a"),
+            ("*.b.>", "a.b.c"),
+        ] {
+            assert!(matches(filter, subject), "{filter} {subject}");
+        }
+        for (filter, subject) in [
+            ("a.b", "a"),
+            ("a", "a.b"),
+            ("a.*", "a.b.c"),
+            ("a.>", "a"),
+            ("b.*", "a.b"),
+        ] {
+            assert!(!matches(filter, subject), "{filter} {subject}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::channel::work::HandlerKind;
 use crate::error::{Error, Kind, Result};
+use crate::nats::names;
 use crate::pg::function::Function;
 use crate::pg::query::Argument::{Int8, Oid, OptionalText, Text};
 use crate::pg::query::{Argument, query};
@@ -13,6 +14,19 @@ use crate::pg::{databases, own_objects, state};
 /// function would run with the rights of the handler's role, so it must belong to that role or to a superuser.
 pub const TRUSTED: &str =
     "(p.proowner = h.role OR EXISTS (SELECT FROM pg_roles o WHERE o.oid = p.proowner AND o.rolsuper))";
+
+/// The name that the consumer of a row `d` of handler_stream has in this database. The first arguments of the statement
+/// are [`consumer_arguments`].
+pub const CONSUMER: &str = "coalesce(d.durable, $3 || md5(format('%s %s %s', d.id, $1, $2)))";
+
+/// What the names of consumers are made of: this cluster, this database, and how the names begin.
+pub fn consumer_arguments() -> [Argument<'static>; 3] {
+    [
+        Int8(state::system_identifier()),
+        Oid(databases::database_oid()),
+        Text(names::OWN_CONSUMER),
+    ]
+}
 
 /// A row of the table of handlers, as far as registering needs it.
 pub struct RegisteredHandler {
@@ -134,6 +148,16 @@ impl OwnTables {
             "WITH d AS (UPDATE litmus_pgnats.handler_stream SET stopped = NULL, resumed = resumed + 1 \
              WHERE (kind, server, subject, signature) = ('stream', $1, $2, $3) AND stopped IS NOT NULL RETURNING id) \
              DELETE FROM litmus_pgnats.stopped_message m USING d WHERE m.id = d.id",
+            &[Text(server), Text(stream), Text(signature)],
+        );
+    }
+
+    /// Has a durable subscription's handler begin anew: what executors have in hand was taken for the subscription as it
+    /// was, and has no effects.
+    pub fn begin_anew(&self, server: &str, stream: &str, signature: &str) {
+        query(
+            "UPDATE litmus_pgnats.handler_stream SET resumed = resumed + 1 \
+             WHERE (kind, server, subject, signature) = ('stream', $1, $2, $3)",
             &[Text(server), Text(stream), Text(signature)],
         );
     }

@@ -46,17 +46,10 @@ fn alter(call: &Call<'_>) -> Result<Value> {
     options.check_consumer(&stream, &written)?;
     options.check_name(&stream, &written)?;
     options.write(&stream, &written);
-    begin_anew(&written.server, &stream, &written.signature);
+    written
+        .table
+        .begin_anew(&written.server, &stream, &written.signature);
     Ok(Value::Void)
-}
-
-/// Has the handler begin anew: what executors have in hand was taken for the subscription as it was.
-fn begin_anew(server: &str, stream: &str, signature: &str) {
-    query(
-        "UPDATE litmus_pgnats.handler_stream SET resumed = resumed + 1 \
-         WHERE (kind, server, subject, signature) = ('stream', $1, $2, $3)",
-        &[Text(server), Text(stream), Text(signature)],
-    );
 }
 
 /// Gives the subscription of this name, if there is one, to a function, whatever function it has called before.
@@ -79,9 +72,6 @@ pub fn hand_over(stream: &str, name: &str, function: &Function) -> Result<()> {
         return Ok(());
     }
     set_function(&server, stream, &signature, function)?;
-    let table = OwnTables::open()?;
-    begin_anew(&server, stream, &function.signature());
-    drop(table);
     let text = format!(
         "the durable subscription \"{name}\" calls {} now",
         function.signature()
@@ -124,5 +114,6 @@ fn set_function(server: &str, stream: &str, signature: &str, function: &Function
         function.oid,
         server_oid,
     );
+    table.begin_anew(server, stream, &new);
     Ok(())
 }

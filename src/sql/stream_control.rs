@@ -31,8 +31,9 @@ fn resume(call: &Call<'_>) -> Result<Value> {
         subscription.skip()?;
     }
     // The handler begins anew in any case: another server may have taken its consumer.
-    subscription.set("paused = false, resumed = resumed + 1");
+    subscription.set("paused = false");
     let [server, stream, signature] = subscription.names();
+    subscription.table.begin_anew(server, stream, signature);
     subscription.table.go_on(server, stream, signature);
     Ok(Value::Void)
 }

@@ -2,18 +2,16 @@
 //! own in `litmus_pgnats.handler_stream`. Runs in backends, on the main thread.
 
 use super::handlers::{NewHandler, function_argument};
-use super::own_tables::OwnTables;
+use super::own_tables::{CONSUMER, OwnTables, consumer_arguments};
 use super::stream_options::{Start, StreamOptions, stream_argument};
 use super::{handlers, stream_alter};
 use crate::channel::work::HandlerKind;
 use crate::error::Result;
-use crate::nats::names;
 use crate::pg::fmgr::{Call, Value, sql_function};
 use crate::pg::function::Function;
-use crate::pg::query::Argument::{Int8, Oid, Text};
+use crate::pg::query::Argument::Text;
 use crate::pg::query::query;
 use crate::pg::report::{self, Level};
-use crate::pg::{databases, state};
 
 sql_function!(nats_subscribe_stream, subscribe);
 sql_function!(nats_unsubscribe_stream, unsubscribe);
@@ -62,19 +60,15 @@ fn keep_consumer(stream: &str, function: &Function) -> Result<()> {
     let (server, found) = handlers::changeable(HandlerKind::Stream, stream, Some(function))?;
     let _table = OwnTables::open()?;
     for registered in found {
+        let key = [Text(&server), Text(stream), Text(&registered.signature)];
         query(
-            "DELETE FROM litmus_pgnats.stream_consumer c USING litmus_pgnats.handler_stream d \
-             WHERE (d.server, d.subject, d.signature) = ($1, $2, $3) \
-             AND (c.server, c.stream, c.domain) = (d.server, d.subject, coalesce(d.domain, '')) \
-             AND c.consumer = coalesce(d.durable, $6 || md5(format('%s %s %s', d.id, $4, $5)))",
-            &[
-                Text(&server),
-                Text(stream),
-                Text(&registered.signature),
-                Int8(state::system_identifier()),
-                Oid(databases::database_oid()),
-                Text(names::OWN_CONSUMER),
-            ],
+            &format!(
+                "DELETE FROM litmus_pgnats.stream_consumer c USING litmus_pgnats.handler_stream d \
+                 WHERE (d.server, d.subject, d.signature) = ($4, $5, $6) \
+                 AND (c.server, c.stream, c.domain) = (d.server, d.subject, coalesce(d.domain, '')) \
+                 AND c.consumer = {CONSUMER}"
+            ),
+            &[&consumer_arguments()[..], &key[..]].concat(),
         );
     }
     Ok(())

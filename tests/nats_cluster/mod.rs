@@ -73,6 +73,18 @@ impl NatsCluster {
         hosts.collect::<Vec<_>>().join(",")
     }
 
+    /// A PostgreSQL with the extension, whose foreign server `nats` names all of them.
+    pub async fn postgres(&self) -> Postgres {
+        let pg = Postgres::start().await;
+        let hosts = self.hosts();
+        pg.sql(&format!(
+            "CREATE EXTENSION litmus_pgnats;
+             CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '{hosts}')"
+        ))
+        .await;
+        pg
+    }
+
     /// A client that knows them all.
     pub async fn client(&self) -> Client {
         let urls: Vec<String> = self.servers.iter().map(NatsServer::url).collect();

@@ -206,12 +206,7 @@ fn marks<'a>(done: &'a [Incoming], failures: &'a [Failure]) -> impl Iterator<Ite
         .iter()
         .enumerate()
         .filter(move |(index, _)| !has_failed(*index));
-    done.filter_map(|(_, message)| {
-        message.position.map(|position| Mark {
-            sequence: position.sequence,
-            time_us: message.time_us,
-        })
-    })
+    done.filter_map(|(_, message)| message.position.map(|position| position.mark(message.time_us)))
 }
 
 /// Answers the requests that an executor has executed.

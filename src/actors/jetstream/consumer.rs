@@ -85,13 +85,6 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
     };
     let durable = &consumer.durable;
     let existing = existing(api, stream, durable).await?;
-    let last = progress.positions.first().map(|position| position.token.as_str());
-    let has_own = durable.starts_with(OWN_CONSUMER)
-        && existing
-            .as_ref()
-            .is_some_and(|existing| ownership::is_of_incarnation(existing, last));
-    let incarnation = identify(api, stream, &stream_info, progress, has_own).await?;
-    let is_first = seeker.former != Some(incarnation.token.as_str());
     if seeker.former.is_some()
         && let Some(problem) = existing
             .as_ref()
@@ -99,6 +92,13 @@ pub async fn find(api: &Api, seeker: &Seeker<'_>) -> Result<Found> {
     {
         return Err(problem);
     }
+    let last = progress.positions.first().map(|position| position.token.as_str());
+    let has_own = durable.starts_with(OWN_CONSUMER)
+        && existing
+            .as_ref()
+            .is_some_and(|existing| ownership::is_of_incarnation(existing, last));
+    let incarnation = identify(api, stream, &stream_info, progress, has_own).await?;
+    let is_first = seeker.former != Some(incarnation.token.as_str());
     // A consumer that a former subscription has left says nothing of where this one begins.
     let is_former = existing
         .as_ref()
@@ -244,17 +244,19 @@ pub async fn left_over(api: &Api, stream: &str, durable: &str) -> Result<Option<
     if left == 0 {
         return Ok(Some((0, None)));
     }
-    let filter = match (
-        info.config.filter_subject.as_str(),
-        info.config.filter_subjects.as_slice(),
-    ) {
-        ("", [one]) => one,
-        ("", _) => ">",
-        (one, _) => one,
-    };
-    let first = first_time(api, stream, info.ack_floor.stream_sequence + 1, filter).await;
-    // Without the right to read messages, their number is still worth something.
-    Ok(Some((left, first.unwrap_or_default())))
+    let mut filters = info.config.filter_subjects;
+    filters.extend(Some(info.config.filter_subject).filter(|filter| !filter.is_empty()));
+    if filters.is_empty() {
+        filters.push(">".into());
+    }
+    let mut oldest = None;
+    for filter in &filters {
+        let first = first_time(api, stream, info.ack_floor.stream_sequence + 1, filter).await;
+        // Without the right to read messages, their number is still worth something.
+        let first = first.unwrap_or_default();
+        oldest = [oldest, first].into_iter().flatten().min();
+    }
+    Ok(Some((left, oldest)))
 }
 
 /// Removes a consumer, if it exists.

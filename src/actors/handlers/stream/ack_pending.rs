@@ -122,6 +122,11 @@ impl AckPending {
         self.pending.lock().messages.contains_key(&sequence)
     }
 
+    /// Whether a message has failed and will be delivered again.
+    pub fn is_postponed(&self, sequence: u64) -> bool {
+        self.pending.lock().postponed.contains_key(&sequence)
+    }
+
     /// Whether there are messages that will be delivered again.
     pub fn has_postponed(&self) -> bool {
         !self.pending.lock().postponed.is_empty()
@@ -219,6 +224,7 @@ impl AckPending {
             progress.change(incarnation, |position| {
                 position.ack_floor = ack_floor;
                 position.marks.add(marks);
+                position.branch = None;
             });
         }
     }

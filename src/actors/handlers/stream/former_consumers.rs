@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use actix::Addr;
+use futures::future::join_all;
 use tokio::time::sleep;
 
 use crate::actors::base::backoff::Backoff;
@@ -30,8 +31,10 @@ pub async fn remove(supervisor: Addr<Supervisor>, former: Vec<FormerConsumer>) -
     let mut complaints = Flood::default();
     loop {
         let mut removed = Vec::new();
-        for consumer in &former {
-            match remove_one(&supervisor, consumer).await {
+        // Together, because one may wait for a server that is away.
+        let outcomes = join_all(former.iter().map(|consumer| remove_one(&supervisor, consumer)));
+        for (consumer, outcome) in former.iter().zip(outcomes.await) {
+            match outcome {
                 Ok(()) => removed.push(consumer.key),
                 Err(error) => complain(consumer, &error, &mut complaints),
             }

@@ -92,7 +92,7 @@ async fn consume(supply: &mut Supply, connection: &ConnectionHandle, sink: &impl
         Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
         Err(error) => return PullEnd::Failed(error),
     };
-    attach(&supply.handler, &found);
+    attach(supply, &found);
     if let Some(gap) = supply.behind.take() {
         supply.notice_gap(stream, &consumer.durable, gap, found.keeps_messages);
     }
@@ -140,12 +140,15 @@ async fn consume(supply: &mut Supply, connection: &ConnectionHandle, sink: &impl
 }
 
 /// The consumer was found. Where the stream is another one than before, messages of the former one are forgotten.
-fn attach(handler: &MessageHandler, found: &Found) {
+fn attach(supply: &mut Supply, found: &Found) {
+    let handler = &supply.handler;
     let (former, incarnation) = (handler.ack_pending.stream().incarnation, &found.incarnation);
     if handler.ack_pending.set_stream(incarnation.clone(), found.base) {
         let mut changing = handler.lock();
         changing.queue.clear();
         changing.held_until = None;
+        drop(changing);
+        supply.executed.clear();
     }
     let definition = handler.definition();
     let known = &definition.progress.positions;

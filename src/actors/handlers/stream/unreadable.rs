@@ -12,7 +12,7 @@ use crate::actors::jetstream::consumer::plain_message::{self, PlainMessage};
 use crate::channel::marks::Mark;
 use crate::channel::work::{Consumer, StreamPosition};
 use crate::error::{Error, Kind, Result};
-use crate::nats::raw_headers;
+use crate::nats::{raw_headers, subject};
 
 /// Most messages to look at. More are not under way.
 const MOST: usize = 20_000;
@@ -49,6 +49,14 @@ pub async fn find(
         };
         let sequence = message.mark.sequence;
         from = sequence + 1;
+        let filters = &consumer.filter_subjects;
+        if filters.len() > 1
+            && !filters
+                .iter()
+                .any(|filter| subject::matches(filter, &message.subject))
+        {
+            continue;
+        }
         // What the consumer has not delivered yet was not the reason, but may be pulled next.
         beyond += usize::from(sequence > found.stream_sequence);
         if beyond > ahead {
@@ -84,6 +92,7 @@ pub async fn execute(supply: &mut Supply, messages: Vec<Incoming>, stream: &str,
     let unreadable: Vec<u64> = unreadable.filter_map(sequence_of).collect();
     say(supply, &unreadable, stream);
     let handler = supply.handler.clone();
+    let mut refused = Vec::new();
     for message in messages {
         let Some((position, reply)) = message.position.zip(message.reply.clone()) else {
             continue;
@@ -94,7 +103,10 @@ pub async fn execute(supply: &mut Supply, messages: Vec<Incoming>, stream: &str,
             Pushed::First => sink.ready(&handler),
             Pushed::Behind => {}
             // There is no room; the message is found again when there is some.
-            Pushed::Refused(_) => drop(handler.ack_pending.remove(sequence)),
+            Pushed::Refused(_) => {
+                handler.ack_pending.remove(sequence);
+                refused.push(sequence);
+            }
         }
     }
     while sequences
@@ -106,7 +118,10 @@ pub async fn execute(supply: &mut Supply, messages: Vec<Incoming>, stream: &str,
     if supply.executed.len() > MOST {
         supply.executed.clear();
     }
-    supply.executed.extend(unreadable);
+    // One that could not even be given up is executed when it is found again.
+    let is_done =
+        |sequence: &u64| !refused.contains(sequence) && !handler.ack_pending.is_postponed(*sequence);
+    supply.executed.extend(unreadable.into_iter().filter(is_done));
 }
 
 /// Says which messages cannot be read, the first of them at least.

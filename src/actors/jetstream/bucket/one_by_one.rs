@@ -15,7 +15,7 @@ use crate::error::{Kind, Result};
 use crate::nats::raw_headers;
 use crate::row::Row;
 
-/// A bucket whose reading has ended the connection is read one by one for so long.
+/// A bucket is read one by one for so long after its reading has ended the connection, or has shown such an entry.
 const SUSPECTED_FOR: Duration = Duration::from_secs(600);
 /// Most buckets that are suspected at a time.
 const MOST: usize = 1000;
@@ -37,9 +37,14 @@ impl SuspectBuckets {
             .is_some_and(|(count, _)| *count >= SUSPICIOUS)
     }
 
-    /// A bucket was read one by one, and has no entry that cannot be read.
-    fn clear(&self, bucket: &str) {
-        self.0.lock().remove(bucket);
+    /// A bucket was read one by one; `are_readable` if it has no entry that cannot be read.
+    fn was_read(&self, bucket: &str, are_readable: bool) {
+        let mut suspects = self.0.lock();
+        if are_readable {
+            suspects.remove(bucket);
+        } else if let Some((_, since)) = suspects.get_mut(bucket) {
+            *since = Instant::now();
+        }
     }
 
     /// Notes what became of reading a bucket.
@@ -76,9 +81,7 @@ impl Bucket {
                 check_size(size)?;
             }
         }
-        if are_readable {
-            self.suspects.clear(&self.bucket);
-        }
+        self.suspects.was_read(&self.bucket, are_readable);
         let there = keys.into_iter().filter(|(_, is_there)| *is_there);
         Ok(there.map(|(key, _)| vec![Some(key)]).collect())
     }

@@ -32,8 +32,14 @@ pub async fn identify(
     };
     let created = info.created.clone();
     let (token, branch) = match recognised {
-        Recognised::Known(token) => (token, None),
-        Recognised::Branch(branch) => (nuid::next().to_string(), Some(branch)),
+        Recognised::Known(token) => {
+            // As long as the database has no position there, its first one needs to know where the incarnation comes from.
+            let branch = progress
+                .position(&token)
+                .and_then(|position| position.branch.clone());
+            (token, branch)
+        }
+        Recognised::Branch(branch) => (nuid::next().to_string(), Some(progress.branch(branch))),
         Recognised::New => (nuid::next().to_string(), None),
     };
     Ok(Incarnation {

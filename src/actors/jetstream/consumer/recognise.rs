@@ -1,6 +1,8 @@
 //! Finds out which incarnation a stream is, by comparing the marks of those that are known with the messages that the
 //! stream holds. In the actor thread; does no I/O but through [`History`].
 
+use std::cmp::Reverse;
+
 use crate::channel::marks::Mark;
 use crate::channel::progress::{Branch, Position};
 use crate::error::{Error, Kind, Result};
@@ -38,13 +40,13 @@ pub enum Recognised {
 
 /// How a stream compares with one position.
 enum Likeness {
-    Same(Mark),
+    Same,
     /// The stream is the same up to the first mark, and no longer so at the second. Without a first mark nothing is
     /// known to be the same but the time of creation.
     Departs(Option<Mark>, Mark),
     Other,
-    /// There is no message left to compare with. The mark is the newest one.
-    Unknown(Mark),
+    /// There is no message left to compare with. The mark is the newest one; `None` without marks.
+    Unknown(Option<Mark>),
 }
 
 /// Recognises a stream; the position that was in use last is the first. Fails with `Stopped` if that cannot be told.
@@ -53,37 +55,38 @@ pub async fn recognise(
     stream: &Stream<'_>,
     positions: &[Position],
 ) -> Result<Recognised> {
-    let mut same: Option<(u64, &Position)> = None;
-    let mut departs: Option<(Option<Mark>, Mark, &Position)> = None;
-    let mut is_unknown = false;
-    for (place, position) in positions.iter().enumerate() {
-        let likeness = match compare(history, stream, position).await? {
-            Likeness::Unknown(mark) if stream.has_own_consumer && place == 0 => Likeness::Same(mark),
-            likeness => likeness,
-        };
-        match likeness {
-            Likeness::Same(mark) => {
-                same = same
-                    .filter(|(sequence, _)| *sequence >= mark.sequence)
-                    .or(Some((mark.sequence, position)));
-            }
-            Likeness::Departs(equal, differs) => {
-                departs = departs
-                    .filter(|(other, ..)| *other >= equal)
-                    .or(Some((equal, differs, position)));
-            }
-            Likeness::Other => {}
-            // Without a message that is done with, nothing is lost by beginning anew.
-            Likeness::Unknown(mark) => is_unknown |= mark.sequence > 0,
+    // Of several whose messages are all there, the one with the newest has what the others have. As a rule its newest
+    // mark tells, and the stream is asked for nothing else.
+    let mut in_order: Vec<(usize, &Position)> = positions.iter().enumerate().collect();
+    in_order.sort_by_key(|(_, position)| Reverse(position.marks.newest().map(|mark| mark.sequence)));
+    let (mut others, mut is_unknown) = (Vec::new(), false);
+    for (place, position) in in_order {
+        if lacks_newest(history, stream, position).await? {
+            others.push(position);
+            continue;
         }
-    }
-    if let Some((_, position)) = same {
-        return Ok(Recognised::Known(position.token.clone()));
+        match compare(history, stream, position).await? {
+            Likeness::Same => return Ok(Recognised::Known(position.token.clone())),
+            Likeness::Unknown(_) if stream.has_own_consumer && place == 0 => {
+                return Ok(Recognised::Known(position.token.clone()));
+            }
+            // Without a message that is done with, nothing is lost by beginning anew.
+            Likeness::Unknown(newest) => is_unknown |= newest.is_some(),
+            Likeness::Departs(..) | Likeness::Other => others.push(position),
+        }
     }
     if is_unknown {
         return Err(unknown(
             "None of the messages that are done with is left in the stream, which was created at another time.",
         ));
+    }
+    let mut departs: Option<(Option<Mark>, Mark, &Position)> = None;
+    for position in others {
+        if let Likeness::Departs(equal, differs) = compare(history, stream, position).await? {
+            departs = departs
+                .filter(|(other, ..)| *other >= equal)
+                .or(Some((equal, differs, position)));
+        }
     }
     let Some((equal, differs, position)) = departs else {
         return Ok(Recognised::New);
@@ -93,19 +96,22 @@ pub async fn recognise(
     Ok(Recognised::Branch(Branch { of, up_to }))
 }
 
+/// Whether the stream certainly has something else in place of the newest message that is done with, or has not come so
+/// far.
+async fn lacks_newest(history: &impl History, stream: &Stream<'_>, position: &Position) -> Result<bool> {
+    let Some(newest) = position.marks.newest() else {
+        return Ok(false);
+    };
+    if newest.sequence > stream.last_sequence {
+        return Ok(true);
+    }
+    let time = history.time_of(newest.sequence).await?;
+    Ok(time.is_some_and(|time| time != newest.time_us))
+}
+
 async fn compare(history: &impl History, stream: &Stream<'_>, position: &Position) -> Result<Likeness> {
     let is_as_old = stream.created == position.created;
-    let Some(newest) = position.marks.newest() else {
-        let nothing = Mark {
-            sequence: 0,
-            time_us: 0,
-        };
-        return Ok(if is_as_old {
-            Likeness::Same(nothing)
-        } else {
-            Likeness::Unknown(nothing)
-        });
-    };
+    let newest = position.marks.newest();
     // The lowest mark that the stream does not have.
     let mut differs = None;
     for mark in position.marks.newest_first() {
@@ -115,9 +121,7 @@ async fn compare(history: &impl History, stream: &Stream<'_>, position: &Positio
         }
         match history.time_of(mark.sequence).await? {
             Some(time) if time == mark.time_us => {
-                return Ok(differs.map_or(Likeness::Same(newest), |differs| {
-                    Likeness::Departs(Some(mark), differs)
-                }));
+                return Ok(differs.map_or(Likeness::Same, |differs| Likeness::Departs(Some(mark), differs)));
             }
             Some(_) => differs = Some(mark),
             // The message is gone, which says nothing.
@@ -125,7 +129,7 @@ async fn compare(history: &impl History, stream: &Stream<'_>, position: &Positio
         }
     }
     Ok(match (differs, is_as_old) {
-        (None, true) => Likeness::Same(newest),
+        (None, true) => Likeness::Same,
         (None, false) => Likeness::Unknown(newest),
         (Some(differs), true) => Likeness::Departs(None, differs),
         (Some(_), false) => Likeness::Other,
@@ -229,6 +233,7 @@ mod tests {
             created: created.into(),
             ack_floor: None,
             marks,
+            branch: None,
         }
     }
 
@@ -308,6 +313,25 @@ mod tests {
         let positions = [position("a", "tuesday", &a), position("b", "monday", &b)];
         assert_eq!(recognised(&b, 6, "monday", &positions).expect("one"), known("b"));
         assert_eq!(recognised(&a, 9, "tuesday", &positions).expect("one"), known("a"));
+    }
+
+    /// A branch in which nothing was applied yet has the marks of the other one up to there, and no more.
+    #[test]
+    fn of_two_that_are_the_same_the_one_that_is_further_is_chosen() {
+        let a = stored(1..=10, NOON);
+        let positions = [
+            position("b", "monday", &stored(1..=5, NOON)),
+            position("a", "monday", &a),
+        ];
+        assert_eq!(recognised(&a, 10, "monday", &positions).expect("one"), known("a"));
+        let mut without_newest = a.clone();
+        without_newest.remove(&10);
+        assert_eq!(
+            recognised(&without_newest, 10, "monday", &positions).expect("one"),
+            known("a")
+        );
+        let b = stored(1..=5, NOON);
+        assert_eq!(recognised(&b, 5, "monday", &positions).expect("one"), known("b"));
     }
 
     #[test]
