@@ -125,6 +125,54 @@ async fn many_that_cannot_be_read_among_others() {
     eventually_eq(LONG, 0, async || events.consumer().await.num_ack_pending).await;
 }
 
+/// With several filters, what none of them wants is not executed.
+#[tokio::test]
+async fn what_no_filter_wants_is_left_out() {
+    for stop in [false, true] {
+        let (scene, session, events) = scene().await;
+        run(
+            &session,
+            &format!(
+                "SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s', stop_on_failure => {stop},
+                   filter_subjects => '{{events.bad,events.n}}')"
+            ),
+        )
+        .await;
+        until(&session, "live").await;
+        publish_raw(&scene.nats, b"events.other", BAD[0], b"not wanted").await;
+        publish_raw(&scene.nats, b"events.bad", BAD[0], b"bad").await;
+        events.say("events.other", "not wanted either").await;
+        events.count_off(1..=2).await;
+        publish_raw(&scene.nats, b"events.bad", BAD[1], b"bad too").await;
+        events.count_off(3..=3).await;
+        until_number(&session, 5, "SELECT count(DISTINCT payload) FROM got").await;
+        until_number(&session, 7, &format!("SELECT applied_to FROM {ALL}")).await;
+        let mut kept = got(&session).await;
+        kept.sort();
+        assert_eq!(kept, ["1", "2", "3", "bad", "bad too"]);
+    }
+}
+
+/// In another stream of the name, a message of the same sequence is another one.
+#[tokio::test]
+async fn another_stream_has_other_messages_that_cannot_be_read() {
+    let (scene, session, events) = scene().await;
+    run(
+        &session,
+        "SELECT nats_subscribe_stream('events', 'keep', ack_wait => '1 s')",
+    )
+    .await;
+    until(&session, "live").await;
+    publish_raw(&scene.nats, b"events.bad", BAD[0], b"bad").await;
+    events.count_off(1..=1).await;
+    until_number(&session, 2, "SELECT count(*) FROM got").await;
+    events.0.delete_stream("events").await.expect("delete");
+    events.create(RetentionPolicy::Limits).await;
+    publish_raw(&scene.nats, b"events.bad", BAD[0], b"another").await;
+    events.count_off(2..=2).await;
+    until_number(&session, 4, "SELECT count(DISTINCT payload) FROM got").await;
+}
+
 /// Listing a bucket with such an entry fails twice, because the client library ends the connection, and is safe then.
 #[tokio::test]
 async fn a_bucket_with_an_entry_that_cannot_be_read() {

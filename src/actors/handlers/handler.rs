@@ -71,9 +71,8 @@ pub struct Changing {
     /// Executors that have messages of the handler, and the time of the first message that each has (as
     /// [`Incoming::time_us`]). A subscription has one executor at most, which keeps its order.
     pub at_work: HashMap<WorkerId, i64>,
-    /// For a durable subscription: messages that JetStream has still to deliver for the first time, as it has said
-    /// last.
-    /// `None` if JetStream has not said yet.
+    /// For a durable subscription: messages that JetStream has still to deliver for the first time, as JetStream has said
+    /// last; `None` if it has not said yet.
     pub undelivered: Option<u64>,
     /// For a durable subscription that takes no messages: when its stream took the first of these, in microseconds since
     /// 1970.

@@ -23,7 +23,7 @@ struct PendingMessage {
     time_us: i64,
 }
 
-/// A message that JetStream was asked to deliver again later.
+/// A message that JetStream will deliver again later, as it was asked to, or because the delivery was lost.
 struct PostponedMessage {
     after: u64,
     time_us: i64,
@@ -69,7 +69,7 @@ impl AckPending {
         pending.messages.len() + pending.postponed.len()
     }
 
-    /// Messages that have failed and will be delivered again.
+    /// Messages that have failed, or were lost on their way, and will be delivered again.
     pub fn retrying(&self) -> usize {
         self.pending.lock().postponed.len()
     }
@@ -92,6 +92,19 @@ impl AckPending {
             time_us,
         };
         self.pending.lock().messages.insert(sequence, message).is_none()
+    }
+
+    /// Notes a message whose delivery was lost with a connection: JetStream will deliver it again.
+    pub fn expect(&self, mark: Mark, after: u64) {
+        let expected = PostponedMessage {
+            after,
+            time_us: mark.time_us,
+        };
+        self.pending
+            .lock()
+            .postponed
+            .entry(mark.sequence)
+            .or_insert(expected);
     }
 
     /// Removes a message that is done with. Returns the subject to acknowledge it on; `None` if the message is not

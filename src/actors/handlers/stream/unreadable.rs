@@ -40,7 +40,9 @@ pub async fn find(
         _ => ">",
     };
     let ahead = (consumer.batch_size as usize).saturating_mul(2).min(MOST);
-    let mut from = handler.ack_pending.floor() + 1;
+    // All that the subscription wants is seen here in order, so nothing lies between one message and the next.
+    let mut after = handler.ack_pending.floor();
+    let mut from = after + 1;
     let (mut suspects, mut last_unreadable, mut beyond) = (Suspects::default(), 0, 0);
     for _ in 0..MOST {
         let which = json!({ "seq": from, "next_by_subj": filter });
@@ -49,12 +51,7 @@ pub async fn find(
         };
         let sequence = message.mark.sequence;
         from = sequence + 1;
-        let filters = &consumer.filter_subjects;
-        if filters.len() > 1
-            && !filters
-                .iter()
-                .any(|filter| subject::matches(filter, &message.subject))
-        {
+        if !is_wanted(consumer, &message) {
             continue;
         }
         // What the consumer has not delivered yet was not the reason, but may be pulled next.
@@ -62,9 +59,17 @@ pub async fn find(
         if beyond > ahead {
             break;
         }
+        let after = std::mem::replace(&mut after, sequence);
         let is_readable = !message.subject.contains(char::REPLACEMENT_CHARACTER)
             && raw_headers::is_readable(&message.headers);
-        if handler.ack_pending.has(sequence) || (is_readable && !consumer.stop_on_failure) {
+        if handler.ack_pending.has(sequence) {
+            continue;
+        }
+        if is_readable && !consumer.stop_on_failure {
+            if sequence <= found.stream_sequence {
+                // The delivery was lost with the connection.
+                handler.ack_pending.expect(message.mark, after);
+            }
             continue;
         }
         if !is_readable && supply.executed.contains(&sequence) {
@@ -75,13 +80,22 @@ pub async fn find(
         }
         suspects
             .messages
-            .push(incoming(message, stream, consumer, !is_readable));
+            .push(incoming(message, after, stream, consumer, !is_readable));
         if !is_readable {
             last_unreadable = suspects.messages.len();
         }
     }
     suspects.messages.truncate(last_unreadable);
     Ok(suspects)
+}
+
+/// Whether the subscription wants a message. Where it has one filter at most, JetStream has seen to that.
+fn is_wanted(consumer: &Consumer, message: &PlainMessage) -> bool {
+    let filters = &consumer.filter_subjects;
+    let mut matching = filters
+        .iter()
+        .filter(|filter| subject::matches(filter, &message.subject));
+    filters.len() < 2 || matching.next().is_some()
 }
 
 /// Has messages executed that were found another way, and waits until they are done with.
@@ -151,7 +165,13 @@ fn ack_subject(stream: &str, durable: &str, mark: Mark) -> String {
     format!("$JS.ACK.{stream}.{durable}.1.{sequence}.{sequence}.{time_ns}.0")
 }
 
-fn incoming(message: PlainMessage, stream: &str, consumer: &Consumer, is_unreadable: bool) -> Incoming {
+fn incoming(
+    message: PlainMessage,
+    after: u64,
+    stream: &str,
+    consumer: &Consumer,
+    is_unreadable: bool,
+) -> Incoming {
     let PlainMessage { mark, subject, .. } = message;
     let sequence = mark.sequence;
     Incoming {
@@ -162,7 +182,7 @@ fn incoming(message: PlainMessage, stream: &str, consumer: &Consumer, is_unreada
         time_us: mark.time_us,
         position: Some(StreamPosition {
             sequence,
-            after: sequence.saturating_sub(1),
+            after,
             deliveries: 1,
         }),
         deaths: 0,
