@@ -23,6 +23,10 @@ use crate::settings::Settings;
 /// own.
 pub const PROTOCOL: u16 = 9;
 
+/// A call of JetStream may need several answers of JetStream, each of which may take as long as the time-out; all
+/// together may take so many times the time-out.
+pub const JETSTREAM_ANSWERS: u32 = 4;
+
 /// [`Request::Examine`] takes at most so many times its `limit_ms`.
 pub const EXAMINE_STEPS: u32 = 6;
 

@@ -9,7 +9,7 @@ use super::{parameters, server};
 use crate::channel::SOCKET_PATH;
 use crate::channel::client::connect;
 use crate::channel::frame::Frame;
-use crate::channel::message::{JetStreamCall, JetStreamOptions, Reply, Request};
+use crate::channel::message::{JETSTREAM_ANSWERS, JetStreamCall, JetStreamOptions, Reply, Request};
 use crate::channel::target::Key;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -94,8 +94,7 @@ pub fn jetstream(domain: Option<String>, call: JetStreamCall, body: &[u8]) -> Re
         JetStreamCall::Publish { headers, .. } => headers.clone(),
         _ => Headers::new(),
     };
-    // Some calls need several answers of JetStream, and each may take as long as the time-out.
-    let time = parameters::jetstream_timeout() * 4;
+    let time = parameters::connect_timeout() + parameters::jetstream_timeout() * JETSTREAM_ANSWERS;
     ask(&headers, body, time, |slot, wait_ms| Request::JetStream {
         slot,
         api: api(domain, wait_ms),
@@ -115,7 +114,7 @@ pub fn stream(
         let slot = session.slot(key)?.number;
         session.flush()?;
         let wait = parameters::connect_timeout();
-        let idle = wait + parameters::jetstream_timeout() * 4 + GRACE;
+        let idle = wait + parameters::jetstream_timeout() * JETSTREAM_ANSWERS + GRACE;
         let request = Request::JetStream {
             slot,
             api: api(domain, milliseconds(wait)),

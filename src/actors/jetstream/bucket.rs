@@ -42,6 +42,8 @@ pub(super) struct Bucket {
     pub(super) api: Api,
     pub(super) bucket: String,
     pub(super) suspects: SuspectBuckets,
+    /// Generation of the connection that the call uses.
+    pub(super) generation: u64,
 }
 
 /// The latest entry of a key.
@@ -73,21 +75,22 @@ impl Bucket {
                 plain(Reply::Done)
             }
             BucketCall::Entries { key, history } => {
-                let entries = if history && self.suspects.has(&self.bucket) {
-                    self.history_one_by_one(&key).await
-                } else {
-                    self.entries(&key, history).await
-                };
-                self.suspects.note(&self.bucket, &entries);
+                if !history {
+                    return plain(Reply::Rows(self.entry(&key).await?));
+                }
+                if self.suspects.has(&self.bucket) {
+                    return plain(Reply::Rows(self.history_one_by_one(&key).await?));
+                }
+                let entries = self.history(&key).await;
+                self.suspects.note(&self.bucket, self.generation, &entries);
                 plain(Reply::Rows(entries?))
             }
             BucketCall::Keys => {
-                let keys = if self.suspects.has(&self.bucket) {
-                    self.keys_one_by_one().await
-                } else {
-                    self.keys().await
-                };
-                self.suspects.note(&self.bucket, &keys);
+                if self.suspects.has(&self.bucket) {
+                    return plain(Reply::Rows(self.keys_one_by_one().await?));
+                }
+                let keys = self.keys().await;
+                self.suspects.note(&self.bucket, self.generation, &keys);
                 plain(Reply::Rows(keys?))
             }
             BucketCall::Create(bucket) => {
@@ -347,13 +350,14 @@ impl Bucket {
         Ok(there.map(|(key, _)| vec![Some(key)]).collect())
     }
 
-    async fn entries(&self, key: &str, history: bool) -> Result<Vec<Row>> {
-        if !history {
-            let latest = self.latest(key).await?;
-            let latest = latest
-                .map(|entry| entry_row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
-            return Ok(latest.into_iter().collect());
-        }
+    async fn entry(&self, key: &str) -> Result<Vec<Row>> {
+        let latest = self.latest(key).await?;
+        let row =
+            latest.map(|entry| entry_row(entry.revision, entry.operation, &entry.value, Some(entry.created)));
+        Ok(row.into_iter().collect())
+    }
+
+    async fn history(&self, key: &str) -> Result<Vec<Row>> {
         let part = Part {
             subject: self.subject(key),
             is_latest: false,

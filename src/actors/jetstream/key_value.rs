@@ -49,12 +49,13 @@ impl Handler<InBucket> for KeyValue {
         let Some(api) = Api::of(&self.status, domain, timeout) else {
             return Box::pin(std::future::ready(None));
         };
-        let suspects = self.suspects.clone();
+        let (suspects, generation) = (self.suspects.clone(), self.status.borrow().generation);
         Box::pin(async move {
             let bucket = Bucket {
                 api,
                 bucket,
                 suspects,
+                generation,
             };
             let answer = unless_cancelled(&cancel, bucket.answer(call, value));
             Some(tasks::answer("call of a bucket", answer).await)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix::MailboxError;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
@@ -16,7 +16,9 @@ use crate::actors::connections::interface::{ConnectionHandle, stopped};
 use crate::actors::jetstream::interface::{InBucket, InStore, Parts, PublishToStream};
 use crate::actors::metrics::transfers::TransferProgress;
 use crate::actors::workers::messages::DrainDatabase;
-use crate::channel::message::{BucketCall, JetStreamCall, JetStreamOptions, Reply, StoreCall};
+use crate::channel::message::{
+    BucketCall, JETSTREAM_ANSWERS, JetStreamCall, JetStreamOptions, Reply, StoreCall,
+};
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
 
@@ -144,6 +146,21 @@ impl JetStreamRequest {
         }
     }
 
+    /// Runs a call of an actor for as long as the session waits; a call that reads much may need many answers.
+    async fn in_time<T>(
+        &self,
+        call: impl Future<Output = std::result::Result<T, MailboxError>>,
+    ) -> Result<T> {
+        match timeout(self.timeout() * JETSTREAM_ANSWERS, call).await {
+            Ok(answer) => answer.map_err(|_| stopped()),
+            Err(_) => Err(
+                Error::new(Kind::AckTimeout, "JetStream did not answer in time").detail(format!(
+                    "The whole call took longer than {JETSTREAM_ANSWERS} times litmus_pgnats.jetstream_timeout."
+                )),
+            ),
+        }
+    }
+
     async fn publish(self, subject: String, headers: Headers) -> Result<CallReply> {
         self.once_up(|| {
             self.handle.jetstream.send(PublishToStream {
@@ -188,7 +205,15 @@ impl JetStreamRequest {
                 progress: self.progress.clone(),
                 cancel: self.cancel.clone(),
             };
-            match self.handle.object_store.send(call).await.map_err(|_| stopped())? {
+            let is_transfer = matches!(call.call, StoreCall::Put { .. } | StoreCall::Get { .. });
+            let answer = self.handle.object_store.send(call);
+            // A transfer has a limit for each part instead.
+            let answer = if is_transfer {
+                answer.await.map_err(|_| stopped())?
+            } else {
+                self.in_time(answer).await?
+            };
+            match answer {
                 Ok(answer) => return answer,
                 Err(back) => parts = back,
             }
@@ -205,7 +230,7 @@ impl JetStreamRequest {
         let mut status = self.handle.status.clone();
         loop {
             self.handle.until_up(deadline).await?;
-            if let Some(answer) = call().await.map_err(|_| stopped())? {
+            if let Some(answer) = self.in_time(call()).await? {
                 return Ok(answer);
             }
             changed(&mut status, deadline).await?;

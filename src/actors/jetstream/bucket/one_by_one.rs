@@ -20,21 +20,30 @@ const SUSPECTED_FOR: Duration = Duration::from_secs(600);
 /// Most buckets that are suspected at a time.
 const MOST: usize = 1000;
 
-/// Reading has to end the connection so often: an outage may do that once.
+/// Reading has to end so many connections in a row: an outage may end one.
 const SUSPICIOUS: u32 = 2;
 
-/// Buckets whose reading has ended the connection, how often, and when last.
+/// How often the reading of a bucket has ended the connection since a whole reading succeeded.
+#[derive(Debug)]
+struct Suspicion {
+    connections: u32,
+    /// Generation of the last such connection: many sessions may have read when it ended.
+    generation: u64,
+    since: Instant,
+}
+
+/// Buckets whose reading has ended the connection.
 #[derive(Clone, Default)]
-pub struct SuspectBuckets(Arc<Mutex<HashMap<String, (u32, Instant)>>>);
+pub struct SuspectBuckets(Arc<Mutex<HashMap<String, Suspicion>>>);
 
 impl SuspectBuckets {
     /// Whether a bucket is to be read one by one.
     pub fn has(&self, bucket: &str) -> bool {
         let mut suspects = self.0.lock();
-        suspects.retain(|_, (_, since)| since.elapsed() < SUSPECTED_FOR);
+        suspects.retain(|_, suspicion| suspicion.since.elapsed() < SUSPECTED_FOR);
         suspects
             .get(bucket)
-            .is_some_and(|(count, _)| *count >= SUSPICIOUS)
+            .is_some_and(|suspicion| suspicion.connections >= SUSPICIOUS)
     }
 
     /// A bucket was read one by one; `are_readable` if it has no entry that cannot be read.
@@ -42,21 +51,31 @@ impl SuspectBuckets {
         let mut suspects = self.0.lock();
         if are_readable {
             suspects.remove(bucket);
-        } else if let Some((_, since)) = suspects.get_mut(bucket) {
-            *since = Instant::now();
+        } else if let Some(suspicion) = suspects.get_mut(bucket) {
+            suspicion.since = Instant::now();
         }
     }
 
-    /// Notes what became of reading a bucket.
-    pub fn note<T>(&self, bucket: &str, outcome: &Result<T>) {
+    /// Notes what became of reading a bucket as usual, on the connection of a generation.
+    pub fn note<T>(&self, bucket: &str, generation: u64, outcome: &Result<T>) {
         let mut suspects = self.0.lock();
-        if outcome
-            .as_ref()
-            .is_err_and(|error| error.kind == Kind::ConnectionLost)
-            && suspects.len() < MOST
-        {
-            let (count, since) = suspects.entry(bucket.to_string()).or_insert((0, Instant::now()));
-            (*count, *since) = (*count + 1, Instant::now());
+        match outcome {
+            Ok(_) => drop(suspects.remove(bucket)),
+            Err(error) if error.kind == Kind::ConnectionLost => {
+                if suspects.len() >= MOST && !suspects.contains_key(bucket) {
+                    return;
+                }
+                let suspicion = suspects.entry(bucket.to_string()).or_insert(Suspicion {
+                    connections: 0,
+                    generation: 0,
+                    since: Instant::now(),
+                });
+                if suspicion.generation != generation {
+                    suspicion.connections += 1;
+                }
+                (suspicion.generation, suspicion.since) = (generation, Instant::now());
+            }
+            Err(_) => {}
         }
     }
 }
@@ -86,7 +105,7 @@ impl Bucket {
         Ok(there.map(|(key, _)| vec![Some(key)]).collect())
     }
 
-    /// Like `entries` with the history.
+    /// Like `history`.
     pub(super) async fn history_one_by_one(&self, key: &str) -> Result<Vec<Row>> {
         let (mut rows, mut size) = (Vec::new(), 0);
         let mut from = 1;
@@ -123,4 +142,28 @@ fn stored_operation(message: &PlainMessage) -> &'static str {
         value.map_or("", |(_, value)| value.as_str())
     };
     operation(text(OPERATION), text(MARKER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::jetstream::api::lost;
+
+    #[test]
+    fn an_outage_under_many_readers_makes_no_suspect() {
+        let suspects = SuspectBuckets::default();
+        for _ in 0..5 {
+            suspects.note::<()>("b", 1, &Err(lost()));
+        }
+        assert!(!suspects.has("b"));
+        suspects.note("b", 2, &Ok(()));
+        suspects.note::<()>("b", 2, &Err(lost()));
+        assert!(!suspects.has("b"), "it was read in between");
+        suspects.note::<()>("b", 3, &Err(lost()));
+        assert!(suspects.has("b") && !suspects.has("c"));
+        suspects.was_read("b", false);
+        assert!(suspects.has("b"));
+        suspects.was_read("b", true);
+        assert!(!suspects.has("b"));
+    }
 }
