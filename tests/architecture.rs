@@ -358,12 +358,3 @@ fn type_names(code: &str) -> Vec<String> {
     let names = behind.map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
     names.flatten().map(Into::into).collect()
 }
-
-/// The client's states and errors are told apart by what async-nats does inside, so another version is a decision.
-#[test]
-fn async_nats_is_pinned() {
-    let manifest = read(&root().join("Cargo.toml"));
-    let line = manifest.lines().find(|line| line.starts_with("async-nats "));
-    let line = line.expect("async-nats in Cargo.toml");
-    assert!(line.contains("version = \"="), "{line}");
-}

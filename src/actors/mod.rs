@@ -11,12 +11,14 @@
 //! - `handlers`: subscriptions and responders with their messages; `ha`: Patroni, and who is told of the server's role;
 //! - `connections`: one connection for all sessions that present the same key;
 //! - `jetstream`: streams, consumers, key-value buckets and object stores on a connection;
-//! - `connection`: one NATS connection;
+//! - `connection`: one NATS connection, through all its clients;
+//! - `client`: a client of NATS, connected to one server;
 //! - `metrics`: what is counted; `base`: what all of them use.
 
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod connections;
 pub(crate) mod dispatcher;

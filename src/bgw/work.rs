@@ -351,8 +351,7 @@ fn is_final(work: &Work, message: &Delivered, payload: &Bytes, error: &Caught) -
         return false;
     };
     let is_last = stream.max_deliveries > 0 && position.deliveries >= stream.max_deliveries;
-    let is_only = message.is_unreadable && !stream.stop_on_failure;
-    (is_last || is_only || message.is_poison) && stream_work::give_up(work, stream, message, payload, error)
+    (is_last || message.is_poison) && stream_work::give_up(work, stream, message, payload, error)
 }
 
 fn call(

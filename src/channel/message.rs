@@ -21,7 +21,7 @@ use crate::settings::Settings;
 
 /// Raised whenever a message or the frame changes. The runtime worker refuses a session with another number than its
 /// own.
-pub const PROTOCOL: u16 = 9;
+pub const PROTOCOL: u16 = 10;
 
 /// A call of JetStream may need several answers of JetStream, each of which may take as long as the time-out; all
 /// together may take so many times the time-out.

@@ -73,11 +73,6 @@ pub fn to_json(headers: &[(String, String)]) -> String {
     Value::Object(object).to_string()
 }
 
-/// Whether a header may have this name.
-pub fn is_name(name: &str) -> bool {
-    check_name(name).is_ok()
-}
-
 /// A header name is printable ASCII without space and colon (ADR-4).
 fn check_name(name: &str) -> std::result::Result<(), String> {
     match name.bytes().find(|b| !(b'!'..=b'~').contains(b) || *b == b':') {

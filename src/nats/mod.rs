@@ -3,14 +3,21 @@
 //!
 //! - `subject.rs`: which subjects may be published or subscribed to;
 //! - `headers.rs`: message headers, from and to JSON;
-//! - `raw_headers.rs`: header blocks that a client library cannot read;
+//! - `raw_headers.rs`: header blocks as they come, which may not be as they should be;
 //! - `names.rs`: names of buckets, keys, object stores, streams, consumers and domains;
-//! - `ack.rs`: what the reply subject of a JetStream message says.
+//! - `ack.rs`: what the reply subject of a JetStream message says;
+//! - `wire/`: NATS's client protocol; `message.rs`: messages that come and go; `server_error.rs`: what a server's errors
+//!   mean;
+//! - `credentials.rs`: what a `.creds` file holds.
 
 #![forbid(unsafe_code)]
 
 pub mod ack;
+pub mod credentials;
 pub mod headers;
+pub mod message;
 pub mod names;
 pub mod raw_headers;
+pub mod server_error;
 pub mod subject;
+pub mod wire;

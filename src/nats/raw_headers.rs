@@ -1,24 +1,8 @@
-//! Header blocks as they are stored, which may be such that a client library cannot read them. Pure.
+//! Header blocks as they come, which may not be as they should be. Pure.
 
 #![forbid(unsafe_code)]
 
-use super::headers::{Headers, is_name};
-
-/// Whether every client can read a header block: text in UTF-8, and lines of a name and a value.
-pub fn is_readable(block: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(block) else {
-        return false;
-    };
-    let mut lines = text.lines();
-    if block.is_empty() {
-        return true;
-    }
-    let is_known = lines
-        .next()
-        .is_some_and(|version| version.starts_with("NATS/1.0"));
-    let mut fields = lines.filter(|line| !line.is_empty() && !line.starts_with(char::is_whitespace));
-    is_known && fields.all(|line| line.split_once(':').is_some_and(|(name, _)| is_name(name)))
-}
+use super::headers::Headers;
 
 /// Reads a header block as well as that can be done: text that is not UTF-8 is taken for Latin-1, and a line without a
 /// colon for a name without a value.
@@ -38,6 +22,24 @@ pub fn read(block: &[u8]) -> Headers {
     headers
 }
 
+/// The status in the first line of a header block, by which the NATS server itself speaks; `None` if there is none.
+pub fn status(block: &[u8]) -> Option<u16> {
+    let line = block.strip_prefix(b"NATS/1.0 ")?;
+    let digits = line.get(..3)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// What stands behind the status in the first line of a header block.
+pub fn description(block: &[u8]) -> String {
+    let line = block
+        .split(|byte| matches!(byte, b'\r' | b'\n'))
+        .next()
+        .unwrap_or_default();
+    let text = String::from_utf8_lossy(line);
+    let mut words = text.splitn(3, ' ').skip(2);
+    words.next().unwrap_or_default().trim().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,22 +49,21 @@ mod tests {
     }
 
     #[test]
-    fn what_no_client_reads_is_told_from_what_all_do() {
-        for good in [
-            &b""[..],
-            &block(b"X-Name: Jos\xc3\xa9\r\nOther:\r\n"),
-            &block(b"A: 1\r\n more\r\n"),
+    fn the_server_speaks_by_a_status() {
+        let heartbeat = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 7\r\n\r\n";
+        assert_eq!(
+            (status(heartbeat), description(heartbeat).as_str()),
+            (Some(100), "Idle Heartbeat")
+        );
+        let bare = b"NATS/1.0 503\r\n\r\n";
+        assert_eq!((status(bare), description(bare).as_str()), (Some(503), ""));
+        for none in [
+            &b"NATS/1.0\r\nA: 1\r\n\r\n"[..],
+            b"",
+            b"NATS/1.0 x\r\n",
+            b"NATS/1.0 1",
         ] {
-            assert!(is_readable(good), "{good:?}");
-        }
-        for bad in [
-            &block(b"X-Name: Jos\xe9\r\n")[..],
-            &block(b"no colon\r\n"),
-            &block(b"X-\x01: 1\r\n"),
-            &block(b": 1\r\n"),
-            b"X: 1\r\n\r\n",
-        ] {
-            assert!(!is_readable(bad), "{bad:?}");
+            assert_eq!(status(none), None, "{none:?}");
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Settings {
     pub capacity: usize,
     pub tls: Tls,
     pub credential: Credential,
+    /// Beginning of the subjects that replies go to.
+    pub inbox_prefix: String,
     pub domain: Option<String>,
     pub notify_subject: Option<String>,
     pub patroni_url: Option<String>,
@@ -43,6 +45,8 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
     pub verify: Verify,
+    /// TLS begins before the NATS server's INFO.
+    pub first: bool,
     /// Paths of the client's certificate and key.
     pub client: Option<(String, String)>,
 }
@@ -62,6 +66,10 @@ pub enum Verify {
 /// How the connection authenticates with NATS; the files are read at every connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Credential {
+    /// A `.creds` file.
+    File(String),
+    /// The contents of a `.creds` file.
+    Inline(Secret),
     NkeyFile(String),
     Nkey(Secret),
     TokenFile(String),
@@ -72,7 +80,8 @@ pub enum Credential {
 }
 
 /// The ways to authenticate; the options of one way belong together.
-const CREDENTIAL_WAYS: [&[&str]; 3] = [
+const CREDENTIAL_WAYS: [&[&str]; 4] = [
+    &["credentials_path", "credentials"],
     &["nkey_seed_path", "nkey_seed"],
     &["token_path", "token"],
     &["username", "password_path", "password"],
@@ -106,16 +115,25 @@ impl Settings {
             capacity: number("capacity", options::DEFAULT_CAPACITY) as usize,
             tls: Tls {
                 verify,
+                first: get("tls_first").and_then(parse_bool).unwrap_or(false),
                 client: get("tls_cert_path")
                     .map(String::from)
                     .zip(get("tls_key_path").map(String::from)),
             },
             credential: credential(&all)?,
+            inbox_prefix: get("inbox_prefix")
+                .unwrap_or(options::DEFAULT_INBOX_PREFIX)
+                .to_string(),
             domain: get("domain").map(String::from),
             notify_subject: get("notify_subject").map(String::from),
             patroni_url: get("patroni_url").map(String::from),
             responder_timeout_ms: number("responder_timeout_ms", options::DEFAULT_RESPONDER_TIMEOUT_MS),
         })
+    }
+
+    /// Whether the options ask for TLS. Without that, the NATS server may still demand TLS.
+    pub fn wants_tls(&self) -> bool {
+        self.tls.first || self.tls.verify != Verify::Platform
     }
 
     /// Whether a change from these settings to `new` takes another connection.
@@ -125,13 +143,14 @@ impl Settings {
             hosts,
             tls,
             credential,
+            inbox_prefix,
             capacity: _,
             domain: _,
             notify_subject: _,
             patroni_url: _,
             responder_timeout_ms: _,
         } = self;
-        (hosts, tls, credential) != (&new.hosts, &new.tls, &new.credential)
+        (hosts, tls, credential, inbox_prefix) != (&new.hosts, &new.tls, &new.credential, &new.inbox_prefix)
     }
 }
 
@@ -144,6 +163,7 @@ fn overlay(all: &mut Options, mapping: &Options) {
         }
     }
     for (inline, path) in [
+        ("credentials", "credentials_path"),
         ("nkey_seed", "nkey_seed_path"),
         ("token", "token_path"),
         ("password", "password_path"),
@@ -160,7 +180,11 @@ fn overlay(all: &mut Options, mapping: &Options) {
 fn credential(all: &Options) -> Result<Credential> {
     let get = |name: &str| all.get(name).cloned();
     let incomplete = |message: &str| Err(Error::new(Kind::IncompleteCredential, message));
-    Ok(if let Some(path) = get("nkey_seed_path") {
+    Ok(if let Some(path) = get("credentials_path") {
+        Credential::File(path)
+    } else if let Some(credentials) = get("credentials") {
+        Credential::Inline(Secret::new(credentials))
+    } else if let Some(path) = get("nkey_seed_path") {
         Credential::NkeyFile(path)
     } else if let Some(seed) = get("nkey_seed") {
         Credential::Nkey(Secret::new(seed))
@@ -214,6 +238,8 @@ mod tests {
     #[test]
     fn the_first_credential_in_the_documented_order_wins() {
         let mut all = vec![
+            ("credentials_path", "/creds"),
+            ("credentials", "jwt and seed"),
             ("nkey_seed_path", "/nkey"),
             ("nkey_seed", "SU"),
             ("token_path", "/token"),
@@ -223,6 +249,8 @@ mod tests {
             ("password", "p"),
         ];
         let expected = [
+            Credential::File("/creds".into()),
+            Credential::Inline(Secret::new("jwt and seed".into())),
             Credential::NkeyFile("/nkey".into()),
             Credential::Nkey(Secret::new("SU".into())),
             Credential::TokenFile("/token".into()),

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nats::{names, subject};
+use crate::nats::{credentials, names, subject};
 
 pub const DEFAULT_HOST: &str = "127.0.0.1";
 pub const DEFAULT_PORT: u16 = 4222;
 pub const DEFAULT_CAPACITY: u32 = 128;
 pub const DEFAULT_RESPONDER_TIMEOUT_MS: u32 = 5000;
+pub const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
 /// Largest value of the option `capacity`.
 const MAX_CAPACITY: u32 = 1_000_000;
 
@@ -30,6 +31,8 @@ pub enum Form {
     Secret,
     /// An NKey seed of a user.
     Seed,
+    /// The contents of a `.creds` file.
+    Credentials,
     Subject,
     HttpUrl,
 }
@@ -68,7 +71,11 @@ pub const OPTIONS: &[OptionDef] = &[
     server("tls_cert_path", Form::File),
     server("tls_key_path", Form::File),
     server("tls_insecure", Form::Boolean),
+    server("tls_first", Form::Boolean),
     server("domain", Form::Domain),
+    credential("inbox_prefix", Form::Subject),
+    credential("credentials_path", Form::File),
+    credential("credentials", Form::Credentials),
     credential("username", Form::Text),
     credential("password_path", Form::File),
     credential("password", Form::Secret),
@@ -114,6 +121,7 @@ pub fn allowed(form: Form) -> String {
         Form::Text => "text".into(),
         Form::Secret => "not empty".into(),
         Form::Seed => "the NKey seed of a user, which starts with \"SU\"".into(),
+        Form::Credentials => "the contents of a .creds file: a user's JWT and the NKey seed".into(),
         Form::Subject => "a subject without wildcards, white space and empty tokens".into(),
         Form::HttpUrl => "a URL that starts with http:// or https://".into(),
     }
@@ -134,6 +142,7 @@ pub fn is_valid(form: Form, value: &str) -> bool {
         Form::Secret => !value.is_empty(),
         Form::Seed => nkeys::KeyPair::from_seed(value)
             .is_ok_and(|pair| pair.key_pair_type() == nkeys::KeyPairType::User),
+        Form::Credentials => credentials::read(value).is_ok(),
         Form::Subject => subject::check_publish(value).is_ok(),
         Form::HttpUrl => {
             url::Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())

@@ -15,6 +15,8 @@ pub enum OptionsOf {
 
 /// Longest value of an option, in bytes: the runtime worker holds them all in memory.
 const MAX_VALUE: usize = 4096;
+/// Longest credentials, in bytes: a JWT names all subjects that its user may use.
+const MAX_CREDENTIALS: usize = 32 * 1024;
 
 /// Checks all options of one object: their names, their values, and that they do not contradict each other.
 pub fn validate(target: OptionsOf, options: &Options) -> Result<()> {
@@ -22,12 +24,17 @@ pub fn validate(target: OptionsOf, options: &Options) -> Result<()> {
         let option = find(name)
             .filter(|option| allows(target, option))
             .ok_or_else(|| unknown(target, name))?;
-        if value.len() > MAX_VALUE {
+        let most = if option.form == Form::Credentials {
+            MAX_CREDENTIALS
+        } else {
+            MAX_VALUE
+        };
+        if value.len() > most {
             return Err(Error::new(
                 Kind::MalformedOption,
                 format!("value for option \"{name}\" is too long"),
             )
-            .hint(format!("The longest value has {MAX_VALUE} bytes.")));
+            .hint(format!("The longest value has {most} bytes.")));
         }
         if !is_valid(option.form, value) {
             return Err(Error::new(
@@ -66,7 +73,9 @@ pub fn files(options: &Options) -> impl Iterator<Item = &'static str> {
 
 /// Names of the given options that hold a secret.
 pub fn secrets(options: &Options) -> impl Iterator<Item = &'static str> {
-    of_form(options, |form| matches!(form, Form::Secret | Form::Seed))
+    of_form(options, |form| {
+        matches!(form, Form::Secret | Form::Seed | Form::Credentials)
+    })
 }
 
 fn of_form(options: &Options, wanted: impl Fn(Form) -> bool) -> impl Iterator<Item = &'static str> {
@@ -86,7 +95,7 @@ fn allows(target: OptionsOf, option: &OptionDef) -> bool {
 }
 
 /// Names that options have in other NATS software, and their names here.
-const ELSEWHERE: [(&str, &str); 7] = [
+const ELSEWHERE: [(&str, &str); 11] = [
     ("url", "host"),
     ("servers", "host"),
     ("user", "username"),
@@ -94,6 +103,10 @@ const ELSEWHERE: [(&str, &str); 7] = [
     ("tls", "tls_ca_path"),
     ("cafile", "tls_ca_path"),
     ("jetstream_domain", "domain"),
+    ("creds", "credentials_path"),
+    ("jwt", "credentials"),
+    ("user_credentials", "credentials_path"),
+    ("handshake_first", "tls_first"),
 ];
 
 /// The allowed option that has this name in other NATS software, or else the allowed option with the most similar name;

@@ -10,27 +10,31 @@ mod reload;
 mod round_trip;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use async_nats::message::OutboundMessage;
 use tokio::sync::{RwLock, watch};
 
 use self::events::Reporter;
-use super::connect::connect;
 use super::delivery::{FLUSH_LIMIT, Retirement, retire, send_all};
 use super::held_messages::HeldMessages;
 use super::interface::{CONNECT_LIMIT, ConnectNow, FinishConnection, Publish};
 use super::lifecycle::{HandoverStep, Lifecycle};
 use super::reconnect_policy::ReconnectPolicy;
-use super::requester::Requester;
-use super::status::{ConnectionStatus, not_connected};
+use super::status::ConnectionStatus;
 use crate::actors::base::tasks::Vital;
+use crate::actors::client::NatsClient;
+use crate::actors::client::connect::connect;
+use crate::actors::client::interface::Candidate;
 use crate::actors::metrics::connection_stats::SharedStats;
 use crate::channel::target::Link;
 use crate::error::{Error, Kind, Result};
+use crate::findings;
 use crate::flood::Flood;
+use crate::nats::message::Outbound;
+use crate::nats::wire::ServerInfo;
 use crate::settings::Settings;
 use crate::settings::options::{DEFAULT_PORT, Host, parse_hosts};
 
@@ -41,7 +45,7 @@ struct Attempt {
     settings: Settings,
     number: u64,
     /// The client and the host that it is connected to, or why there is none.
-    client: Result<(Requester, Host)>,
+    client: Result<(NatsClient, Candidate)>,
 }
 
 /// The actor of one NATS connection.
@@ -49,7 +53,7 @@ pub struct Connection {
     /// The connection's name in NATS's monitoring.
     name: String,
     settings: Settings,
-    lifecycle: Lifecycle<Requester>,
+    lifecycle: Lifecycle<NatsClient>,
     held: HeldMessages,
     status: watch::Sender<ConnectionStatus>,
     /// The attempt to connect that is under way. Attempts of a reload, or to leave a server, run beside it.
@@ -57,17 +61,18 @@ pub struct Connection {
     /// Read-locked while messages are handed to the current client; write-locked to wait until none is.
     senders: Arc<RwLock<()>>,
     /// Former clients that still deliver what they hold, by generation.
-    retiring: HashMap<u64, Requester>,
+    retiring: HashMap<u64, NatsClient>,
     retry: Option<SpawnHandle>,
     /// Servers that the NATS cluster has announced, and the settings it was reached with. Once hosts, TLS options or
     /// credential change, these servers are no longer used: they may be another cluster's, which must not get the new
     /// credential.
-    discovered: Option<(Settings, Vec<Host>)>,
+    discovered: Option<(Settings, Vec<Candidate>)>,
+    /// The host of the current client.
+    current: Option<Candidate>,
+    /// Generation of the client whose server is about to stop.
+    leaving: Option<u64>,
     reconnect: ReconnectPolicy,
     stats: SharedStats,
-    /// Whether the user may publish to the client's own inbox, as far as is known: the round-trip time is measured that
-    /// way.
-    may_measure: bool,
     /// Limits the log lines about the server's errors, by the error's text.
     server_errors: HashMap<String, Flood>,
     slow_consumer: Flood,
@@ -97,9 +102,10 @@ impl Connection {
             retiring: HashMap::new(),
             retry: None,
             discovered: None,
+            current: None,
+            leaving: None,
             reconnect: ReconnectPolicy::default(),
             stats,
-            may_measure: true,
             server_errors: HashMap::new(),
             slow_consumer: Flood::default(),
         };
@@ -108,15 +114,33 @@ impl Connection {
 
     /// The hosts to try: those of the settings, then others that the cluster announced when it was reached with such
     /// settings.
-    fn hosts(&self, settings: &Settings) -> Vec<Host> {
-        let mut hosts = settings.hosts.clone();
+    fn candidates(&self, settings: &Settings) -> Vec<Candidate> {
+        let mut candidates: Vec<_> = settings.hosts.iter().cloned().map(Candidate::from).collect();
         if let Some((with, discovered)) = &self.discovered
             && !with.needs_reconnect(settings)
         {
-            let others = discovered.iter().filter(|host| !settings.hosts.contains(host));
-            hosts.extend(others.cloned());
+            let others = discovered
+                .iter()
+                .filter(|other| !settings.hosts.contains(&other.host));
+            candidates.extend(others.cloned());
         }
-        hosts
+        candidates
+    }
+
+    /// Remembers the servers that the current client's server names. Those that are named by their address have to have
+    /// the certificate that the server has which has named them, as with NATS's own clients.
+    fn discover(&mut self, info: &ServerInfo) {
+        let tls_name = self.current.as_ref().map(|current| current.tls_name.clone());
+        let hosts = info.connect_urls.iter().filter_map(|url| parse_url(url));
+        let candidates = hosts.map(|host| {
+            let is_address = host.name.parse::<IpAddr>().is_ok();
+            let learned = tls_name.clone().filter(|_| is_address);
+            Candidate {
+                tls_name: learned.unwrap_or_else(|| host.name.clone()),
+                host,
+            }
+        });
+        self.discovered = Some((self.settings.clone(), candidates.collect()));
     }
 
     /// Connects a new client with these settings.
@@ -128,15 +152,9 @@ impl Connection {
     ) -> impl Future<Output = Attempt> + use<> {
         let number = self.lifecycle.begin_attempt();
         let observer = Reporter::new(ctx.address(), number);
-        let (name, hosts) = (self.name.clone(), self.hosts(&settings));
+        let (name, candidates) = (self.name.clone(), self.candidates(&settings));
         async move {
-            let client = match connect(&settings, &hosts, &name, limit, observer).await {
-                Ok((client, host)) => {
-                    let started = Requester::start(client).await.map_err(|_| not_connected());
-                    started.map(|client| (client, host))
-                }
-                Err(error) => Err(error),
-            };
+            let client = connect(&settings, &candidates, &name, limit, observer).await;
             Attempt {
                 settings,
                 number,
@@ -204,12 +222,10 @@ impl Connection {
     }
 
     /// Puts a connected client in the place of the former one, which first delivers what it has taken.
-    fn install(&mut self, (client, host): (Requester, Host), generation: u64, ctx: &mut Context<Self>) {
-        let info = client.client().server_info();
-        // The new client's user may be another one, with other permissions.
-        self.may_measure = true;
-        let urls = info.connect_urls.iter().filter_map(|url| parse_url(url));
-        self.discovered = Some((self.settings.clone(), urls.collect()));
+    fn install(&mut self, (client, to): (NatsClient, Candidate), generation: u64, ctx: &mut Context<Self>) {
+        let (info, host) = (client.info(), to.host.clone());
+        self.current = Some(to);
+        self.discover(&info);
         let level = if self.reconnect.is_unsteady() {
             log::Level::Debug
         } else {
@@ -238,12 +254,12 @@ impl Connection {
         let former = self.lifecycle.install(client, generation);
         self.retire(former, former_generation, ctx);
         if self.lifecycle.is_lost() {
-            self.lost(ctx);
+            self.lost("it ended at once", ctx);
         }
     }
 
     /// Lets a former client deliver what it holds, then goes on with the handover.
-    fn retire(&mut self, former: Option<Requester>, generation: u64, ctx: &mut Context<Self>) {
+    fn retire(&mut self, former: Option<NatsClient>, generation: u64, ctx: &mut Context<Self>) {
         let senders = std::mem::take(&mut self.senders);
         if let Some(former) = &former {
             self.retiring.insert(generation, former.clone());
@@ -296,13 +312,13 @@ impl Connection {
         }
     }
 
-    fn is_up(&mut self, client: Requester, ctx: &mut Context<Self>) {
-        let info = client.client().server_info();
+    fn is_up(&mut self, client: NatsClient, ctx: &mut Context<Self>) {
+        let info = client.info();
         self.status.send_modify(|status| {
             status.client = Some(client);
             status.link = Link {
                 up: true,
-                max_payload: info.max_payload as u64,
+                max_payload: info.max_payload,
                 headers: info.headers,
             };
             status.was_up = true;
@@ -310,6 +326,8 @@ impl Connection {
             status.error = None;
         });
         self.measure_soon(ctx);
+        // What has come while the connection was in handover.
+        self.take_news(ctx);
     }
 
     /// Moves the connection to another server before this one stops. A server in lame duck mode takes no new
@@ -340,7 +358,8 @@ impl Connection {
         });
     }
 
-    fn lost(&mut self, ctx: &mut Context<Self>) {
+    fn lost(&mut self, reason: &str, ctx: &mut Context<Self>) {
+        let lost = Error::new(Kind::Unreachable, LOST).cause(&findings::line(reason));
         let client = self.lifecycle.lose();
         {
             let mut stats = self.stats.lock();
@@ -348,17 +367,17 @@ impl Connection {
                 stats.retired(client.traffic());
             }
             stats.lost();
-            stats.failed(LOST);
+            stats.failed(&lost.to_string());
         }
         let pause = self.reconnect.lost();
         if let Some(suppressed) = self.reconnect.line() {
-            log::warn!("{}: {LOST}{suppressed}", self.name);
+            log::warn!("{}: {lost}{suppressed}", self.name);
         }
         self.status.send_modify(|status| {
             status.link.up = false;
             status.client = None;
             // Shown until an attempt to connect has a better explanation.
-            status.error = Some(Error::new(Kind::Unreachable, LOST));
+            status.error = Some(lost);
         });
         self.attempt_after(pause, ctx);
     }
@@ -382,7 +401,7 @@ impl Actor for Connection {
 }
 
 impl Handler<Publish> for Connection {
-    type Result = ResponseFuture<Vec<OutboundMessage>>;
+    type Result = ResponseFuture<Vec<Outbound>>;
 
     fn handle(&mut self, Publish(batch): Publish, _: &mut Self::Context) -> Self::Result {
         if let Some(client) = self.lifecycle.up()

@@ -3,32 +3,29 @@
 
 use std::time::Duration;
 
-use async_nats::message::OutboundMessage;
-use async_nats::{HeaderMap, PublishErrorKind};
-use bytes::Bytes;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
 
-use super::requester::{RequestFailure, Requester};
+use crate::actors::client::{NatsClient, RequestFailure, SendFailure};
 use crate::error::{Error, Kind, Result};
+use crate::nats::message::{Message, Outbound};
 
 /// Longest time for a replaced client to deliver what it holds.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Hands messages to the client in order. Returns those that the client did not take because its connection is lost;
 /// empty if there are none.
-pub async fn send_all(client: &Requester, batch: Vec<OutboundMessage>) -> Vec<OutboundMessage> {
-    let mut messages = batch.into_iter();
-    while let Some(message) = messages.next() {
-        match client.publish(message.clone()).await {
+pub async fn send_all(client: &NatsClient, mut batch: Vec<Outbound>) -> Vec<Outbound> {
+    for index in 0..batch.len() {
+        let Some(message) = batch.get(index) else { break };
+        match client.publish(message).await {
             Ok(()) => {}
-            Err(error) if error.kind() == PublishErrorKind::Send => {
-                return std::iter::once(message).chain(messages).collect();
-            }
+            Err(SendFailure::Lost) => return batch.split_off(index),
             // Sessions check messages before they send them, but the server's limit may have changed since.
-            Err(error) => log::warn!(
-                "message to subject \"{}\" was not published: {error}",
-                message.subject
+            Err(failure) => log::warn!(
+                "message to subject \"{}\" was not published: {}",
+                message.subject,
+                unsent(&message.subject, failure.into())
             ),
         }
     }
@@ -45,13 +42,11 @@ pub enum Retirement {
 }
 
 /// Returns when the NATS server has taken in all that was handed to a client, so that nothing sent on another
-/// connection overtakes it, or after `limit`. async-nats drops what it has not written when the last clone of a client
-/// is dropped.
-pub async fn retire(client: &Requester, senders: &RwLock<()>, limit: Duration) -> Retirement {
+/// connection overtakes it, or after `limit`. A client drops what it has not written when its last clone is dropped.
+pub async fn retire(client: &NatsClient, senders: &RwLock<()>, limit: Duration) -> Retirement {
     let delivered = async {
         let _none_left = senders.write().await;
-        // The flush writes everything to the socket; the round trip shows that the server has read it.
-        client.client().flush().await.is_ok() && client.round_trip().await.is_ok()
+        client.round_trip().await.is_ok()
     };
     match timeout(limit, delivered).await {
         Ok(true) => Retirement::Delivered,
@@ -66,39 +61,54 @@ pub fn forbidden(subject: &str) -> Error {
     Error::new(Kind::PermissionDenied, message).hint("")
 }
 
-/// Sends a request and waits for its reply, for `limit` at most.
-pub async fn request(
-    client: &Requester,
-    subject: &str,
-    headers: Option<HeaderMap>,
-    payload: Bytes,
-    limit: Duration,
-) -> Result<async_nats::Message> {
-    let outcome = client.request(subject.to_string(), headers, payload, limit).await;
-    outcome.map_err(|failure| match failure {
+/// The error where the user may not subscribe to the replies to requests, so that none can come.
+pub fn inbox_forbidden(client: &NatsClient) -> Error {
+    let subject = client.inbox_wildcard();
+    let message =
+        format!("the NATS server does not let this user subscribe to \"{subject}\": no reply can arrive");
+    Error::new(Kind::PermissionDenied, message).hint(
+        "Allow the NATS user that subject, or name the prefix that it may use in the option \"inbox_prefix\".",
+    )
+}
+
+/// The error for a message to a subject that was not sent, or a request that was not answered.
+pub fn unsent(subject: &str, failure: RequestFailure) -> Error {
+    match failure {
         RequestFailure::NoResponders => Error::new(
             Kind::NoResponders,
             format!("no responders are available for subject \"{subject}\""),
         ),
-        RequestFailure::TimedOut => {
-            let waited = limit.as_millis();
-            Error::new(
-                Kind::Timeout,
-                format!("no reply on subject \"{subject}\" within {waited} ms"),
-            )
-        }
-        RequestFailure::TooLarge(why) => {
-            let error = Error::new(
-                Kind::PayloadTooLarge,
-                "message is larger than the NATS server allows",
-            );
-            error.cause(&why)
-        }
+        RequestFailure::TimedOut => Error::new(
+            Kind::Timeout,
+            format!("no reply on subject \"{subject}\" in time"),
+        ),
+        RequestFailure::TooLarge(limit) => Error::new(
+            Kind::PayloadTooLarge,
+            "message is larger than the NATS server allows",
+        )
+        .detail(format!(
+            "The limit of the server or the account is {limit} bytes, headers included."
+        )),
         RequestFailure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
+        RequestFailure::InvalidHeaders => Error::new(Kind::InvalidHeaders, "invalid message headers"),
         RequestFailure::Forbidden => forbidden(subject),
+        RequestFailure::InboxForbidden => Error::new(
+            Kind::PermissionDenied,
+            "the NATS server does not let this user subscribe to the replies to requests",
+        ),
         RequestFailure::ClientLost => Error::new(
             Kind::ConnectionLost,
             "the connection to the NATS server was lost while waiting for the reply",
         ),
+    }
+}
+
+/// Sends a request and waits for its reply, for `limit` at most.
+pub async fn request(client: &NatsClient, message: Outbound, limit: Duration) -> Result<Message> {
+    let subject = message.subject.clone();
+    let outcome = client.request(message, limit).await;
+    outcome.map_err(|failure| match failure {
+        RequestFailure::InboxForbidden => inbox_forbidden(client),
+        failure => unsent(&subject, failure),
     })
 }

@@ -3,13 +3,14 @@
 
 use std::collections::VecDeque;
 
-use async_nats::message::OutboundMessage;
 use bytes::Bytes;
+
+use crate::nats::message::Outbound;
 
 /// The held messages, in order.
 #[derive(Default)]
 pub struct HeldMessages {
-    messages: VecDeque<OutboundMessage>,
+    messages: VecDeque<Outbound>,
     /// Bytes of the payloads.
     bytes: usize,
 }
@@ -29,27 +30,27 @@ impl HeldMessages {
     }
 
     /// Holds messages, up to `capacity` in all; returns those for which there is no room.
-    pub fn hold(&mut self, mut batch: Vec<OutboundMessage>, capacity: usize) -> Vec<OutboundMessage> {
+    pub fn hold(&mut self, mut batch: Vec<Outbound>, capacity: usize) -> Vec<Outbound> {
         let room = capacity.saturating_sub(self.messages.len());
         let rest = batch.split_off(room.min(batch.len()));
         for message in batch {
             self.bytes += message.payload.len();
             // The payload is copied, because it is a slice of all that was read from the socket with it.
             let payload = Bytes::copy_from_slice(&message.payload);
-            self.messages.push_back(OutboundMessage { payload, ..message });
+            self.messages.push_back(Outbound { payload, ..message });
         }
         rest
     }
 
     /// Takes all messages.
-    pub fn take(&mut self) -> Vec<OutboundMessage> {
+    pub fn take(&mut self) -> Vec<Outbound> {
         self.bytes = 0;
         std::mem::take(&mut self.messages).into()
     }
 
     /// Puts messages that a client has not taken back at the front, even beyond the capacity, so that no held message
     /// is lost.
-    pub fn give_back(&mut self, rest: Vec<OutboundMessage>) {
+    pub fn give_back(&mut self, rest: Vec<Outbound>) {
         for message in rest.into_iter().rev() {
             self.bytes += message.payload.len();
             self.messages.push_front(message);
@@ -61,17 +62,16 @@ impl HeldMessages {
 mod tests {
     use super::*;
 
-    fn messages(payloads: &[&'static str]) -> Vec<OutboundMessage> {
-        let message = |payload: &&'static str| OutboundMessage {
+    fn messages(payloads: &[&'static str]) -> Vec<Outbound> {
+        let message = |payload: &&'static str| Outbound {
             subject: "a".into(),
-            reply: None,
             payload: (*payload).into(),
-            headers: None,
+            ..Outbound::default()
         };
         payloads.iter().map(message).collect()
     }
 
-    fn payloads(messages: &[OutboundMessage]) -> Vec<&[u8]> {
+    fn payloads(messages: &[Outbound]) -> Vec<&[u8]> {
         messages.iter().map(|message| &message.payload[..]).collect()
     }
 

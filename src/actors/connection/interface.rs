@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use actix::prelude::*;
-use async_nats::message::OutboundMessage;
-
 use crate::error::Result;
+use crate::nats::message::Outbound;
 use crate::settings::Settings;
+use actix::prelude::*;
 
 /// Longest time to establish a connection, including name resolution and TLS.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -14,8 +13,8 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Publishes messages in order. The answer is the messages that were not taken, because the buffer is full or the
 /// connection has just broken; empty if all were taken.
 #[derive(Message)]
-#[rtype(result = "Vec<OutboundMessage>")]
-pub struct Publish(pub Vec<OutboundMessage>);
+#[rtype(result = "Vec<Outbound>")]
+pub struct Publish(pub Vec<Outbound>);
 
 /// Takes over new settings, with a new client if they need one or `force` is set. Fails if the new client cannot
 /// connect within `limit`; the old client is kept then.

@@ -4,20 +4,16 @@
 //! - `actor.rs`: the actor; `actor/events.rs`: what its client reports, `actor/reload.rs`: new settings,
 //!   `actor/round_trip.rs`: the round-trip time;
 //! - `lifecycle.rs`: the actor's states, without I/O; `held_messages.rs`: what waits while NATS is away;
-//! - `connect.rs`: makes a client from settings;
-//! - `requester.rs`: a client that can send requests, `delivery.rs`: hands messages to it, `headers.rs`: their headers;
+//! - `delivery.rs`: hands messages and requests to a client;
 //! - `status.rs`: what callers may know of a connection, and how they wait for it;
 //! - `reconnect_policy.rs`: when to connect again.
 
 mod actor;
-pub mod connect;
 pub mod delivery;
-pub mod headers;
 mod held_messages;
 pub mod interface;
 mod lifecycle;
 mod reconnect_policy;
-pub mod requester;
 pub mod status;
 
 pub use actor::Connection;

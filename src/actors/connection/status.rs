@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::interface::ConnectNow;
-use super::requester::Requester;
+use crate::actors::client::NatsClient;
 use crate::channel::target::Link;
 use crate::error::{Error, Kind, Result};
 
@@ -28,7 +28,7 @@ pub struct ConnectionStatus {
     /// subjects that this user may not publish to.
     pub refused_consumers: HashMap<(String, String), &'static str>,
     /// The client, while the connection is up and no held message has to go first; otherwise `None`.
-    pub client: Option<Requester>,
+    pub client: Option<NatsClient>,
     /// The default JetStream domain, if the settings name one.
     pub domain: Option<String>,
     /// Generation of the client that was installed last; what was derived from an older client is stale.
@@ -66,7 +66,7 @@ pub async fn client(
     status: &mut watch::Receiver<ConnectionStatus>,
     connection: &Recipient<ConnectNow>,
     deadline: Instant,
-) -> Result<Requester> {
+) -> Result<NatsClient> {
     loop {
         until_up(status, connection, deadline).await?;
         if let Some(client) = &status.borrow_and_update().client {

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::lease::{ConnectionUser, Lease};
+use crate::actors::client::NatsClient;
 use crate::actors::connection::Connection;
 use crate::actors::connection::interface::ConnectNow;
-use crate::actors::connection::requester::Requester;
 use crate::actors::connection::status::{self, ConnectionStatus};
 use crate::actors::jetstream::key_value::KeyValue;
 use crate::actors::jetstream::object_store::ObjectStore;
@@ -68,7 +68,7 @@ impl ConnectionHandle {
     }
 
     /// Waits for the client, until the connection is up and has taken what was held for it.
-    pub async fn client(&self, deadline: Instant) -> Result<Requester> {
+    pub async fn client(&self, deadline: Instant) -> Result<NatsClient> {
         status::client(&mut self.status.clone(), &self.actors.connect_now, deadline).await
     }
 }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use actix::Addr;
 use async_nats::jetstream::account::Account;
-use async_nats::{Client, Event};
 use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::certificate::{self, Validity};
 use super::tls_probe::{Probe, Secured, greet};
-use crate::actors::connection::connect::{self, Observer, connect};
-use crate::actors::connection::requester::Requester;
+use crate::actors::client::connect::{self, connect};
+use crate::actors::client::interface::{Candidate, Observer};
+use crate::actors::client::{NatsClient, files, tls};
 use crate::actors::ha::PatroniWatcher;
 use crate::actors::ha::interface::WhoAmI;
 use crate::actors::jetstream::api::Api;
@@ -60,7 +60,7 @@ async fn examine_all(
     limit: Duration,
     findings: &mut Findings,
 ) {
-    files(settings, findings).await;
+    option_files(settings, findings).await;
     let hosts = settings.hosts.iter().map(|host| async move {
         let mut findings = Findings::default();
         let client = visit(settings, host, limit, &mut findings).await;
@@ -72,10 +72,8 @@ async fn examine_all(
         connected = connected.or(client);
     }
     if let Some(client) = connected {
-        max_payload(client.server_info().max_payload, findings);
-        if let Ok(client) = Requester::start(client).await {
-            jetstream(settings, client, limit, findings).await;
-        }
+        max_payload(client.info().max_payload, findings);
+        jetstream(settings, client, limit, findings).await;
     }
     if let Some(url) = &settings.patroni_url {
         ask_patroni(url, watcher, limit, findings).await;
@@ -83,10 +81,16 @@ async fn examine_all(
 }
 
 /// Examines one host; returns a client that is connected to it, if the connection succeeds.
-async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut Findings) -> Option<Client> {
+async fn visit(
+    settings: &Settings,
+    host: &Host,
+    limit: Duration,
+    findings: &mut Findings,
+) -> Option<NatsClient> {
     let object = host.to_string();
     let tls = reach(settings, host, limit, findings).await?;
-    let outcome = connect(settings, std::slice::from_ref(host), NAME, limit, Nobody).await;
+    let candidate = Candidate::from(host.clone());
+    let outcome = connect(settings, std::slice::from_ref(&candidate), NAME, limit, Nobody).await;
     if let Err(error) = &outcome
         && error.kind == Kind::TlsFailed
     {
@@ -134,7 +138,7 @@ async fn visit(settings: &Settings, host: &Host, limit: Duration, findings: &mut
 }
 
 /// Checks whether the files that options name can be used, and when certificates among them end.
-async fn files(settings: &Settings, findings: &mut Findings) {
+async fn option_files(settings: &Settings, findings: &mut Findings) {
     let tls = &settings.tls;
     let mut certificates = Vec::new();
     if let Verify::Ca(path) = &tls.verify {
@@ -142,16 +146,23 @@ async fn files(settings: &Settings, findings: &mut Findings) {
     }
     if let Some((certificate, key)) = &tls.client {
         certificates.push(("tls_cert_path", certificate));
-        match connect::private_key("tls_key_path", key).await {
+        match files::private_key("tls_key_path", key).await {
             Ok(_) => findings.ok("file", "tls_key_path", format!("\"{key}\" is readable")),
             Err(error) => findings.failed("file", "tls_key_path", &error, READABLE),
         }
     }
     for (option, path) in certificates {
-        match connect::certificates(option, path).await {
+        match files::certificates(option, path).await {
             Ok(chain) => {
-                let (status, found, advice) = judge(chain.first().map(AsRef::as_ref));
+                let (status, found, advice) = judge(chain.certificates.first().map(AsRef::as_ref));
                 findings.add("file", option, status, format!("\"{path}\": {found}"), advice);
+                if chain.malformed > 0 {
+                    let found = format!(
+                        "\"{path}\": {} entries are no certificates, and left out",
+                        chain.malformed
+                    );
+                    findings.warn("file", option, found, "Write the file anew from its source.");
+                }
             }
             Err(error) => findings.failed("file", option, &error, READABLE),
         }
@@ -160,6 +171,7 @@ async fn files(settings: &Settings, findings: &mut Findings) {
         Credential::NkeyFile(path) => ("nkey_seed_path", path),
         Credential::TokenFile(path) => ("token_path", path),
         Credential::PasswordFile(_, path) => ("password_path", path),
+        Credential::File(path) => ("credentials_path", path),
         _ => return,
     };
     match connect::check_credential(&settings.credential).await {
@@ -228,7 +240,7 @@ fn tls_state(settings: &Settings, addresses: &[SocketAddr], tls: Option<Result<S
             "Set up TLS in the NATS server, and the option \"tls_ca_path\".",
         ),
         None => state(CheckStatus::Ok, "not used", ""),
-        Some(Err(error)) if error.message == connect::NO_TLS_SETUP => state(
+        Some(Err(error)) if error.message == tls::NO_TLS_SETUP => state(
             CheckStatus::Error,
             &error.to_string(),
             "Check that the file of \"tls_key_path\" is the key of that of \"tls_cert_path\".",
@@ -268,9 +280,9 @@ fn judge(certificate: Option<&[u8]>) -> (CheckStatus, String, &'static str) {
     (status, certificate.to_string(), advice)
 }
 
-fn max_payload(bytes: usize, findings: &mut Findings) {
+fn max_payload(bytes: u64, findings: &mut Findings) {
     let found = format!("{bytes} bytes");
-    if bytes > MAX_FRAME {
+    if bytes > MAX_FRAME as u64 {
         let advice = "Messages larger than 64 MiB cannot be received or sent by this extension.";
         findings.warn("max_payload", "", found, advice);
     } else {
@@ -278,7 +290,7 @@ fn max_payload(bytes: usize, findings: &mut Findings) {
     }
 }
 
-async fn jetstream(settings: &Settings, client: Requester, limit: Duration, findings: &mut Findings) {
+async fn jetstream(settings: &Settings, client: NatsClient, limit: Duration, findings: &mut Findings) {
     let domain = settings.domain.clone();
     let object = domain
         .as_ref()
@@ -338,6 +350,7 @@ async fn ask_patroni(url: &str, watcher: Addr<PatroniWatcher>, limit: Duration, 
 
 fn credential_name(credential: &Credential) -> String {
     match credential {
+        Credential::File(_) | Credential::Inline(_) => "the JWT".into(),
         Credential::NkeyFile(_) | Credential::Nkey(_) => "the NKey".into(),
         Credential::TokenFile(_) | Credential::Token(_) => "the token".into(),
         Credential::PasswordFile(user, _) | Credential::Password(user, _) => format!("user \"{user}\""),
@@ -354,7 +367,7 @@ fn took(began: Instant) -> String {
 struct Nobody;
 
 impl Observer for Nobody {
-    fn lost(&self) {}
+    fn lost(&self, _: &str) {}
 
-    fn event(&self, _: Event) {}
+    fn news(&self) {}
 }

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::actors::connection::connect;
-use crate::actors::connection::connect::unreachable;
+use crate::actors::client::interface::unreachable;
+use crate::actors::client::tls;
 use crate::error::{Error, Kind, Result};
 use crate::settings::options::Host;
 use crate::settings::{Tls, Verify};
@@ -101,7 +101,7 @@ async fn shake_hands(stream: TcpStream, host: &Host, tls: &Tls) -> Result<Secure
         .cause(&why)
     };
     let name = ServerName::try_from(host.name.clone()).map_err(|error| failed(error.to_string()))?;
-    let connector = TlsConnector::from(Arc::new(connect::insecure(tls).await?));
+    let connector = TlsConnector::from(Arc::new(tls::insecure(tls).await?));
     let stream = connector
         .connect(name, stream)
         .await

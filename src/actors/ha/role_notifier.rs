@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
-use async_nats::message::OutboundMessage;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -25,6 +24,7 @@ use crate::actors::connections::Supervisor;
 use crate::actors::connections::interface::{ConnectionHandle, OpenConnection};
 use crate::actors::connections::lease::ConnectionUser;
 use crate::channel::target::Source;
+use crate::nats::message::Outbound;
 use crate::patroni::Member;
 use crate::server_role::{ServerIdentity, ServerRole};
 use crate::settings::options::Host;
@@ -206,14 +206,13 @@ impl Teller {
                 return false;
             }
         };
-        let message = OutboundMessage {
-            subject: self.subject.clone().into(),
-            reply: None,
+        let message = Outbound {
+            subject: self.subject.clone(),
             payload: payload.into(),
-            headers: None,
+            ..Outbound::default()
         };
-        let sent = client.publish(message).await;
-        sent.is_ok() && matches!(timeout(CONFIRM_LIMIT, client.round_trip()).await, Ok(Ok(())))
+        let sent = client.publish(&message).await;
+        sent.is_ok() && matches!(timeout(CONFIRM_LIMIT, client.round_trip()).await, Ok(Ok(_)))
     }
 
     async fn payload(&self, role: ServerRole, time: SystemTime) -> Result<Vec<u8>, String> {

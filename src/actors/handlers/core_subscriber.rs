@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
@@ -15,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::handler::{HandlerState, MessageHandler};
 use super::interface::Sink;
 use super::queue::{Incoming, Pushed};
-use crate::actors::connection::requester::Requester;
+use crate::actors::client::{NatsClient, SendFailure, Subscriber};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::error::{Error, Kind};
+use crate::nats::message::Message;
 
 /// After this time without the NATS server's confirmation of a subscription, the handler shows that as its problem.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
@@ -32,14 +32,14 @@ pub async fn run(
 ) {
     let mut status = connection.status.clone();
     while let Some((client, generation)) = next_client(&mut status, &stop).await {
-        match subscribe(&handler, &client).await {
+        match subscribe(&handler, &client) {
             Ok(messages) => {
                 let mut replaced = status.clone();
                 let gone = async { drop(replaced.wait_for(|now| !has(now, generation)).await) };
                 serve(&handler, &client, messages, &sink, gone, &stop).await;
             }
             // The client has lost its connection, or is about to end.
-            Err(error) => log::warn!("could not subscribe: {error}"),
+            Err(_) => log::warn!("could not subscribe: the connection has just ended"),
         }
         if stop.is_cancelled() {
             return;
@@ -53,23 +53,16 @@ pub async fn run(
     }
 }
 
-async fn subscribe(
-    handler: &MessageHandler,
-    client: &Requester,
-) -> Result<Subscriber, async_nats::SubscribeError> {
+fn subscribe(handler: &MessageHandler, client: &NatsClient) -> Result<Subscriber, SendFailure> {
     let definition = handler.definition();
-    let subject = definition.subject.clone();
-    match &definition.queue_group {
-        Some(group) => client.client().queue_subscribe(subject, group.clone()).await,
-        None => client.client().subscribe(subject).await,
-    }
+    client.subscribe(&definition.subject, definition.queue_group.as_deref())
 }
 
 /// Takes messages until the client is gone or the handler is removed. The handler becomes live when the NATS server has
 /// answered a round trip, and not before: by then the server has read the subscription.
 async fn serve(
     handler: &Arc<MessageHandler>,
-    client: &Requester,
+    client: &NatsClient,
     mut messages: Subscriber,
     sink: &impl Sink,
     gone: impl Future<Output = ()>,
@@ -98,8 +91,7 @@ async fn serve(
             () = &mut stopped => break,
         }
     }
-    // An error means that the client is lost, and its subscriptions with it.
-    let _ = messages.unsubscribe().await;
+    messages.unsubscribe();
     while let Some(Some(message)) = messages.next().now_or_never() {
         take(handler, message, sink);
     }
@@ -116,7 +108,7 @@ fn report_unconfirmed(handler: &MessageHandler) {
     handler.stall(Error::new(Kind::Timeout, problem));
 }
 
-fn take(handler: &Arc<MessageHandler>, message: async_nats::Message, sink: &impl Sink) {
+fn take(handler: &Arc<MessageHandler>, message: Message, sink: &impl Sink) {
     match handler.push(incoming(message)) {
         Pushed::First => sink.ready(handler),
         Pushed::Behind => {}
@@ -124,19 +116,13 @@ fn take(handler: &Arc<MessageHandler>, message: async_nats::Message, sink: &impl
     }
 }
 
-/// Turns a message of async-nats into one that can wait for an executor.
-pub fn incoming(message: async_nats::Message) -> Incoming {
-    let headers = message.headers.iter().flat_map(|headers| headers.iter());
-    let headers = headers.flat_map(|(name, values)| {
-        values
-            .iter()
-            .map(move |value| (name.to_string(), value.as_str().to_string()))
-    });
+/// Turns a message into one that can wait for an executor.
+pub fn incoming(message: Message) -> Incoming {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     Incoming {
-        subject: message.subject.to_string(),
-        reply: message.reply.map(|reply| reply.to_string()),
-        headers: headers.collect(),
+        headers: message.headers(),
+        subject: message.subject,
+        reply: message.reply,
         // The payload is copied, because it is a slice of all that was read from the socket with it.
         payload: Bytes::copy_from_slice(&message.payload),
         arrived: Instant::now(),
@@ -144,7 +130,6 @@ pub fn incoming(message: async_nats::Message) -> Incoming {
         time_us: since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX)),
         position: None,
         deaths: 0,
-        is_unreadable: false,
     }
 }
 
@@ -158,7 +143,7 @@ pub fn has(status: &ConnectionStatus, generation: u64) -> bool {
 pub async fn next_client(
     status: &mut watch::Receiver<ConnectionStatus>,
     stop: &CancellationToken,
-) -> Option<(Requester, u64)> {
+) -> Option<(NatsClient, u64)> {
     tokio::select! {
         up = status.wait_for(|status| status.client.is_some()) => {
             let up = up.ok()?;

@@ -29,8 +29,6 @@ pub struct Incoming {
     pub position: Option<StreamPosition>,
     /// Executors that have died while they had the message.
     pub deaths: u32,
-    /// The client library cannot read the message, so it must not be delivered again.
-    pub is_unreadable: bool,
 }
 
 impl Incoming {
@@ -183,7 +181,6 @@ mod tests {
             time_us: 0,
             position: None,
             deaths: 0,
-            is_unreadable: false,
         }
     }
 

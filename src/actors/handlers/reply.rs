@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use async_nats::HeaderMap;
-use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 
 use super::handler::MessageHandler;
 use super::queue::Incoming;
 use crate::actors::base::tasks;
 use crate::actors::connection::interface::Publish;
-use crate::nats::headers::{SERVICE_ERROR, SERVICE_ERROR_CODE};
+use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
+use crate::nats::message::Outbound;
 
 /// SQLSTATE of the answer to a request that no executor had time for: `too_many_connections`.
 const BUSY: &str = "53300";
@@ -36,20 +35,20 @@ pub fn answer(
         return;
     };
     let headers = connection.status.borrow().link.headers;
-    let messages: Vec<OutboundMessage> = answers
+    let messages: Vec<Outbound> = answers
         .filter_map(|(reply, answer)| {
             let (headers, payload) = match answer {
-                ResponderReply::Payload(payload) => (None, payload),
+                ResponderReply::Payload(payload) => (Headers::new(), payload),
                 ResponderReply::Error(code, message) if headers => {
-                    (Some(error_headers(&code, &message)?), Bytes::new())
+                    (error_headers(code, &message), Bytes::new())
                 }
                 ResponderReply::Error(..) => return None,
             };
-            Some(OutboundMessage {
-                subject: reply?.into(),
+            Some(Outbound {
+                subject: reply?,
                 reply: None,
-                payload,
                 headers,
+                payload,
             })
         })
         .collect();
@@ -69,13 +68,10 @@ pub fn answer(
 }
 
 /// The headers by which NATS services report errors (ADR-32).
-fn error_headers(code: &str, message: &str) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
+fn error_headers(code: String, message: &str) -> Headers {
     // The value of a header is one line.
     let message = message.replace(['\r', '\n'], " ");
-    headers.insert(SERVICE_ERROR, message.parse::<async_nats::HeaderValue>().ok()?);
-    headers.insert(SERVICE_ERROR_CODE, code.parse::<async_nats::HeaderValue>().ok()?);
-    Some(headers)
+    vec![(SERVICE_ERROR.into(), message), (SERVICE_ERROR_CODE.into(), code)]
 }
 
 /// Tells requesters at once that no executor has time for them, and counts their requests as dropped.

@@ -5,12 +5,18 @@
 
 use std::collections::HashMap;
 
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{RawMessage, RetentionPolicy};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
+
+/// A time as text that PostgreSQL's type timestamptz reads.
+pub fn timestamp(time: DateTime) -> String {
+    time.to_string()
+}
 
 /// An error that JetStream reports. async-nats's own type does not give the description alone.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,11 +6,8 @@
 
 use std::time::Duration;
 
-use async_nats::connection::State;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
-use async_nats::message::OutboundMessage;
-use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -20,15 +17,17 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answers::{ApiError, StreamInfo, parse};
 use super::refusals::{refused, unavailable};
-use crate::actors::connection::delivery::forbidden;
-use crate::actors::connection::requester::{RequestFailure, Requester};
+use crate::actors::client::{NatsClient, RequestFailure};
+use crate::actors::connection::delivery::{inbox_forbidden, unsent};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
+use crate::nats::message::{Outbound, status};
 
 /// JetStream as a call uses it: a client, a domain, and the prefix of the API's subjects.
 #[derive(Clone)]
 pub struct Api {
-    pub client: Requester,
+    pub client: NatsClient,
     /// The JetStream domain; `None` for the JetStream of the server that the client is connected to.
     pub domain: Option<String>,
     /// Prefix of the API's subjects, without a dot at its end.
@@ -52,7 +51,7 @@ impl Api {
     }
 
     /// JetStream through this client, in this domain.
-    pub fn to(client: Requester, domain: Option<String>, timeout: Duration) -> Api {
+    pub fn to(client: NatsClient, domain: Option<String>, timeout: Duration) -> Api {
         let prefix = domain
             .as_ref()
             .map_or("$JS.API".into(), |domain| format!("$JS.{domain}.API"));
@@ -73,18 +72,10 @@ impl Api {
         }
     }
 
-    /// The error of a failed call of async-nats: `error`, unless the connection broke, which async-nats does not tell.
-    pub fn unless_lost(&self, error: Error) -> Error {
-        match self.client.client().connection_state() {
-            State::Disconnected => lost(),
-            _ => error,
-        }
-    }
-
     /// Fails if the server does not support headers. Such a server has no JetStream and cannot report that there are no
     /// responders, so a request would time out.
     pub fn check_server(&self) -> Result<()> {
-        if self.client.client().server_info().headers {
+        if self.client.info().headers {
             Ok(())
         } else {
             Err(unavailable(
@@ -134,10 +125,13 @@ impl Api {
             body.to_string().into()
         };
         let subject = format!("{}.{name}", self.prefix);
-        let asked = self.client.request(subject.clone(), None, body, self.timeout);
-        match asked.await {
+        let request = Outbound {
+            subject: subject.clone(),
+            payload: body,
+            ..Outbound::default()
+        };
+        match self.client.request(request, self.timeout).await {
             Ok(answer) => parse(&answer.payload),
-            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
             Err(RequestFailure::NoResponders) => Err(unavailable(
                 self.domain.as_deref(),
                 "No JetStream answers its API.",
@@ -145,7 +139,16 @@ impl Api {
             Err(RequestFailure::TimedOut) => {
                 Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"))
             }
-            Err(_) => Err(lost()),
+            Err(failure) => Err(self.unanswered(&subject, failure)),
+        }
+    }
+
+    /// The error for a request to a subject that nothing has answered.
+    pub fn unanswered(&self, subject: &str, failure: RequestFailure) -> Error {
+        match failure {
+            RequestFailure::InboxForbidden => inbox_forbidden(&self.client),
+            RequestFailure::ClientLost => lost(),
+            failure => unsent(subject, failure),
         }
     }
 
@@ -162,34 +165,25 @@ impl Api {
     }
 
     /// Publishes a message and waits for the acknowledgement; returns the message's sequence in the stream.
-    pub async fn publish(&self, subject: String, headers: Option<HeaderMap>, payload: Bytes) -> Result<u64> {
+    pub async fn publish(&self, subject: String, headers: Headers, payload: Bytes) -> Result<u64> {
         self.check_server()?;
-        match self
-            .client
-            .request(subject.clone(), headers, payload, self.timeout)
-            .await
-        {
+        let request = Outbound {
+            subject: subject.clone(),
+            reply: None,
+            headers,
+            payload,
+        };
+        match self.client.request(request, self.timeout).await {
             Ok(answer) => self.acknowledged(&answer.payload).map(|ack| ack.sequence),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(&subject).await),
             Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
-            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
-            Err(RequestFailure::TooLarge(why)) => Err(Error::new(
-                Kind::PayloadTooLarge,
-                "message is larger than the NATS server allows",
-            )
-            .cause(&why)),
-            Err(_) => Err(lost()),
+            Err(failure) => Err(self.unanswered(&subject, failure)),
         }
     }
 
     /// Like [`Api::publish`], for a subject that is the same in every domain: a stream of this domain has to
     /// acknowledge it.
-    pub async fn publish_plain(
-        &self,
-        subject: String,
-        headers: Option<HeaderMap>,
-        payload: Bytes,
-    ) -> Result<u64> {
+    pub async fn publish_plain(&self, subject: String, headers: Headers, payload: Bytes) -> Result<u64> {
         match &self.domain {
             Some(domain) => self.publish_to_domain(domain, subject, headers, payload).await,
             None => self.publish(subject, headers, payload).await,
@@ -202,28 +196,21 @@ impl Api {
         &self,
         domain: &str,
         subject: String,
-        headers: Option<HeaderMap>,
+        headers: Headers,
         payload: Bytes,
     ) -> Result<u64> {
         self.check_server()?;
         let deadline = Instant::now() + self.timeout;
-        let inbox: Subject = self.client.client().new_inbox().into();
-        let mut answers = self
-            .client
-            .client()
-            .subscribe(inbox.clone())
-            .await
-            .map_err(|_| lost())?;
-        let message = OutboundMessage {
-            subject: subject.clone().into(),
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(&inbox, None).map_err(|_| lost())?;
+        let message = Outbound {
+            subject: subject.clone(),
             reply: Some(inbox),
-            payload,
             headers,
+            payload,
         };
-        self.client.publish(message).await.map_err(|error| {
-            let refused = Error::new(Kind::JetStreamRefused, "could not publish");
-            self.unless_lost(refused.detail(format!("{error}.")))
-        })?;
+        let published = self.client.publish(&message).await;
+        published.map_err(|failure| self.unanswered(&subject, failure.into()))?;
         let mut elsewhere = None;
         loop {
             let answer = match timeout_at(deadline, answers.next()).await {
@@ -231,7 +218,7 @@ impl Api {
                 Ok(None) => return Err(lost()),
                 Err(_) => return Err(elsewhere.unwrap_or_else(|| no_ack(&subject))),
             };
-            if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            if answer.status == Some(status::NO_RESPONDERS) {
                 return Err(self.no_stream(&subject).await);
             }
             let ack = self.acknowledged(&answer.payload)?;

@@ -5,32 +5,34 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::datetime::from_nanos;
-use async_nats::jetstream::kv::Config;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::StorageType;
-use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::answers::StoredMessage;
-use super::api::{Api, lost};
-use super::async_nats_api::{causes, context, timestamp};
+use super::answers::timestamp;
+use super::api::Api;
+use super::refusals::refused;
 use super::stream_read::{Part, StreamRead};
 use crate::actors::base::result_limit::{check_size, collect, row_size};
-use crate::actors::connection::delivery::forbidden;
-use crate::actors::connection::requester::RequestFailure;
+use crate::actors::client::RequestFailure;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply};
 use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
+use crate::nats::message::{Message, Outbound, status};
 use crate::row::Row;
-pub use one_by_one::SuspectBuckets;
-
-mod one_by_one;
 
 /// Entries that are under way at a time while the history of a key is read.
 const ENTRIES_AHEAD: usize = 8;
 /// Keys that are under way at a time while keys are listed.
 const KEYS_AHEAD: usize = 1024;
+/// Time for which a bucket recognises repetitions, unless its values live shorter.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 const OPERATION: &str = "KV-Operation";
+const EXPECTED_REVISION: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(super) const ROLLUP: &str = "Nats-Rollup";
 const MARKER: &str = "Nats-Marker-Reason";
 /// Operations, as the header KV-Operation and as SQL have them.
 const PUT: &str = "PUT";
@@ -41,9 +43,6 @@ const PURGE: &str = "PURGE";
 pub(super) struct Bucket {
     pub(super) api: Api,
     pub(super) bucket: String,
-    pub(super) suspects: SuspectBuckets,
-    /// Generation of the connection that the call uses.
-    pub(super) generation: u64,
 }
 
 /// The latest entry of a key.
@@ -75,24 +74,14 @@ impl Bucket {
                 plain(Reply::Done)
             }
             BucketCall::Entries { key, history } => {
-                if !history {
-                    return plain(Reply::Rows(self.entry(&key).await?));
-                }
-                if self.suspects.has(&self.bucket) {
-                    return plain(Reply::Rows(self.history_one_by_one(&key).await?));
-                }
-                let entries = self.history(&key).await;
-                self.suspects.note(&self.bucket, self.generation, &entries);
-                plain(Reply::Rows(entries?))
+                let entries = if history {
+                    self.history(&key).await?
+                } else {
+                    self.entry(&key).await?
+                };
+                plain(Reply::Rows(entries))
             }
-            BucketCall::Keys => {
-                if self.suspects.has(&self.bucket) {
-                    return plain(Reply::Rows(self.keys_one_by_one().await?));
-                }
-                let keys = self.keys().await;
-                self.suspects.note(&self.bucket, self.generation, &keys);
-                plain(Reply::Rows(keys?))
-            }
+            BucketCall::Keys => plain(Reply::Rows(self.keys().await?)),
             BucketCall::Create(bucket) => {
                 self.create(bucket).await?;
                 plain(Reply::Done)
@@ -175,18 +164,11 @@ impl Bucket {
             Expect::Absent => Some(0),
             Expect::Revision(revision) => Some(revision),
         };
-        let headers = expected.map(|revision| {
-            let mut headers = HeaderMap::new();
-            headers.insert(
-                async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-                revision.to_string().as_str(),
-            );
-            headers
-        });
-        self.publish(key, headers, value).await
+        let headers = expected.map(|revision| (EXPECTED_REVISION.into(), revision.to_string()));
+        self.publish(key, headers.into_iter().collect(), value).await
     }
 
-    async fn publish(&self, key: &str, headers: Option<HeaderMap>, value: Bytes) -> Result<u64> {
+    async fn publish(&self, key: &str, headers: Headers, value: Bytes) -> Result<u64> {
         // Between domains, NATS does not report that there are no responders.
         if self.api.domain.is_some() && !self.api.has_stream(&self.stream()).await? {
             return Err(Error::new(Kind::NoStream, "no such bucket"));
@@ -196,12 +178,12 @@ impl Bucket {
     }
 
     async fn delete(&self, key: &str, purge: bool) -> Result<()> {
-        let mut headers = HeaderMap::new();
-        headers.insert(OPERATION, if purge { PURGE } else { DELETE });
+        let operation = if purge { PURGE } else { DELETE };
+        let mut headers: Headers = vec![(OPERATION.into(), operation.into())];
         if purge {
-            headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+            headers.push((ROLLUP.into(), "sub".into()));
         }
-        match self.publish(key, Some(headers), Bytes::new()).await {
+        match self.publish(key, headers, Bytes::new()).await {
             Ok(_) => Ok(()),
             // Without a bucket there is nothing to delete.
             Err(error) if error.kind == Kind::NoStream => Ok(()),
@@ -218,20 +200,21 @@ impl Bucket {
             self.stream(),
             self.subject(key)
         );
-        match self
-            .api
-            .client
-            .request(subject.clone(), None, Bytes::new(), self.api.timeout)
-            .await
-        {
-            Ok(answer) if answer.status == Some(StatusCode::NOT_FOUND) => Ok(None),
+        let request = Outbound {
+            subject: subject.clone(),
+            ..Outbound::default()
+        };
+        match self.api.client.request(request, self.api.timeout).await {
+            Ok(answer) if answer.status == Some(status::NOT_FOUND) => Ok(None),
             Ok(answer) => {
-                let headers = answer.headers.unwrap_or_default();
-                let revision = headers.get("Nats-Sequence").and_then(|n| n.as_str().parse().ok());
-                let revision = revision.ok_or_else(|| {
-                    Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream")
-                })?;
-                let text = |name| headers.get(name).map_or("", |value| value.as_str());
+                let headers = answer.headers();
+                let text = |name: &str| {
+                    let value = headers.iter().find(|(known, _)| known == name);
+                    value.map_or("", |(_, value)| value.as_str())
+                };
+                let revision = text("Nats-Sequence")
+                    .parse()
+                    .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))?;
                 Ok(Some(Latest {
                     revision,
                     operation: operation(text(OPERATION), text(MARKER)),
@@ -243,8 +226,7 @@ impl Bucket {
             Err(RequestFailure::NoResponders | RequestFailure::TimedOut) => {
                 self.latest_from_leader(key).await
             }
-            Err(RequestFailure::Forbidden) => Err(forbidden(&subject)),
-            Err(_) => Err(lost()),
+            Err(failure) => Err(self.api.unanswered(&subject, failure)),
         }
     }
 
@@ -291,36 +273,46 @@ impl Bucket {
 
     async fn create(&self, bucket: BucketConfig) -> Result<()> {
         self.api.check_server()?;
-        let config = Config {
-            bucket: self.bucket.clone(),
-            history: bucket.history.into(),
-            max_age: Duration::from_millis(bucket.ttl_ms),
-            storage: if bucket.memory {
-                StorageType::Memory
-            } else {
-                StorageType::File
-            },
-            num_replicas: bucket.replicas.into(),
-            ..Config::default()
+        let ttl = Duration::from_millis(bucket.ttl_ms);
+        let window = if ttl.is_zero() {
+            DUPLICATE_WINDOW
+        } else {
+            ttl.min(DUPLICATE_WINDOW)
         };
-        match context(&self.api).create_key_value(config).await {
-            Ok(_) => Ok(()),
-            // The stream is asked for to tell a missing JetStream from a refusal of JetStream's.
-            Err(error) => match self.api.has_stream(&self.stream()).await {
-                Err(other) => Err(other),
-                Ok(true) => Err(Error::new(
-                    Kind::JetStreamRefused,
-                    format!("key-value bucket \"{}\" exists with other settings", self.bucket),
-                )
-                .detail(format!("{}.", causes(&error)))
-                .hint("nats_delete_bucket deletes a bucket with all that is in it.")),
-                Ok(false) => Err(Error::new(
-                    Kind::JetStreamRefused,
-                    format!("could not create key-value bucket \"{}\"", self.bucket),
-                )
-                .detail(format!("{}.", causes(&error)))),
-            },
-        }
+        let config = json!({
+            "name": self.stream(),
+            "subjects": [format!("$KV.{}.>", self.bucket)],
+            "max_msgs_per_subject": bucket.history,
+            "max_age": ttl.as_nanos() as u64,
+            "duplicate_window": window.as_nanos() as u64,
+            "storage": if bucket.memory { "memory" } else { "file" },
+            "num_replicas": bucket.replicas,
+            "discard": "new",
+            "allow_rollup_hdrs": true,
+            "deny_delete": true,
+            "allow_direct": true,
+            "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_consumers": -1,
+        });
+        let name = format!("STREAM.CREATE.{}", self.stream());
+        let Err(error) = self.api.ask::<IgnoredAny>(&name, &config).await? else {
+            return Ok(());
+        };
+        let failed = |message: String| Error::new(Kind::JetStreamRefused, message).detail(error.detail());
+        Err(match error.err_code {
+            ErrorCode::STREAM_NAME_EXIST => failed(format!(
+                "key-value bucket \"{}\" exists with other settings",
+                self.bucket
+            ))
+            .hint("nats_delete_bucket deletes a bucket with all that is in it."),
+            _ => {
+                let refused = refused(self.api.domain.as_deref(), &error);
+                if refused.kind == Kind::JetStreamRefused {
+                    failed(format!("could not create key-value bucket \"{}\"", self.bucket))
+                } else {
+                    refused
+                }
+            }
+        })
     }
 
     async fn keys(&self) -> Result<Vec<Row>> {
@@ -391,11 +383,10 @@ fn entry_row(revision: u64, operation: &str, value: &[u8], created: Option<Strin
 }
 
 fn stored_operation(message: &Message) -> &'static str {
-    let text = |name| {
-        let headers = message.headers.as_ref();
-        headers
-            .and_then(|headers| headers.get(name))
-            .map_or("", |value| value.as_str())
+    let headers = message.headers();
+    let text = |name: &str| {
+        let value = headers.iter().find(|(known, _)| known == name);
+        value.map_or("", |(_, value)| value.as_str())
     };
     operation(text(OPERATION), text(MARKER))
 }

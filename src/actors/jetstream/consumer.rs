@@ -5,19 +5,19 @@
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{Config, Info};
 use async_nats::jetstream::stream::RetentionPolicy;
-use async_nats::message::OutboundMessage;
-use async_nats::{Message, PublishError, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::answers::timestamp;
 use super::api::Api;
-use super::async_nats_api::timestamp;
 use super::refusals::{MISSING_STREAM, refused};
+use crate::actors::client::SendFailure;
 use crate::channel::progress::{Incarnation, StreamProgress};
 use crate::channel::work::Consumer;
 use crate::error::{Error, Kind, Result};
 use crate::findings;
+use crate::nats::message::{Message, Outbound, status};
 use crate::nats::names::OWN_CONSUMER;
 use incarnation::{first_time, identify};
 pub use ownership::taken;
@@ -25,7 +25,6 @@ use plan::{Done, plan};
 
 mod incarnation;
 pub mod ownership;
-pub mod plain_message;
 mod plan;
 mod recognise;
 
@@ -277,23 +276,17 @@ impl PendingPull {
     }
 
     /// Notes a status message of the consumer; `false` if the consumer is of no more use.
-    pub fn told(&mut self, status: StatusCode, message: &Message) -> bool {
-        if status == StatusCode::IDLE_HEARTBEAT {
+    pub fn told(&mut self, status: u16, message: &Message) -> bool {
+        if status == status::IDLE_HEARTBEAT {
             return true;
         }
         // Any other status ends a pull, and its header says how many messages are still missing from that pull.
         let left = message
-            .headers
-            .as_ref()
-            .and_then(|headers| headers.get("Nats-Pending-Messages"))
-            .and_then(|left| left.as_str().parse().ok());
+            .header("Nats-Pending-Messages")
+            .and_then(|left| left.parse().ok());
         self.0 = self.0.saturating_sub(left.unwrap_or(self.0));
-        let is_harmless = status == StatusCode::NOT_FOUND || status == StatusCode::TIMEOUT;
-        is_harmless
-            || message
-                .description
-                .as_deref()
-                .is_some_and(|text| text.contains("Batch Completed"))
+        let is_harmless = matches!(status, status::NOT_FOUND | status::TIMEOUT);
+        is_harmless || message.description().contains("Batch Completed")
     }
 }
 
@@ -304,17 +297,17 @@ pub async fn pull(
     durable: &str,
     inbox: &str,
     count: usize,
-) -> std::result::Result<(), PublishError> {
+) -> std::result::Result<(), SendFailure> {
     let body = json!({
         "batch": count,
         "expires": EXPIRES * NANOSECONDS,
         "idle_heartbeat": HEARTBEAT * NANOSECONDS,
     });
-    let message = OutboundMessage {
-        subject: format!("{}.CONSUMER.MSG.NEXT.{stream}.{durable}", api.prefix).into(),
+    let message = Outbound {
+        subject: format!("{}.CONSUMER.MSG.NEXT.{stream}.{durable}", api.prefix),
         reply: Some(inbox.into()),
         payload: body.to_string().into(),
-        headers: None,
+        ..Outbound::default()
     };
-    api.client.publish(message).await
+    api.client.publish(&message).await
 }

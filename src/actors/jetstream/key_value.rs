@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::api::Api;
-use super::bucket::{Bucket, SuspectBuckets};
+use super::bucket::Bucket;
 use super::interface::{InBucket, unless_cancelled};
 use crate::actors::base::tasks::{self, Vital};
 use crate::actors::connection::status::ConnectionStatus;
@@ -16,7 +16,6 @@ use crate::error::Result;
 /// The actor of a connection's key-value buckets.
 pub struct KeyValue {
     status: watch::Receiver<ConnectionStatus>,
-    suspects: SuspectBuckets,
     _vital: Vital,
 }
 
@@ -24,7 +23,6 @@ impl KeyValue {
     pub fn new(status: watch::Receiver<ConnectionStatus>) -> Self {
         KeyValue {
             status,
-            suspects: SuspectBuckets::default(),
             _vital: Vital::new("key-value buckets"),
         }
     }
@@ -49,14 +47,8 @@ impl Handler<InBucket> for KeyValue {
         let Some(api) = Api::of(&self.status, domain, timeout) else {
             return Box::pin(std::future::ready(None));
         };
-        let (suspects, generation) = (self.suspects.clone(), self.status.borrow().generation);
         Box::pin(async move {
-            let bucket = Bucket {
-                api,
-                bucket,
-                suspects,
-                generation,
-            };
+            let bucket = Bucket { api, bucket };
             let answer = unless_cancelled(&cancel, bucket.answer(call, value));
             Some(tasks::answer("call of a bucket", answer).await)
         })

@@ -3,7 +3,6 @@
 //! `object_store/read.rs` the way out. In the actor thread.
 
 use actix::prelude::*;
-use async_nats::HeaderMap;
 use async_nats::jetstream::object_store::{ObjectInfo, ObjectLink};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
@@ -14,9 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::answers::timestamp;
 use super::answers::{StoredMessage, StreamInfo};
 use super::api::Api;
-use super::async_nats_api::{causes, timestamp};
+use super::bucket::ROLLUP;
 use super::interface::{InStore, Parts, unless_cancelled};
 use crate::actors::base::result_limit::collect;
 use crate::actors::base::tasks::{self, Vital};
@@ -109,12 +109,29 @@ impl Store {
         format!("OBJ_{}", self.name)
     }
 
-    pub(super) fn not_created(&self, error: &(dyn std::error::Error + 'static)) -> Error {
-        let failed = Error::new(
-            Kind::JetStreamRefused,
-            format!("could not create object store \"{}\"", self.name),
-        );
-        self.api.unless_lost(failed.detail(format!("{}.", causes(error))))
+    /// Creates the store, with the settings that NATS's clients give it.
+    pub(super) async fn create(&self) -> Result<()> {
+        let config = json!({
+            "name": self.stream(),
+            "subjects": [format!("$O.{}.C.>", self.name), format!("$O.{}.M.>", self.name)],
+            "storage": "file",
+            "num_replicas": 1,
+            "discard": "new",
+            "allow_rollup_hdrs": true,
+            "allow_direct": true,
+            "max_msgs": -1, "max_bytes": -1, "max_msg_size": -1, "max_consumers": -1, "max_msgs_per_subject": -1,
+        });
+        let name = format!("STREAM.CREATE.{}", self.stream());
+        self.api
+            .order(&name, &config)
+            .await
+            .map_err(|error| match error.kind {
+                Kind::JetStreamRefused => {
+                    let message = format!("could not create object store \"{}\"", self.name);
+                    Error { message, ..error }
+                }
+                _ => error,
+            })
     }
 
     pub(super) fn missing(&self, name: &str) -> Error {
@@ -244,10 +261,9 @@ impl Store {
         let info = serde_json::to_vec(info).map_err(|error| {
             Error::new(Kind::JetStreamRefused, "could not describe the object").detail(format!("{error}."))
         })?;
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_ROLLUP, "sub");
+        let headers = vec![(ROLLUP.into(), "sub".into())];
         self.api
-            .publish_plain(subject, Some(headers), info.into())
+            .publish_plain(subject, headers, info.into())
             .await
             .map(|_| ())
     }

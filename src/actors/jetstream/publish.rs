@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use super::api::Api;
 use super::interface::{PublishToStream, unless_cancelled};
 use crate::actors::base::tasks::{self, Vital};
-use crate::actors::connection::headers::header_map;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::channel::message::Reply;
 use crate::error::Result;
@@ -47,7 +46,7 @@ impl Handler<PublishToStream> for JetStream {
             return Box::pin(std::future::ready(None));
         };
         Box::pin(async move {
-            let published = api.publish_plain(subject, header_map(&headers), payload);
+            let published = api.publish_plain(subject, headers, payload);
             let published = unless_cancelled(&cancel, published);
             let sequence = tasks::answer("publish to a stream", published).await;
             Some(sequence.map(|sequence| (Reply::Number(sequence), Bytes::new())))

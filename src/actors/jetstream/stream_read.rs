@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, ReplayPolicy};
-use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -18,9 +17,11 @@ use tokio::time::{Instant, timeout};
 use super::api::{Api, lost};
 use super::consumer::{self, PendingPull};
 use crate::actors::base::tasks;
+use crate::actors::client::Subscriber;
 use crate::error::{Error, Kind, Result};
 use crate::nats::ack;
 use crate::nats::ack::Delivery;
+use crate::nats::message::Message;
 
 /// NATS removes a consumer that is inactive for this long. That is for reads which end without removing it, as when the
 /// runtime worker dies.
@@ -75,9 +76,8 @@ impl StreamRead {
         } else {
             None
         };
-        let inbox = api.client.client().new_inbox();
-        let subscribed = api.client.client().subscribe(inbox.clone()).await;
-        let messages = subscribed.map_err(|_| lost())?;
+        let inbox = api.client.new_inbox();
+        let messages = api.client.subscribe(&inbox, None).map_err(|_| lost())?;
         let consumer = Temporary {
             api: api.clone(),
             stream: stream.to_string(),
@@ -146,7 +146,7 @@ impl StreamRead {
             if self.asked.told(status, message) {
                 return Ok(None);
             }
-            return Err(ended(status, message.description.as_deref()));
+            return Err(ended(status, &message.description()));
         }
         let Some(delivery) = message.reply.as_deref().and_then(ack::parse) else {
             return Ok(None);
@@ -161,7 +161,7 @@ impl StreamRead {
         // or deleted, the server's count decides.
         let got = match &mut self.subjects {
             Some(subjects) => {
-                subjects.insert(self.hasher.hash_one(&*message.subject));
+                subjects.insert(self.hasher.hash_one(&message.subject));
                 subjects.len() as u64
             }
             None => self.received,
@@ -210,8 +210,7 @@ fn configuration(name: &str, part: &Part) -> Config {
 }
 
 /// The error for a read that ends before its last message.
-fn ended(status: StatusCode, why: Option<&str>) -> Error {
-    let why = why.unwrap_or("no description");
+fn ended(status: u16, why: &str) -> Error {
     // The server that had the consumer stops. The client hears of this or of the connection's end first, by chance, so
     // both give one error.
     if matches!(why, "Server Shutdown" | "Leadership Change") {
@@ -250,11 +249,10 @@ mod tests {
 
     #[test]
     fn a_server_that_stops_is_a_lost_connection() {
-        let conflict = StatusCode::from_u16(409).expect("a status");
         for why in ["Server Shutdown", "Leadership Change"] {
-            assert_eq!(ended(conflict, Some(why)).kind, lost().kind, "{why}");
+            assert_eq!(ended(409, why).kind, lost().kind, "{why}");
         }
-        let refused = ended(conflict, Some("Exceeded MaxWaiting"));
+        let refused = ended(409, "Exceeded MaxWaiting");
         assert_eq!(refused.kind, Kind::JetStreamRefused);
         assert_eq!(
             refused.detail.as_deref(),

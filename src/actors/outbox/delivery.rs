@@ -4,7 +4,6 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -12,13 +11,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::fate::{MessageFate, is_permanent};
 use crate::actors::base::backoff::full_jitter;
-use crate::actors::connection::delivery::forbidden;
-use crate::actors::connection::headers::header_map;
-use crate::actors::connection::requester::{PendingReply, RequestFailure};
+use crate::actors::client::{PendingReply, RequestFailure};
+use crate::actors::connection::delivery::{forbidden, unsent};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::jetstream::api::{Api, no_stream};
 use crate::channel::outbox::OutboxMessage;
 use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
+use crate::nats::message::{Message, Outbound};
 
 /// Most messages that wait for their acknowledgement at a time.
 const WINDOW: usize = 1024;
@@ -182,23 +182,19 @@ impl Round<'_> {
         message: &OutboxMessage,
         payload: &Bytes,
     ) -> std::result::Result<(), RoundEnd> {
-        let headers = headers_of(message);
-        let begun = api
-            .client
-            .begin(message.subject.clone(), headers, payload.clone());
-        match begun.await {
+        let request = Outbound {
+            subject: message.subject.clone(),
+            reply: None,
+            headers: headers_of(message),
+            payload: payload.clone(),
+        };
+        match api.client.begin(request).await {
             Ok(pending) => self.flight.push_back((index, pending)),
-            Err(RequestFailure::TooLarge(why)) => {
-                let message = "message is larger than the NATS server allows";
-                self.refuse(index, Error::new(Kind::PayloadTooLarge, message).cause(&why));
-            }
-            Err(RequestFailure::InvalidSubject) => {
-                self.refuse(index, Error::new(Kind::InvalidSubject, "invalid subject"));
-            }
-            Err(_) => {
+            Err(RequestFailure::ClientLost) => {
                 self.collect(api);
                 return Err(RoundEnd::Lost);
             }
+            Err(failure) => self.refuse(index, unsent(&message.subject, failure)),
         }
         Ok(())
     }
@@ -212,8 +208,7 @@ impl Round<'_> {
         payload: &Bytes,
     ) -> std::result::Result<(), RoundEnd> {
         let api = Api::of(status, message.domain.clone(), ACK_LIMIT).ok_or(RoundEnd::Lost)?;
-        let headers = Some(headers_of(message));
-        let published = api.publish_plain(message.subject.clone(), headers, payload.clone());
+        let published = api.publish_plain(message.subject.clone(), headers_of(message), payload.clone());
         let stored = published.await;
         self.answered(index, stored.map(drop))
     }
@@ -303,10 +298,10 @@ impl Round<'_> {
 
 /// The message's headers with a message id, by which JetStream recognises repetitions: the user's own id, if there is
 /// one.
-fn headers_of(message: &OutboxMessage) -> HeaderMap {
-    let mut headers = header_map(&message.headers).unwrap_or_default();
-    if headers.get(MESSAGE_ID).is_none() {
-        headers.insert(MESSAGE_ID, message.message_id.as_str());
+fn headers_of(message: &OutboxMessage) -> Headers {
+    let mut headers = message.headers.clone();
+    if !headers.iter().any(|(name, _)| name == MESSAGE_ID) {
+        headers.push((MESSAGE_ID.into(), message.message_id.clone()));
     }
     headers
 }

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
 use crate::actors::connection::delivery;
-use crate::actors::connection::headers::header_map;
 use crate::actors::connection::status::changed;
 use crate::actors::connections::interface::{ConnectionHandle, stopped};
 use crate::actors::jetstream::interface::{InBucket, InStore, Parts, PublishToStream};
@@ -21,6 +20,7 @@ use crate::channel::message::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
+use crate::nats::message::{Message, Outbound};
 
 /// A reply, and the body of its frame.
 pub type CallReply = (Reply, Bytes);
@@ -62,7 +62,13 @@ pub async fn ask(
     let reach = limit.min(after(wait_ms));
     let client = handle.client(reach).await?;
     let timeout = limit.saturating_duration_since(Instant::now());
-    match delivery::request(&client, &subject, header_map(&headers), body, timeout).await {
+    let request = Outbound {
+        subject: subject.clone(),
+        reply: None,
+        headers,
+        payload: body,
+    };
+    match delivery::request(&client, request, timeout).await {
         // The error names the timeout that was asked for, not what was left of it.
         Err(error) if error.kind == Kind::Timeout => {
             let message = format!("no reply on subject \"{subject}\" within {timeout_ms} ms");
@@ -73,37 +79,32 @@ pub async fn ask(
 }
 
 /// Turns a NATS message into a reply. A service reports its failure in headers (ADR-32), which becomes an error.
-fn reply_to_sql(subject: &str, message: async_nats::Message) -> Result<CallReply> {
-    // A message without headers is an ordinary reply.
-    let headers = message.headers.unwrap_or_default();
-    if let Some(error) = headers.get(SERVICE_ERROR) {
-        let error = error.as_str().trim_end_matches('.');
+fn reply_to_sql(subject: &str, message: Message) -> Result<CallReply> {
+    let headers = message.headers();
+    let header = |name: &str| {
+        headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value)
+    };
+    if let Some(error) = header(SERVICE_ERROR) {
+        let error = error.trim_end_matches('.');
         let failed = Error::new(
             Kind::ServiceError,
             format!("service on subject \"{subject}\" failed: {error}"),
         );
-        return Err(match headers.get(SERVICE_ERROR_CODE) {
-            Some(code) => failed.detail(format!("Its error code is {}.", code.as_str())),
+        return Err(match header(SERVICE_ERROR_CODE) {
+            Some(code) => failed.detail(format!("Its error code is {code}.")),
             None => failed,
         });
     }
-    let pairs = headers.iter().flat_map(|(name, values)| {
-        values
-            .iter()
-            .map(move |v| (name.to_string(), v.as_str().to_string()))
-    });
-    Ok((
-        Reply::Message {
-            headers: pairs.collect(),
-        },
-        message.payload,
-    ))
+    Ok((Reply::Message { headers }, message.payload))
 }
 
 /// What the NATS server said of itself when the connection was made, as JSON.
 pub async fn server_info(handle: ConnectionHandle, wait_ms: u32) -> Result<CallReply> {
     let client = handle.client(after(wait_ms)).await?;
-    let info = client.client().server_info();
+    let info = client.info();
     let json = serde_json::json!({
         "server_id": info.server_id, "server_name": info.server_name, "host": info.host, "port": info.port,
         "version": info.version, "auth_required": info.auth_required, "tls_required": info.tls_required,

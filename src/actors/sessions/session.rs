@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -18,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use super::addresses::Addresses;
 use super::calls::CallReply;
 use super::wakeup_coalescing::WakeupCoalescing;
-use crate::actors::connection::headers::header_map;
 use crate::actors::connection::interface::Publish;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::connections::interface::{ConnectionHandle, stopped};
@@ -31,6 +29,7 @@ use crate::channel::server::{FrameReader, FrameWriter};
 use crate::channel::target::Key;
 use crate::channel::worker_id::WorkerId;
 use crate::error::{Error, Kind, Result};
+use crate::nats::message::Outbound;
 
 /// At the end of the runtime, a session is read until nothing has come for this long.
 const LAST_READ: Duration = Duration::from_millis(20);
@@ -243,11 +242,11 @@ impl Session {
                         let full = std::mem::replace(&mut run, PublishRun::new(slot, wait_ms));
                         self.publish(full).await;
                     }
-                    run.messages.push(OutboundMessage {
-                        subject: subject.into(),
-                        reply: reply.map(Into::into),
+                    run.messages.push(Outbound {
+                        subject,
+                        reply,
+                        headers,
                         payload: frame.body,
-                        headers: header_map(&headers),
                     });
                 }
                 message => {
@@ -305,7 +304,7 @@ impl Session {
 pub(super) struct PublishRun {
     slot: u16,
     wait_ms: u32,
-    messages: Vec<OutboundMessage>,
+    messages: Vec<Outbound>,
 }
 
 impl PublishRun {
@@ -327,7 +326,7 @@ impl PublishRun {
 /// with `BufferFull` at the deadline.
 async fn hand_in(
     handle: &ConnectionHandle,
-    messages: Vec<OutboundMessage>,
+    messages: Vec<Outbound>,
     deadline: Option<Instant>,
 ) -> Result<()> {
     let (total, mut rest, mut status) = (messages.len(), messages, handle.status.clone());

@@ -200,7 +200,6 @@ fn delivered(message: &Incoming, first: Instant) -> Delivered {
         time_us: message.time_us,
         position: message.position,
         is_poison: message.deaths >= MAX_DEATHS,
-        is_unreadable: message.is_unreadable,
     }
 }
 

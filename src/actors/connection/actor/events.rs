@@ -2,20 +2,18 @@
 //! connection actor; in the actor thread.
 
 use actix::prelude::*;
-use async_nats::{Event, ServerError};
 
 use super::Connection;
-use crate::actors::connection::connect::Observer;
-use crate::actors::connection::requester::Requester;
+use crate::actors::client::NatsClient;
+use crate::actors::client::interface::Observer;
 use crate::nats::ack;
+use crate::nats::server_error::ServerError;
 
 /// Most errors of a server whose log lines are limited separately.
 const MAX_SERVER_ERRORS: usize = 64;
 /// Most subjects that are remembered because the server refused to let the user subscribe; views show them with the
 /// handlers.
 const MAX_REFUSED: usize = 10_000;
-/// Prefix of inboxes. A refused inbox is not remembered, because each is used only once.
-const INBOXES: &str = "_INBOX.";
 
 /// Passes what a client reports to its connection's actor.
 #[derive(Clone)]
@@ -34,112 +32,130 @@ impl Reporter {
 }
 
 impl Observer for Reporter {
-    fn lost(&self) {
-        self.connection.do_send(ClientLost(self.generation));
+    fn lost(&self, reason: &str) {
+        let lost = ClientLost(self.generation, reason.to_string());
+        self.connection.do_send(lost);
     }
 
-    fn event(&self, event: Event) {
-        self.connection.do_send(ClientEvent(self.generation, event));
+    fn news(&self) {
+        self.connection.do_send(ClientNews(self.generation));
     }
 }
 
-/// The client of this generation has lost its connection.
+/// The client of this generation has lost its connection, for this reason.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct ClientLost(u64);
+struct ClientLost(u64, String);
 
-/// The client of this generation reports an event.
+/// The client of this generation has news.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct ClientEvent(u64, Event);
+struct ClientNews(u64);
 
 impl Handler<ClientLost> for Connection {
     type Result = ();
 
-    fn handle(&mut self, ClientLost(generation): ClientLost, ctx: &mut Self::Context) {
+    fn handle(&mut self, ClientLost(generation, reason): ClientLost, ctx: &mut Self::Context) {
         if self.lifecycle.report_lost(generation) {
-            self.lost(ctx);
+            self.take_news(ctx);
+            self.lost(&reason, ctx);
         }
     }
 }
 
-impl Handler<ClientEvent> for Connection {
+impl Handler<ClientNews> for Connection {
     type Result = ();
 
-    fn handle(&mut self, ClientEvent(generation, event): ClientEvent, ctx: &mut Self::Context) {
-        if let Some(former) = self.retiring.get(&generation)
-            && let Event::ServerError(ServerError::Other(what)) = &event
-        {
-            tell_waiting(former, what);
+    fn handle(&mut self, ClientNews(generation): ClientNews, ctx: &mut Self::Context) {
+        if generation == self.lifecycle.generation() {
+            self.take_news(ctx);
         }
-        if generation != self.lifecycle.generation() {
+    }
+}
+
+impl Connection {
+    /// Takes what the current client's server has reported.
+    pub(super) fn take_news(&mut self, ctx: &mut Context<Self>) {
+        let Some(client) = self.lifecycle.client().cloned() else {
             return;
+        };
+        let news = client.take_news();
+        for what in &news.errors {
+            self.server_error(what);
         }
-        match event {
-            Event::ServerError(ServerError::Other(what)) => {
-                if let Some(client) = self.lifecycle.client()
-                    && tell_waiting(client, &what)
-                {
-                    // A refusal that answers a round trip ends the measurements, and is not reported.
-                    self.may_measure = false;
-                    return;
-                }
-                self.stats
-                    .lock()
-                    .failed(&format!("the NATS server reports: {what}"));
-                if let Some((key, needed)) = forbidden(&what).and_then(refused_consumer) {
+        if news.dropped > 0 {
+            log::warn!(
+                "{}: the NATS server reports {} more errors",
+                self.name,
+                news.dropped
+            );
+        }
+        if news.is_slow
+            && let Some(suppressed) = self.slow_consumer.pass()
+        {
+            log::warn!(
+                "{}: messages came faster than they could be taken{suppressed}",
+                self.name
+            );
+        }
+        if news.has_info {
+            self.learn(&client, ctx);
+        }
+    }
+
+    /// The server has sent another INFO.
+    fn learn(&mut self, client: &NatsClient, ctx: &mut Context<Self>) {
+        let info = client.info();
+        self.discover(&info);
+        self.status.send_if_modified(|status| {
+            let before = status.link;
+            if status.link.up {
+                status.link.max_payload = info.max_payload;
+            }
+            status.link != before
+        });
+        let generation = self.lifecycle.generation();
+        if info.lame_duck_mode && self.leaving != Some(generation) {
+            self.leaving = Some(generation);
+            log::info!("{}: the NATS server is about to shut down", self.name);
+            self.leave(generation, ctx);
+        }
+    }
+
+    fn server_error(&mut self, what: &str) {
+        self.stats
+            .lock()
+            .failed(&format!("the NATS server reports: {what}"));
+        match ServerError::of(what) {
+            ServerError::PublishForbidden(subject) => {
+                if let Some((key, needed)) = refused_consumer(subject) {
                     self.status.send_if_modified(|status| {
                         let consumers = &mut status.refused_consumers;
                         consumers.len() < MAX_REFUSED && consumers.insert(key, needed).is_none()
                     });
                 }
-                if let Some(subject) = refused(&what).filter(|subject| !subject.starts_with(INBOXES)) {
-                    self.status.send_if_modified(|status| {
-                        status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
-                    });
-                }
-                if self.server_errors.len() >= MAX_SERVER_ERRORS {
-                    self.server_errors.clear();
-                }
-                let flood = self.server_errors.entry(what.clone()).or_default();
-                if let Some(suppressed) = flood.pass() {
-                    log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
-                }
             }
-            Event::SlowConsumer(_) => {
-                if let Some(suppressed) = self.slow_consumer.pass() {
-                    log::warn!(
-                        "{}: messages came faster than they could be taken{suppressed}",
-                        self.name
-                    );
-                }
-            }
-            Event::LameDuckMode => {
-                log::info!("{}: the NATS server is about to shut down", self.name);
-                self.leave(generation, ctx);
+            // A refused inbox is not remembered, because each is used only once.
+            ServerError::SubscribeForbidden(subject) if !self.is_inbox(subject) => {
+                self.status.send_if_modified(|status| {
+                    status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
+                });
             }
             _ => {}
         }
+        if self.server_errors.len() >= MAX_SERVER_ERRORS {
+            self.server_errors.clear();
+        }
+        let flood = self.server_errors.entry(what.to_string()).or_default();
+        if let Some(suppressed) = flood.pass() {
+            log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
+        }
     }
-}
 
-/// Tells the client's waiting requests what the server has refused. `true` if that was a part of a round trip, which
-/// the refusal answers as well.
-fn tell_waiting(client: &Requester, what: &str) -> bool {
-    if let Some(subject) = forbidden(what) {
-        client.forbidden(subject);
-        return client.is_inbox(subject);
+    fn is_inbox(&self, subject: &str) -> bool {
+        let rest = subject.strip_prefix(&self.settings.inbox_prefix);
+        rest.is_some_and(|rest| rest.starts_with('.'))
     }
-    refused(what).is_some_and(|subject| {
-        client.subscription_refused(subject);
-        client.is_inbox(subject) && !subject.ends_with('*')
-    })
-}
-
-/// The subject in the server's error for a forbidden publish; `None` for another error.
-fn forbidden(what: &str) -> Option<&str> {
-    let quoted = what.strip_prefix("Permissions Violation for Publish to \"")?;
-    quoted.strip_suffix('"')
 }
 
 /// Stream and consumer that a subject is about on which messages are pulled or acknowledged, and what such subjects
@@ -151,10 +167,4 @@ fn refused_consumer(subject: &str) -> Option<((String, String), &'static str)> {
     };
     let (stream, consumer) = consumer;
     Some(((stream.to_string(), consumer.to_string()), needed))
-}
-
-/// The subject in the server's error for a forbidden subscription; `None` for another error.
-fn refused(what: &str) -> Option<&str> {
-    let quoted = what.strip_prefix("Permissions Violation for Subscription to \"")?;
-    quoted.split('"').next()
 }

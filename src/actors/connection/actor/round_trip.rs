@@ -1,7 +1,7 @@
 //! Measures how long the NATS server of a connection takes to answer. A part of the connection actor; in the actor
 //! thread.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::time::timeout;
@@ -40,22 +40,15 @@ impl Connection {
         }
         let (client, generation) = (client.clone(), self.lifecycle.generation());
         let measurement = async move {
-            let began = Instant::now();
             let outcome = timeout(RTT_LIMIT, client.round_trip()).await;
-            outcome
-                .is_ok_and(|outcome| outcome.is_ok())
-                .then(|| began.elapsed())
+            outcome.ok().and_then(|outcome| outcome.ok())
         };
         ctx.spawn(measurement.into_actor(self).map(move |rtt, actor, ctx| {
             if generation != actor.lifecycle.generation() {
                 return;
             }
-            // A refusal of the publish to the inbox ends the round trip too, but is no answer.
-            let rtt = rtt.filter(|_| actor.may_measure);
             actor.stats.lock().measured(rtt);
-            if actor.may_measure {
-                actor.measure_after(RTT_INTERVAL, ctx);
-            }
+            actor.measure_after(RTT_INTERVAL, ctx);
         }));
     }
 }

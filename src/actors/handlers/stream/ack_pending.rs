@@ -94,19 +94,6 @@ impl AckPending {
         self.pending.lock().messages.insert(sequence, message).is_none()
     }
 
-    /// Notes a message whose delivery was lost with a connection: JetStream will deliver it again.
-    pub fn expect(&self, mark: Mark, after: u64) {
-        let expected = PostponedMessage {
-            after,
-            time_us: mark.time_us,
-        };
-        self.pending
-            .lock()
-            .postponed
-            .entry(mark.sequence)
-            .or_insert(expected);
-    }
-
     /// Removes a message that is done with. Returns the subject to acknowledge it on; `None` if the message is not
     /// here.
     pub fn remove(&self, sequence: u64) -> Option<String> {
@@ -128,16 +115,6 @@ impl AckPending {
         drop(pending);
         self.fewer.notify_one();
         Some(removed.reply)
-    }
-
-    /// Whether a message is in the queue or with an executor.
-    pub fn has(&self, sequence: u64) -> bool {
-        self.pending.lock().messages.contains_key(&sequence)
-    }
-
-    /// Whether a message has failed and will be delivered again.
-    pub fn is_postponed(&self, sequence: u64) -> bool {
-        self.pending.lock().postponed.contains_key(&sequence)
     }
 
     /// Whether there are messages that will be delivered again.

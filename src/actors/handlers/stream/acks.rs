@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 
 use crate::actors::base::tasks;
-use crate::actors::connection::requester::Requester;
+use crate::actors::client::NatsClient;
 use crate::actors::handlers::handler::MessageHandler;
 use crate::actors::handlers::queue::Incoming;
 use crate::channel::work::{Consumer, Failure};
+use crate::nats::message::Outbound;
 
 /// How long a subscription that stops at a failure holds back a message which has failed for good. By then a refresh
 /// has removed the handler.
@@ -126,11 +126,6 @@ pub fn tell_progress(handler: &MessageHandler, time: Duration) {
     tell_all(handler, handler.ack_pending.overdue(time), Ack::Progress);
 }
 
-/// Acknowledges messages that were executed before, on these subjects.
-pub fn acknowledge(handler: &MessageHandler, replies: Vec<String>) {
-    tell_all(handler, replies, Ack::Done);
-}
-
 /// Gives back all messages that were not executed: JetStream delivers them again, to whoever pulls next.
 pub fn give_back(handler: &MessageHandler) {
     tell_all(handler, handler.ack_pending.take_all(), Ack::Back);
@@ -150,16 +145,15 @@ fn tell(handler: &MessageHandler, acks: Vec<(String, Ack)>) {
     }
 }
 
-async fn send(client: Requester, acks: Vec<(String, Ack)>) {
+async fn send(client: NatsClient, acks: Vec<(String, Ack)>) {
     for (subject, ack) in acks {
-        let message = OutboundMessage {
-            subject: subject.into(),
-            reply: None,
+        let message = Outbound {
+            subject,
             payload: ack.payload(),
-            headers: None,
+            ..Outbound::default()
         };
         // The connection broke, and JetStream delivers the other messages again: see `tell`.
-        if client.publish(message).await.is_err() {
+        if client.publish(&message).await.is_err() {
             return;
         }
     }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use async_nats::{StatusCode, Subscriber};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until};
@@ -12,6 +11,7 @@ use super::acks;
 use super::deliveries::{Answered, Deliveries};
 use super::supply::{PullEnd, Supply};
 use crate::actors::base::tasks;
+use crate::actors::client::Subscriber;
 use crate::actors::handlers::core_subscriber::incoming;
 use crate::actors::handlers::handler::HandlerState;
 use crate::actors::handlers::interface::Sink;
@@ -20,6 +20,7 @@ use crate::actors::jetstream::api::Api;
 use crate::actors::jetstream::consumer::{self, HEARTBEAT};
 use crate::channel::work::Consumer;
 use crate::nats::ack;
+use crate::nats::message::{Message, status};
 
 /// A pull without a message or heartbeat for this long is lost: two and a half heartbeats.
 const SILENCE: Duration = Duration::from_millis(HEARTBEAT * 2500);
@@ -111,22 +112,22 @@ impl Pulling<'_> {
     }
 
     /// Takes a message, or a status of the consumer. `false` if the consumer has to be found anew.
-    fn received(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
+    fn received(&mut self, message: Message, sink: &impl Sink) -> bool {
         self.heard = Instant::now();
         match message.status {
             None => self.take(message, sink),
-            Some(status) => {
-                if status == StatusCode::IDLE_HEARTBEAT {
+            Some(code) => {
+                if code == status::IDLE_HEARTBEAT {
                     // The consumer has nothing to deliver, or is paused.
                     self.ask_info();
                 }
-                self.deliveries.asked.told(status, &message)
+                self.deliveries.asked.told(code, &message)
             }
         }
     }
 
     /// Queues a message. `false` if the consumer has to be found anew.
-    fn take(&mut self, message: async_nats::Message, sink: &impl Sink) -> bool {
+    fn take(&mut self, message: Message, sink: &impl Sink) -> bool {
         let handler = &self.supply.handler;
         if *handler.state.borrow() == HandlerState::Stalled {
             handler.set_live(None);

@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::acks;
 use super::deliveries::Deliveries;
 use super::pulling::Pulling;
 use super::supply::{PullEnd, Supply};
-use super::{acks, unreadable};
 use crate::actors::base::backoff::Backoff;
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::actors::handlers::core_subscriber::{has, next_client};
@@ -44,9 +44,6 @@ pub async fn run(
             _ = replaced.wait_for(|now| !has(now, generation)) => PullEnd::Over,
             () = stop.cancelled() => break,
         };
-        if matches!(end, PullEnd::Over) && *handler.state.borrow() == HandlerState::Live {
-            supply.losses.note();
-        }
         handler.set_state(HandlerState::Waiting);
         match end {
             PullEnd::Over | PullEnd::Lost => backoff.succeeded(),
@@ -96,30 +93,8 @@ async fn consume(supply: &mut Supply, connection: &ConnectionHandle, sink: &impl
     if let Some(gap) = supply.behind.take() {
         supply.notice_gap(stream, &consumer.durable, gap, found.keeps_messages);
     }
-    if supply
-        .losses
-        .are_suspicious(Duration::from_millis(consumer.ack_wait_ms))
-    {
-        match unreadable::find(&api, supply, stream, consumer, &found).await {
-            Ok(suspects) => {
-                // Whatever is left shows by two more losses.
-                supply.losses.clear();
-                acks::acknowledge(&supply.handler, suspects.done);
-                if !suspects.messages.is_empty() {
-                    unreadable::execute(supply, suspects.messages, stream, sink).await;
-                    if consumer.stop_on_failure {
-                        // The consumer is to begin behind these messages.
-                        return PullEnd::Lost;
-                    }
-                }
-            }
-            Err(error) if error.kind == Kind::ConnectionLost => return PullEnd::Over,
-            // Without the right to read messages one by one, pulling would end the connection of all again.
-            Err(error) => return PullEnd::Failed(error),
-        }
-    }
-    let inbox = api.client.client().new_inbox();
-    let Ok(messages) = api.client.client().subscribe(inbox.clone()).await else {
+    let inbox = api.client.new_inbox();
+    let Ok(messages) = api.client.subscribe(&inbox, None) else {
         return PullEnd::Over;
     };
     supply.handler.lock().undelivered = Some(found.pending);
@@ -148,7 +123,6 @@ fn attach(supply: &mut Supply, found: &Found) {
         changing.queue.clear();
         changing.held_until = None;
         drop(changing);
-        supply.executed.clear();
     }
     let definition = handler.definition();
     let known = &definition.progress.positions;

@@ -1,14 +1,12 @@
 //! What a durable subscription's task keeps beyond a single consumer, and what it says of itself in the views and in the
 //! log. In the actor thread.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::deliveries::Gap;
-use super::losses::Losses;
 use super::watcher;
 use crate::actors::base::tasks;
 use crate::actors::handlers::handler::MessageHandler;
@@ -37,10 +35,6 @@ pub struct Supply {
     pub ahead: usize,
     /// Messages that another client has acknowledged: they lie between these sequences.
     pub behind: Option<Gap>,
-    /// When the connection has ended while messages were on their way.
-    pub losses: Losses,
-    /// Messages that the client library cannot read and that were executed.
-    pub executed: HashSet<u64>,
     /// What was wrong lately, and until when the view says so.
     notice: Option<(Error, Instant)>,
     complaints: Flood,
@@ -55,8 +49,6 @@ impl Supply {
             handler,
             ahead: (batch * 2).max(LEAST_AHEAD),
             behind: None,
-            losses: Losses::default(),
-            executed: HashSet::new(),
             notice: None,
             complaints: Flood::default(),
         }

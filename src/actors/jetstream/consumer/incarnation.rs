@@ -1,9 +1,11 @@
 //! Says which incarnation of a stream a durable subscription meets: asks the stream for the messages that
 //! `recognise.rs` compares. In the actor thread.
 
+use async_nats::datetime::parse_rfc3339;
+use async_nats::jetstream::ErrorCode;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::plain_message;
 use super::recognise::{History, Recognised, Stream, recognise};
 use crate::actors::jetstream::answers::StreamInfo;
 use crate::actors::jetstream::api::Api;
@@ -78,8 +80,31 @@ struct Messages<'a> {
 
 impl Messages<'_> {
     async fn get(&self, body: &Value) -> Result<Option<Mark>> {
-        let message = plain_message::get(self.api, self.stream, body).await?;
-        Ok(message.map(|message| message.mark))
+        /// The part of a stored message that tells which one it is.
+        #[derive(Deserialize)]
+        struct Answer {
+            message: Stored,
+        }
+        #[derive(Deserialize)]
+        struct Stored {
+            seq: u64,
+            time: String,
+        }
+        let name = format!("STREAM.MSG.GET.{}", self.stream);
+        let asked = self
+            .api
+            .request_unless::<Answer>(ErrorCode::NO_MESSAGE_FOUND, &name, body);
+        let Some(Answer { message }) = asked.await? else {
+            return Ok(None);
+        };
+        let time = parse_rfc3339(&message.time).map_err(|error| {
+            Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream").cause(&error.to_string())
+        })?;
+        Ok(Some(Mark {
+            sequence: message.seq,
+            // JetStream itself counts nanoseconds in 64 bits.
+            time_us: i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).unwrap_or(i64::MAX),
+        }))
     }
 }
 

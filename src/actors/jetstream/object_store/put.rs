@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use async_nats::jetstream::object_store::{self, ObjectInfo, ObjectOptions};
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::{Store, WINDOW, purge};
 use crate::actors::base::tasks;
 use crate::actors::jetstream::api::Api;
-use crate::actors::jetstream::async_nats_api::context;
 use crate::error::{Error, Kind, Result};
+use crate::nats::headers::Headers;
 
 /// Bytes of a chunk, the default of NATS's clients; a chunk is smaller if the server takes only less.
 const CHUNK: usize = 128 * 1024;
@@ -28,12 +28,7 @@ impl Store {
     pub(super) async fn put(&self, name: &str, size: u64, mut parts: mpsc::Receiver<Bytes>) -> Result<()> {
         self.check_domain().await?;
         if !self.api.has_stream(&self.stream()).await? {
-            let config = object_store::Config {
-                bucket: self.name.clone(),
-                ..Default::default()
-            };
-            let created = context(&self.api).create_object_store(config).await;
-            created.map_err(|error| self.not_created(&error))?;
+            self.create().await?;
         }
         let before = match self.info(name).await {
             Ok(info) => Some(info.nuid),
@@ -74,7 +69,7 @@ impl Store {
     }
 
     fn chunk_size(&self) -> usize {
-        CHUNK.min(self.api.client.client().max_payload())
+        CHUNK.min(usize::try_from(self.api.client.info().max_payload).unwrap_or(CHUNK))
     }
 
     /// Publishes the chunks; returns their number and the object's digest.
@@ -115,7 +110,7 @@ impl Store {
                     waiting.next().await.transpose()?;
                 }
                 let length = chunk.len();
-                let published = self.api.publish_plain(subject.to_string(), None, chunk);
+                let published = self.api.publish_plain(subject.to_string(), Headers::new(), chunk);
                 let counted = published.inspect_ok(move |_| self.progress.add(length));
                 waiting.push_back(counted.boxed_local());
             }

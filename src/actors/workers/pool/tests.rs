@@ -143,7 +143,6 @@ fn handler_of(role: u32, kind: HandlerKind, subject: &str, messages: usize) -> A
             time_us: 0,
             position: None,
             deaths: 0,
-            is_unreadable: false,
         });
     }
     handler

@@ -1,0 +1,229 @@
+//! A client as others use it: publishes, subscriptions and their messages, requests and round trips. In the actor
+//! thread.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::Stream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::interface::{RequestFailure, SendFailure};
+use super::news::News;
+use super::requests::PendingReply;
+use super::shared::{OutputQueue, REPLIES, Shared};
+use crate::actors::metrics::traffic::ClientTraffic;
+use crate::nats::message::{Message, Outbound};
+use crate::nats::wire::{self, ServerInfo};
+
+/// Messages of a subscription that may wait to be taken. The client's task lets others take theirs between two reads,
+/// so the handler's queue is what bounds waiting messages.
+const SUBSCRIPTION_CAPACITY: usize = 1 << 18;
+
+/// A client. Cheap to clone; the connection ends with the last clone and subscription.
+#[derive(Clone)]
+pub struct NatsClient(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    abandoned: CancellationToken,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.abandoned.cancel();
+    }
+}
+
+impl fmt::Debug for NatsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NatsClient({})", self.info().server_name)
+    }
+}
+
+impl NatsClient {
+    /// A client that shares this with its task, which ends when `abandoned` is cancelled.
+    pub(super) fn new(shared: Arc<Shared>, abandoned: CancellationToken) -> NatsClient {
+        let client = NatsClient(Arc::new(Handle { shared, abandoned }));
+        let replies = client.shared().requests.wildcard();
+        client
+            .shared()
+            .queue(|outgoing| wire::subscribe(&mut outgoing.buffer, &replies, None, REPLIES));
+        client
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// What the server says of itself, its account's limits included.
+    pub fn info(&self) -> Arc<ServerInfo> {
+        self.shared().info()
+    }
+
+    /// What the client has carried.
+    pub fn traffic(&self) -> &ClientTraffic {
+        &self.shared().traffic
+    }
+
+    /// What the server has reported since this was asked last.
+    pub fn take_news(&self) -> News {
+        self.shared().news.lock().take()
+    }
+
+    /// Whether the user may not subscribe to the replies to requests, so that none can come.
+    pub fn is_inbox_refused(&self) -> bool {
+        self.shared().requests.is_inbox_refused()
+    }
+
+    /// The subject of the replies to this client's requests.
+    pub fn inbox_wildcard(&self) -> String {
+        self.shared().requests.wildcard()
+    }
+
+    /// Whether the server has refused a subscription of this subject.
+    pub fn is_refused(&self, subject: &str) -> bool {
+        self.shared().news.lock().refused.contains(subject)
+    }
+
+    /// How many subscriptions the server has refused because there are too many.
+    pub fn refused_for_number(&self) -> u64 {
+        self.shared().news.lock().too_many
+    }
+
+    /// A new subject for replies.
+    pub fn new_inbox(&self) -> String {
+        format!("{}.{}", self.shared().inbox_prefix, nuid::next())
+    }
+
+    /// Takes a message, which is sent soon; waits while much is to be sent.
+    pub async fn publish(&self, message: &Outbound) -> Result<(), SendFailure> {
+        self.check(message)?;
+        loop {
+            let room = self.shared().written.notified();
+            {
+                let mut outgoing = self.shared().outgoing.lock();
+                if outgoing.has_ended {
+                    return Err(SendFailure::Lost);
+                }
+                if !outgoing.is_full() {
+                    let size = wire::publish(&mut outgoing.buffer, message);
+                    drop(outgoing);
+                    self.shared().traffic.sent(size);
+                    self.shared().wake.notify_one();
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    fn check(&self, message: &Outbound) -> Result<(), SendFailure> {
+        let is_subject =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte > b' ' && byte != 0x7f);
+        if !is_subject(&message.subject) || message.reply.as_deref().is_some_and(|reply| !is_subject(reply)) {
+            return Err(SendFailure::InvalidSubject);
+        }
+        let is_line = |text: &str| !text.contains(['\r', '\n']);
+        if !message
+            .headers
+            .iter()
+            .all(|(name, value)| is_line(name) && is_line(value))
+        {
+            return Err(SendFailure::InvalidHeaders);
+        }
+        let limit = self.info().max_payload;
+        if wire::size(message) as u64 > limit {
+            return Err(SendFailure::TooLarge(limit));
+        }
+        Ok(())
+    }
+
+    /// Subscribes to a subject; whether the server takes the subscription, a round trip tells.
+    pub fn subscribe(&self, subject: &str, queue_group: Option<&str>) -> Result<Subscriber, SendFailure> {
+        let shared = self.shared();
+        let sid = shared.last_subscription.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, messages) = mpsc::channel(SUBSCRIPTION_CAPACITY);
+        shared.subscriptions.lock().insert(sid, sender);
+        let subscriber = Subscriber {
+            messages,
+            sid,
+            client: self.clone(),
+        };
+        let is_open =
+            shared.queue(|outgoing| wire::subscribe(&mut outgoing.buffer, subject, queue_group, sid));
+        if is_open {
+            Ok(subscriber)
+        } else {
+            Err(SendFailure::Lost)
+        }
+    }
+
+    fn unsubscribe(&self, sid: u64) {
+        if self.shared().subscriptions.lock().remove(&sid).is_some() {
+            self.shared()
+                .queue(|outgoing| wire::unsubscribe(&mut outgoing.buffer, sid));
+        }
+    }
+
+    /// Returns when the NATS server has read all that this client has sent before, and has said what it refuses of
+    /// that. Ends only with the connection, or when the caller gives up.
+    pub async fn round_trip(&self) -> Result<Duration, RequestFailure> {
+        let began = Instant::now();
+        let (answer, answered) = oneshot::channel();
+        self.shared()
+            .queue(|outgoing: &mut OutputQueue| outgoing.ping(Some(answer)));
+        answered.await.map_err(|_| RequestFailure::ClientLost)?;
+        Ok(began.elapsed())
+    }
+
+    /// Publishes a request, whose reply is waited for later. PendingRequests are published in the order of these calls.
+    pub async fn begin(&self, mut message: Outbound) -> Result<PendingReply, RequestFailure> {
+        let (pending, inbox) = self.shared().requests.expect(&message.subject)?;
+        message.reply = Some(inbox);
+        self.publish(&message).await?;
+        Ok(pending)
+    }
+
+    /// Publishes a request and waits for the first reply, for `limit` in all.
+    pub async fn request(&self, message: Outbound, limit: Duration) -> Result<Message, RequestFailure> {
+        let began = Instant::now();
+        let pending = timeout(limit, self.begin(message)).await;
+        let pending = pending.map_err(|_| RequestFailure::TimedOut)??;
+        pending.reply(limit.saturating_sub(began.elapsed())).await
+    }
+}
+
+/// A subscription, until it is dropped; keeps its client alive. The stream of its messages ends with the connection.
+pub struct Subscriber {
+    messages: mpsc::Receiver<Message>,
+    sid: u64,
+    client: NatsClient,
+}
+
+impl Subscriber {
+    /// Ends the subscription; messages that have come can still be taken.
+    pub fn unsubscribe(&mut self) {
+        self.client.unsubscribe(self.sid);
+        self.messages.close();
+    }
+}
+
+impl Stream for Subscriber {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.messages.poll_recv(cx)
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.client.unsubscribe(self.sid);
+    }
+}

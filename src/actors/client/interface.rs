@@ -1,0 +1,77 @@
+//! What a client is made from, what it reports, and how it fails. Pure.
+
+use crate::error::{Error, Kind};
+use crate::settings::options::Host;
+
+/// What a client reports while it lives; called in the actor thread.
+pub trait Observer: Clone + 'static {
+    /// The connection has ended, for this reason; the client is of no more use.
+    fn lost(&self, reason: &str);
+    /// The server has reported something: [`NatsClient::take_news`] tells what.
+    fn news(&self);
+}
+
+/// A host to try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub host: Host,
+    /// The name that the server's certificate has to have.
+    pub tls_name: String,
+}
+
+impl From<Host> for Candidate {
+    fn from(host: Host) -> Candidate {
+        Candidate {
+            tls_name: host.name.clone(),
+            host,
+        }
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendFailure {
+    /// The message is larger than the server or the account allows: the limit in bytes.
+    TooLarge(u64),
+    InvalidSubject,
+    InvalidHeaders,
+    /// The connection has ended.
+    Lost,
+}
+
+/// Why a request has no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestFailure {
+    NoResponders,
+    TimedOut,
+    /// The message is too large; the limit in bytes.
+    TooLarge(u64),
+    InvalidSubject,
+    InvalidHeaders,
+    /// The user may not publish to the subject.
+    Forbidden,
+    /// The user may not subscribe to the subject of the replies, so none can come.
+    InboxForbidden,
+    /// The connection broke.
+    ClientLost,
+}
+
+impl From<SendFailure> for RequestFailure {
+    fn from(failure: SendFailure) -> RequestFailure {
+        match failure {
+            SendFailure::TooLarge(limit) => RequestFailure::TooLarge(limit),
+            SendFailure::InvalidSubject => RequestFailure::InvalidSubject,
+            SendFailure::InvalidHeaders => RequestFailure::InvalidHeaders,
+            SendFailure::Lost => RequestFailure::ClientLost,
+        }
+    }
+}
+
+/// The error for a host that could not be connected to.
+pub fn unreachable(host: &Host, why: String) -> Error {
+    Error::new(
+        Kind::Unreachable,
+        format!("could not connect to NATS server {host}"),
+    )
+    .cause(&why)
+}

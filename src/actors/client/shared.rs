@@ -1,0 +1,234 @@
+//! What a client's handle and its task share: the bytes that go out, the subscriptions, the requests that wait, and what
+//! the server has said of itself. In the actor thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::news::NewsDesk;
+use super::requests::PendingRequests;
+use crate::actors::metrics::traffic::ClientTraffic;
+use crate::nats::message::Message;
+use crate::nats::server_error::ServerError;
+use crate::nats::wire::{self, ServerInfo, ServerOp};
+
+/// Number of the subscription of the replies to requests.
+pub(super) const REPLIES: u64 = 1;
+/// Senders wait when so many bytes are to be written.
+const HIGH_WATER: usize = 256 * 1024;
+/// A server that leaves PINGs unanswered for so long is given up.
+const PATIENCE: Duration = Duration::from_millis(19_900);
+/// A server has no reason to send more of its own lines than this in a second.
+const MOST_LINES: u32 = 1000;
+
+/// Bytes that go out, and the PINGs among them.
+#[derive(Default)]
+pub(super) struct OutputQueue {
+    pub(super) buffer: Vec<u8>,
+    /// When the PINGs were queued that the server has not answered, and who waits for the answers.
+    pings: VecDeque<(Instant, Option<oneshot::Sender<()>>)>,
+    pub(super) has_ended: bool,
+}
+
+impl OutputQueue {
+    pub(super) fn is_full(&self) -> bool {
+        self.buffer.len() >= HIGH_WATER
+    }
+
+    /// Queues a PING; `waiter` is told when the server has answered.
+    pub(super) fn ping(&mut self, waiter: Option<oneshot::Sender<()>>) {
+        self.buffer.extend_from_slice(wire::PING);
+        self.pings.push_back((Instant::now(), waiter));
+    }
+}
+
+/// What the handle and the task of a client share.
+pub(super) struct Shared {
+    pub(super) outgoing: Mutex<OutputQueue>,
+    /// Told when there is something to write.
+    pub(super) wake: Notify,
+    /// Told when something was written, and when the connection has ended.
+    pub(super) written: Notify,
+    info: Mutex<Arc<ServerInfo>>,
+    pub(super) subscriptions: Mutex<HashMap<u64, mpsc::Sender<Message>>>,
+    pub(super) last_subscription: AtomicU64,
+    pub(super) requests: PendingRequests,
+    pub(super) news: Mutex<NewsDesk>,
+    pub(super) traffic: ClientTraffic,
+    /// Beginning of the subjects that replies go to.
+    pub(super) inbox_prefix: String,
+}
+
+/// What the task has to do after the server has said something.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    GoOn,
+    /// The connection's actor has to be told that there is news.
+    Tell,
+}
+
+impl Shared {
+    pub(super) fn new(info: ServerInfo, inbox_prefix: String) -> Shared {
+        Shared {
+            outgoing: Mutex::default(),
+            wake: Notify::new(),
+            written: Notify::new(),
+            info: Mutex::new(Arc::new(info)),
+            subscriptions: Mutex::default(),
+            last_subscription: AtomicU64::new(REPLIES),
+            requests: PendingRequests::new(&inbox_prefix),
+            news: Mutex::default(),
+            traffic: ClientTraffic::default(),
+            inbox_prefix,
+        }
+    }
+
+    pub(super) fn info(&self) -> Arc<ServerInfo> {
+        self.info.lock().clone()
+    }
+
+    /// Queues what `write` appends, without a wait: for short lines.
+    pub(super) fn queue(&self, write: impl FnOnce(&mut OutputQueue)) -> bool {
+        let mut outgoing = self.outgoing.lock();
+        if !outgoing.has_ended {
+            write(&mut outgoing);
+            self.wake.notify_one();
+        }
+        !outgoing.has_ended
+    }
+
+    /// The server has said something.
+    pub(super) fn take(&self, op: ServerOp, lines: &mut Lines) -> Result<Next, String> {
+        match op {
+            ServerOp::Message(sid, message) => return Ok(self.deliver(sid, message)),
+            ServerOp::Error(text) => return Ok(self.reported(&text)),
+            ServerOp::Pong => {
+                let answered = self.outgoing.lock().pings.pop_front();
+                match answered {
+                    // Whoever waited may have given up just now.
+                    Some((_, waiter)) => drop(waiter.map(|waiter| waiter.send(()))),
+                    None => lines.count()?,
+                }
+            }
+            ServerOp::Ping => {
+                lines.count()?;
+                self.queue(|outgoing| outgoing.buffer.extend_from_slice(wire::PONG));
+            }
+            ServerOp::Ok => lines.count()?,
+            ServerOp::Info(info) => {
+                lines.count()?;
+                *self.info.lock() = Arc::new(*info);
+                if self.news.lock().note(|news| news.has_info = true) {
+                    return Ok(Next::Tell);
+                }
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn deliver(&self, sid: u64, message: Message) -> Next {
+        self.traffic.received();
+        if sid == REPLIES {
+            self.requests.replied(message);
+            return Next::GoOn;
+        }
+        let mut subscriptions = self.subscriptions.lock();
+        let Some(subscription) = subscriptions.get(&sid) else {
+            return Next::GoOn;
+        };
+        match subscription.try_send(message) {
+            Ok(()) => Next::GoOn,
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                subscriptions.remove(&sid);
+                Next::GoOn
+            }
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                drop(subscriptions);
+                self.tell_if(self.news.lock().note(|news| news.is_slow = true))
+            }
+        }
+    }
+
+    fn reported(&self, text: &str) -> Next {
+        let mut news = self.news.lock();
+        match ServerError::of(text) {
+            ServerError::PublishForbidden(subject) => self.requests.forbidden(subject),
+            ServerError::SubscribeForbidden(subject) if self.requests.is_inbox(subject) => {
+                self.requests.inbox_refused();
+            }
+            ServerError::SubscribeForbidden(subject) => news.note_refused(subject),
+            ServerError::TooManySubscriptions => news.too_many += 1,
+            _ => {}
+        }
+        self.tell_if(news.note_error(text))
+    }
+
+    fn tell_if(&self, is_new: bool) -> Next {
+        if is_new { Next::Tell } else { Next::GoOn }
+    }
+
+    /// Asks the server from time to time whether it is there. Fails if it has not answered for long.
+    pub(super) fn look_after(&self) -> Result<(), String> {
+        let mut outgoing = self.outgoing.lock();
+        match outgoing.pings.front() {
+            Some((since, _)) if since.elapsed() >= PATIENCE => {
+                return Err(format!(
+                    "it has not answered for {} seconds",
+                    since.elapsed().as_secs()
+                ));
+            }
+            Some(_) => {}
+            None => outgoing.ping(None),
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// The connection has ended: whoever waits for anything hears of that.
+    pub(super) fn end(&self) {
+        let pings = {
+            let mut outgoing = self.outgoing.lock();
+            outgoing.has_ended = true;
+            outgoing.buffer = Vec::new();
+            std::mem::take(&mut outgoing.pings)
+        };
+        drop(pings);
+        self.subscriptions.lock().clear();
+        self.requests.end();
+        self.written.notify_waiters();
+    }
+}
+
+/// Counts the lines that a server sends for itself.
+pub(super) struct Lines {
+    since: Instant,
+    count: u32,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines {
+            since: Instant::now(),
+            count: 0,
+        }
+    }
+}
+
+impl Lines {
+    fn count(&mut self) -> Result<(), String> {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Lines::default();
+        }
+        self.count += 1;
+        if self.count > MOST_LINES {
+            return Err(format!(
+                "it sends more than {MOST_LINES} lines a second of its own"
+            ));
+        }
+        Ok(())
+    }
+}
