@@ -29,6 +29,7 @@ pub enum Kind {
     Unreachable,
     AuthenticationRefused,
     TooManyConnections,
+    TooManySubscriptions,
     TooManyHandlers,
     Standby,
     TransactionTooLarge,
@@ -48,6 +49,12 @@ pub enum Kind {
     NoStream,
     ExpectationFailed,
     StreamFull,
+    /// JetStream has as many streams, consumers or bytes as it may have.
+    JetStreamLimit,
+    /// JetStream cannot do it now, and can later.
+    JetStreamBusy,
+    /// The stream would never take such a message.
+    NeverStored,
     AckTimeout,
     InvalidName,
     BucketNotFound,

@@ -31,8 +31,7 @@ fn publish_malformed(port: u16, subject: &[u8]) {
     }
 }
 
-/// Whoever may publish to a subscribed subject can end the connection: it comes back, neither the log nor the NATS
-/// server is flooded, and messages after that are executed.
+/// Whoever may publish to a subscribed subject cannot end the connection.
 #[tokio::test]
 async fn subjects_that_are_no_text() {
     let (scene, session) = Scene::keeping().await;
@@ -53,14 +52,10 @@ async fn subjects_that_are_no_text() {
     })
     .await;
     let log = scene.pg.log();
-    let lines = |what: &str| log[mark..].lines().filter(|line| line.contains(what)).count();
-    let (lost, connected) = (
-        lines("connection to the NATS server lost"),
-        lines("connected to NATS server"),
+    assert!(
+        !log[mark..].contains("connection to the NATS server lost"),
+        "{log}"
     );
-    println!("200 malformed messages: {lost} lines of losses, {connected} of connections");
-    assert!((1..=5).contains(&lost), "{lost}");
-    assert!(connected <= 5, "{connected}");
     run(&session, "SELECT nats_publish_text('a', 'the session goes on')").await;
 }
 

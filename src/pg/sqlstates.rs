@@ -66,6 +66,10 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
             ERRCODE_TOO_MANY_CONNECTIONS,
             "Each user mapping has a connection of its own; share one, FOR PUBLIC or in the server.",
         ),
+        Kind::TooManySubscriptions => (
+            ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "The limit is one of the NATS server, the account or the user (max_subscriptions).",
+        ),
         Kind::Standby => (
             ERRCODE_READ_ONLY_SQL_TRANSACTION,
             "Do it on the primary; the standby gets it from there.",
@@ -121,6 +125,18 @@ pub const fn describe(kind: Kind) -> (PgSqlErrorCode, &'static str) {
         Kind::StreamFull => (
             ERRCODE_DISK_FULL,
             "Raise the limits of the stream or remove messages.",
+        ),
+        Kind::JetStreamLimit => (
+            ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "The limit is one of the NATS server, the account or the stream.",
+        ),
+        Kind::JetStreamBusy => (
+            ERRCODE_CANNOT_CONNECT_NOW,
+            "Try again; if that does not help, look into the NATS cluster.",
+        ),
+        Kind::NeverStored => (
+            ERRCODE_INVALID_PARAMETER_VALUE,
+            "Correct the headers of the message, or the settings of the stream.",
         ),
         Kind::AckTimeout => (
             ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,

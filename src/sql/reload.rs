@@ -5,6 +5,7 @@
 //! is done at once, and a failure is an error.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use super::session::{milliseconds, unexpected_reply};
 use super::{call, changes, parameters, server, transaction_end};
@@ -58,7 +59,9 @@ fn reload(force: bool) -> Result<Value> {
         return Ok(Value::Void);
     }
     for pending in found {
-        call::tell(&pending.request()?, parameters::connect_timeout())?;
+        // Two attempts to connect where the former connection has to make room, and the pause between forced reloads.
+        let time = parameters::connect_timeout() * 2 + Duration::from_secs(4);
+        call::tell(&pending.request()?, time)?;
     }
     Ok(Value::Void)
 }

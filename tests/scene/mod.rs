@@ -41,6 +41,8 @@ impl Scene {
     pub async fn warm_session(&self) -> Session {
         let session = self.pg.connect().await;
         run(&session, "SELECT nats_publish_text('warm.up', '')").await;
+        // The runtime worker has taken the message before it answers.
+        run(&session, "SELECT nats_get_server_info()").await;
         session
     }
 

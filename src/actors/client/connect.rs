@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{Dialed, dial};
 use super::handle::NatsClient;
-use super::interface::{Candidate, Observer, unreachable};
+use super::interface::{Candidate, InboxState, Observer, unreachable};
 use super::pump;
 use super::shared::Shared;
 use crate::actors::base::tasks;
@@ -23,6 +23,8 @@ pub use super::login::check as check_credential;
 
 /// From one host's turn to the next one's, while none has answered; less where there are many hosts.
 const STAGGER: Duration = Duration::from_millis(250);
+/// Pause before the replies to requests are subscribed to again.
+const INBOX_PAUSE: Duration = Duration::from_secs(3);
 /// Most hosts that an error names.
 const NAMED: usize = 10;
 
@@ -115,6 +117,17 @@ fn failed(settings: &Settings, candidates: &[Candidate], failures: Vec<Option<Er
 const SILENT: &str = "Check the options \"host\" and \"port\", the network and the NATS server. A server with \
                       handshake_first says nothing before TLS, and wants the option \"tls_first\".";
 
+/// Tries from time to time to subscribe to the replies, which the server has refused because there were too many
+/// subscriptions.
+async fn open_inbox(shared: Arc<Shared>) {
+    while shared.requests.inbox() == InboxState::TooManySubscriptions {
+        sleep(INBOX_PAUSE).await;
+        if shared.open_inbox().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Starts the task of a client that was let in.
 fn start<O: Observer>(settings: &Settings, dialed: Dialed, observer: O) -> NatsClient {
     let Dialed {
@@ -122,14 +135,18 @@ fn start<O: Observer>(settings: &Settings, dialed: Dialed, observer: O) -> NatsC
         input,
         info,
         read,
+        requests,
     } = dialed;
-    let shared = Arc::new(Shared::new(info, settings.inbox_prefix.clone()));
+    let shared = Arc::new(Shared::new(info, requests, settings.inbox_prefix.clone()));
     shared.traffic.read(read);
     let abandoned = CancellationToken::new();
     let client = NatsClient::new(shared.clone(), abandoned.clone());
     tasks::spawn(
         "NATS connection",
-        pump::run(stream, input, shared, abandoned, observer),
+        pump::run(stream, input, shared.clone(), abandoned, observer),
     );
+    if shared.requests.inbox() == InboxState::TooManySubscriptions {
+        tasks::spawn("subscription of replies", open_inbox(shared));
+    }
     client
 }

@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::interface::{Candidate, unreachable};
+use super::interface::{Candidate, InboxState, unreachable};
+use super::requests::PendingRequests;
+use super::shared::REPLIES;
 use super::{login, tls};
 use crate::error::{Error, Kind, Result};
 use crate::findings;
@@ -35,9 +37,11 @@ pub(super) struct Dialed {
     pub(super) info: ServerInfo,
     /// Bytes that were read in all.
     pub(super) read: usize,
+    /// The requests of the client, whose replies are subscribed to.
+    pub(super) requests: PendingRequests,
 }
 
-/// Connects to a host.
+/// Connects to a host, and subscribes to the replies to requests.
 pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Result<Dialed> {
     let host = &to.host;
     let failed = |error: io::Error| unreachable(host, error.to_string());
@@ -71,13 +75,19 @@ pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Res
     let connect = login::connect(settings, name, &info).await?;
     let mut hello = Vec::new();
     wire::connect(&mut hello, &connect);
+    let requests = PendingRequests::new(&settings.inbox_prefix);
+    wire::subscribe(&mut hello, &requests.wildcard(), None, REPLIES);
     hello.extend_from_slice(wire::PING);
     talk.say(&hello).await?;
     loop {
         match talk.hear().await? {
             ServerOp::Pong => break,
             ServerOp::Info(newer) => info = *newer,
-            ServerOp::Error(text) => return Err(not_let_in(settings, host, &info, &text)),
+            ServerOp::Error(text) => match ServerError::of(&text) {
+                ServerError::SubscribeForbidden(_) => requests.set_inbox(InboxState::Forbidden),
+                ServerError::TooManySubscriptions => requests.set_inbox(InboxState::TooManySubscriptions),
+                _ => return Err(not_let_in(settings, host, &info, &text)),
+            },
             ServerOp::Ping => talk.say(wire::PONG).await?,
             ServerOp::Ok | ServerOp::Message(..) => {}
         }
@@ -87,6 +97,7 @@ pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Res
         input: talk.input,
         info,
         read: talk.read,
+        requests,
     })
 }
 

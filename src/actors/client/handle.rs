@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::interface::{RequestFailure, SendFailure};
+use super::interface::{InboxState, RequestFailure, SendFailure, SubscribeFailure};
 use super::news::News;
-use super::requests::PendingReply;
-use super::shared::{OutputQueue, REPLIES, Shared};
+use super::requests::{Accepts, PendingReply};
+use super::shared::Shared;
 use crate::actors::metrics::traffic::ClientTraffic;
 use crate::nats::message::{Message, Outbound};
 use crate::nats::wire::{self, ServerInfo};
@@ -49,12 +49,7 @@ impl fmt::Debug for NatsClient {
 impl NatsClient {
     /// A client that shares this with its task, which ends when `abandoned` is cancelled.
     pub(super) fn new(shared: Arc<Shared>, abandoned: CancellationToken) -> NatsClient {
-        let client = NatsClient(Arc::new(Handle { shared, abandoned }));
-        let replies = client.shared().requests.wildcard();
-        client
-            .shared()
-            .queue(|outgoing| wire::subscribe(&mut outgoing.buffer, &replies, None, REPLIES));
-        client
+        NatsClient(Arc::new(Handle { shared, abandoned }))
     }
 
     fn shared(&self) -> &Shared {
@@ -76,9 +71,9 @@ impl NatsClient {
         self.shared().news.lock().take()
     }
 
-    /// Whether the user may not subscribe to the replies to requests, so that none can come.
-    pub fn is_inbox_refused(&self) -> bool {
-        self.shared().requests.is_inbox_refused()
+    /// Whether replies to requests can come.
+    pub fn inbox(&self) -> InboxState {
+        self.shared().requests.inbox()
     }
 
     /// The subject of the replies to this client's requests.
@@ -91,9 +86,9 @@ impl NatsClient {
         self.shared().news.lock().refused.contains(subject)
     }
 
-    /// How many subscriptions the server has refused because there are too many.
+    /// How many subscriptions the server has refused because there are too many. It does not say which.
     pub fn refused_for_number(&self) -> u64 {
-        self.shared().news.lock().too_many
+        self.shared().refused_for_number()
     }
 
     /// A new subject for replies.
@@ -124,9 +119,7 @@ impl NatsClient {
     }
 
     fn check(&self, message: &Outbound) -> Result<(), SendFailure> {
-        let is_subject =
-            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte > b' ' && byte != 0x7f);
-        if !is_subject(&message.subject) || message.reply.as_deref().is_some_and(|reply| !is_subject(reply)) {
+        if !is_word(&message.subject) || message.reply.as_deref().is_some_and(|reply| !is_word(reply)) {
             return Err(SendFailure::InvalidSubject);
         }
         let is_line = |text: &str| !text.contains(['\r', '\n']);
@@ -145,7 +138,14 @@ impl NatsClient {
     }
 
     /// Subscribes to a subject; whether the server takes the subscription, a round trip tells.
-    pub fn subscribe(&self, subject: &str, queue_group: Option<&str>) -> Result<Subscriber, SendFailure> {
+    pub fn subscribe(
+        &self,
+        subject: &str,
+        queue_group: Option<&str>,
+    ) -> Result<Subscriber, SubscribeFailure> {
+        if !is_word(subject) || queue_group.is_some_and(|group| !is_word(group)) {
+            return Err(SubscribeFailure::Invalid);
+        }
         let shared = self.shared();
         let sid = shared.last_subscription.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, messages) = mpsc::channel(SUBSCRIPTION_CAPACITY);
@@ -160,7 +160,44 @@ impl NatsClient {
         if is_open {
             Ok(subscriber)
         } else {
-            Err(SendFailure::Lost)
+            Err(SubscribeFailure::Lost)
+        }
+    }
+
+    /// Subscribes to a subject, and returns when the server has taken the subscription.
+    pub async fn subscribe_confirmed(
+        &self,
+        subject: &str,
+        queue_group: Option<&str>,
+    ) -> Result<Subscriber, SubscribeFailure> {
+        match self.try_subscribe(subject, queue_group).await {
+            // Another subscription may have been meant.
+            Err(SubscribeFailure::TooMany) => {
+                let _alone = self.shared().alone.lock().await;
+                self.try_subscribe(subject, queue_group).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_subscribe(
+        &self,
+        subject: &str,
+        queue_group: Option<&str>,
+    ) -> Result<Subscriber, SubscribeFailure> {
+        let before = {
+            let mut news = self.shared().news.lock();
+            news.refused.remove(subject);
+            news.too_many
+        };
+        let subscriber = self.subscribe(subject, queue_group)?;
+        self.round_trip().await.map_err(|_| SubscribeFailure::Lost)?;
+        if self.is_refused(subject) {
+            Err(SubscribeFailure::Forbidden)
+        } else if self.refused_for_number() > before {
+            Err(SubscribeFailure::TooMany)
+        } else {
+            Ok(subscriber)
         }
     }
 
@@ -174,17 +211,17 @@ impl NatsClient {
     /// Returns when the NATS server has read all that this client has sent before, and has said what it refuses of
     /// that. Ends only with the connection, or when the caller gives up.
     pub async fn round_trip(&self) -> Result<Duration, RequestFailure> {
-        let began = Instant::now();
-        let (answer, answered) = oneshot::channel();
-        self.shared()
-            .queue(|outgoing: &mut OutputQueue| outgoing.ping(Some(answer)));
-        answered.await.map_err(|_| RequestFailure::ClientLost)?;
-        Ok(began.elapsed())
+        self.shared().round_trip().await
     }
 
     /// Publishes a request, whose reply is waited for later. PendingRequests are published in the order of these calls.
-    pub async fn begin(&self, mut message: Outbound) -> Result<PendingReply, RequestFailure> {
-        let (pending, inbox) = self.shared().requests.expect(&message.subject)?;
+    /// `accepts` tells which reply counts; without it the first does.
+    pub async fn begin(
+        &self,
+        mut message: Outbound,
+        accepts: Option<Accepts>,
+    ) -> Result<PendingReply, RequestFailure> {
+        let (pending, inbox) = self.shared().requests.expect(&message.subject, accepts)?;
         message.reply = Some(inbox);
         self.publish(&message).await?;
         Ok(pending)
@@ -192,11 +229,26 @@ impl NatsClient {
 
     /// Publishes a request and waits for the first reply, for `limit` in all.
     pub async fn request(&self, message: Outbound, limit: Duration) -> Result<Message, RequestFailure> {
+        self.request_until(message, limit, None).await
+    }
+
+    /// Publishes a request and waits for the first reply that counts, for `limit` in all.
+    pub async fn request_until(
+        &self,
+        message: Outbound,
+        limit: Duration,
+        accepts: Option<Accepts>,
+    ) -> Result<Message, RequestFailure> {
         let began = Instant::now();
-        let pending = timeout(limit, self.begin(message)).await;
+        let pending = timeout(limit, self.begin(message, accepts)).await;
         let pending = pending.map_err(|_| RequestFailure::TimedOut)??;
         pending.reply(limit.saturating_sub(began.elapsed())).await
     }
+}
+
+/// Whether the protocol can carry a subject or a queue group: not empty, without white space and control characters.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte > b' ' && byte != 0x7f)
 }
 
 /// A subscription, until it is dropped; keeps its client alive. The stream of its messages ends with the connection.

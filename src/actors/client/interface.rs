@@ -1,6 +1,7 @@
 //! What a client is made from, what it reports, and how it fails. Pure.
 
 use crate::error::{Error, Kind};
+use crate::nats::message::Message;
 use crate::settings::options::Host;
 
 /// What a client reports while it lives; called in the actor thread.
@@ -39,6 +40,30 @@ pub enum SendFailure {
     Lost,
 }
 
+/// Whether replies to requests can come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InboxState {
+    #[default]
+    Open,
+    /// The user may not subscribe to the subject of the replies.
+    Forbidden,
+    /// The server, the account or the user has as many subscriptions as it may have.
+    TooManySubscriptions,
+}
+
+/// Why a subscription is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscribeFailure {
+    /// The user may not subscribe to the subject.
+    Forbidden,
+    /// The server, the account or the user has as many subscriptions as it may have.
+    TooMany,
+    /// The protocol cannot carry the subject or the queue group.
+    Invalid,
+    /// The connection has ended.
+    Lost,
+}
+
 /// Why a request has no reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestFailure {
@@ -50,8 +75,10 @@ pub enum RequestFailure {
     InvalidHeaders,
     /// The user may not publish to the subject.
     Forbidden,
-    /// The user may not subscribe to the subject of the replies, so none can come.
-    InboxForbidden,
+    /// The server has refused the subscription of the replies, so none can come.
+    NoInbox(InboxState),
+    /// Something has answered, but not what was asked: this is the last answer.
+    OtherReply(Box<Message>),
     /// The connection broke.
     ClientLost,
 }

@@ -25,5 +25,5 @@ mod shared;
 pub mod tls;
 
 pub use handle::{NatsClient, Subscriber};
-pub use interface::{RequestFailure, SendFailure};
-pub use requests::PendingReply;
+pub use interface::{RequestFailure, SendFailure, SubscribeFailure};
+pub use requests::{Accepts, PendingReply};

@@ -3,21 +3,28 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::interface::RequestFailure;
+use super::interface::{InboxState, RequestFailure};
 use crate::nats::message::{Message, status};
 
 pub(super) type ReplyOutcome = Result<Message, RequestFailure>;
 
+/// Tells whether a reply is the one that a request waits for.
+pub type Accepts = Box<dyn Fn(&Message) -> bool + Send>;
+
 /// A request that waits for its reply.
 struct Waiter {
     answer: oneshot::Sender<ReplyOutcome>,
+    /// `None` if the first reply counts.
+    accepts: Option<Accepts>,
+    /// The last reply that does not count.
+    other: Arc<Mutex<Option<Message>>>,
     /// The subject whose refusal fails the request: NATS reports a forbidden publish on the connection alone, by its
     /// subject.
     subject: String,
@@ -31,12 +38,13 @@ pub(super) struct PendingRequests {
     prefix: String,
     next: AtomicU64,
     waiting: Arc<Waiting>,
-    is_inbox_refused: AtomicBool,
+    inbox: Mutex<InboxState>,
 }
 
 /// A published request, whose reply can be waited for.
 pub struct PendingReply {
     reply: oneshot::Receiver<ReplyOutcome>,
+    other: Arc<Mutex<Option<Message>>>,
     request: Number,
 }
 
@@ -53,13 +61,20 @@ impl Drop for Number {
 }
 
 impl PendingReply {
-    /// Waits for the first reply, for `limit` at most.
+    /// Waits for the reply, for `limit` at most.
     pub async fn reply(self, limit: Duration) -> Result<Message, RequestFailure> {
-        let PendingReply { reply, request } = self;
+        let PendingReply {
+            reply,
+            other,
+            request,
+        } = self;
         let outcome = timeout(limit, reply).await;
         drop(request);
         match outcome {
-            Err(_) => Err(RequestFailure::TimedOut),
+            Err(_) => Err(match other.lock().take() {
+                Some(other) => RequestFailure::OtherReply(Box::new(other)),
+                None => RequestFailure::TimedOut,
+            }),
             Ok(Err(_)) => Err(RequestFailure::ClientLost),
             Ok(Ok(answer)) => answer,
         }
@@ -77,7 +92,7 @@ impl PendingRequests {
             prefix: format!("{inbox_prefix}.{}.", nuid::next()),
             next: AtomicU64::new(0),
             waiting: Arc::default(),
-            is_inbox_refused: AtomicBool::new(false),
+            inbox: Mutex::default(),
         }
     }
 
@@ -91,29 +106,54 @@ impl PendingRequests {
     }
 
     /// Adds a request to a subject; returns the request and the subject for its reply. Fails if no reply can come.
-    pub(super) fn expect(&self, subject: &str) -> Result<(PendingReply, String), RequestFailure> {
-        if self.is_inbox_refused.load(Ordering::Relaxed) {
-            return Err(RequestFailure::InboxForbidden);
+    pub(super) fn expect(
+        &self,
+        subject: &str,
+        accepts: Option<Accepts>,
+    ) -> Result<(PendingReply, String), RequestFailure> {
+        let inbox = self.inbox();
+        if inbox != InboxState::Open {
+            return Err(RequestFailure::NoInbox(inbox));
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, reply) = oneshot::channel();
-        let (waiting, subject) = (self.waiting.clone(), subject.to_string());
-        waiting.lock().insert(number, Waiter { answer, subject });
+        let other = Arc::default();
+        let waiter = Waiter {
+            answer,
+            accepts,
+            other: Arc::clone(&other),
+            subject: subject.to_string(),
+        };
+        let waiting = self.waiting.clone();
+        waiting.lock().insert(number, waiter);
         let request = Number { waiting, number };
-        Ok((
-            PendingReply { reply, request },
-            format!("{}{number}", self.prefix),
-        ))
+        let pending = PendingReply {
+            reply,
+            other,
+            request,
+        };
+        Ok((pending, format!("{}{number}", self.prefix)))
     }
 
     /// A reply has come.
     pub(super) fn replied(&self, reply: Message) {
         let number = reply.subject.get(self.prefix.len()..);
         let number = number.and_then(|number| number.parse::<u64>().ok());
-        let Some(waiter) = number.and_then(|number| self.waiting.lock().remove(&number)) else {
+        let Some(number) = number else { return };
+        let mut waiting = self.waiting.lock();
+        let is_nobody = reply.status == Some(status::NO_RESPONDERS);
+        if let Some(waiter) = waiting.get(&number)
+            && !is_nobody
+            && waiter.accepts.as_ref().is_some_and(|accepts| !accepts(&reply))
+        {
+            *waiter.other.lock() = Some(reply);
+            return;
+        }
+        let Some(waiter) = waiting.remove(&number) else {
             return;
         };
-        let answer = if reply.status == Some(status::NO_RESPONDERS) {
+        drop(waiting);
+        let answer = if is_nobody {
             Err(RequestFailure::NoResponders)
         } else {
             Ok(reply)
@@ -127,14 +167,16 @@ impl PendingRequests {
         self.fail(|waiter| waiter.subject == subject, &RequestFailure::Forbidden);
     }
 
-    /// The user may not subscribe to the subject of the replies: all requests fail, and later ones at once.
-    pub(super) fn inbox_refused(&self) {
-        self.is_inbox_refused.store(true, Ordering::Relaxed);
-        self.fail(|_| true, &RequestFailure::InboxForbidden);
+    /// Whether replies can come has changed. If none can, all requests fail, and later ones at once.
+    pub(super) fn set_inbox(&self, inbox: InboxState) {
+        *self.inbox.lock() = inbox;
+        if inbox != InboxState::Open {
+            self.fail(|_| true, &RequestFailure::NoInbox(inbox));
+        }
     }
 
-    pub(super) fn is_inbox_refused(&self) -> bool {
-        self.is_inbox_refused.load(Ordering::Relaxed)
+    pub(super) fn inbox(&self) -> InboxState {
+        *self.inbox.lock()
     }
 
     fn fail(&self, which: impl Fn(&Waiter) -> bool, failure: &RequestFailure) {
@@ -174,8 +216,8 @@ mod tests {
     fn each_reply_finds_its_request() {
         run(async {
             let requests = PendingRequests::new("_INBOX");
-            let (first, inbox) = requests.expect("a").expect("a request");
-            let (second, other) = requests.expect("b").expect("a request");
+            let (first, inbox) = requests.expect("a", None).expect("a request");
+            let (second, other) = requests.expect("b", None).expect("a request");
             assert!(requests.is_inbox(&inbox) && inbox != other);
             requests.replied(reply(&other, Some(status::NO_RESPONDERS)));
             requests.replied(reply(&inbox, None));
@@ -191,15 +233,36 @@ mod tests {
     fn a_refusal_fails_those_whom_it_concerns() {
         run(async {
             let requests = PendingRequests::new("mine");
-            let pending = |subject| requests.expect(subject).expect("a request").0;
+            let pending = |subject| requests.expect(subject, None).expect("a request").0;
             let (forbidden, other, given_up) = (pending("a"), pending("b"), pending("b"));
             drop(given_up);
             assert_eq!(requests.waiting.lock().len(), 2);
             requests.forbidden("a");
             assert_eq!(forbidden.arrived(), Some(Err(RequestFailure::Forbidden)));
-            requests.inbox_refused();
-            assert_eq!(other.arrived(), Some(Err(RequestFailure::InboxForbidden)));
-            assert_eq!(requests.expect("c").err(), Some(RequestFailure::InboxForbidden));
+            let forbidden = RequestFailure::NoInbox(InboxState::Forbidden);
+            requests.set_inbox(InboxState::Forbidden);
+            assert_eq!(other.arrived(), Some(Err(forbidden.clone())));
+            assert_eq!(requests.expect("c", None).err(), Some(forbidden));
+        });
+    }
+
+    #[test]
+    fn what_was_not_asked_for_does_not_count() {
+        run(async {
+            let requests = PendingRequests::new("_INBOX");
+            let wants_number = || -> Option<Accepts> { Some(Box::new(|reply| reply.payload == "1")) };
+            let answer = |inbox: &str, payload: &'static str| Message {
+                payload: payload.into(),
+                ..reply(inbox, None)
+            };
+            let (pending, inbox) = requests.expect("a", wants_number()).expect("a request");
+            requests.replied(answer(&inbox, "x"));
+            requests.replied(answer(&inbox, "1"));
+            assert_eq!(pending.arrived(), Some(Ok(answer(&inbox, "1"))));
+            let (pending, inbox) = requests.expect("a", wants_number()).expect("a request");
+            requests.replied(answer(&inbox, "x"));
+            let other = RequestFailure::OtherReply(Box::new(answer(&inbox, "x")));
+            assert_eq!(pending.reply(Duration::from_millis(1)).await, Err(other));
         });
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::interface::{InboxState, RequestFailure};
 use super::news::NewsDesk;
 use super::requests::PendingRequests;
 use crate::actors::metrics::traffic::ClientTraffic;
@@ -59,6 +60,9 @@ pub(super) struct Shared {
     pub(super) requests: PendingRequests,
     pub(super) news: Mutex<NewsDesk>,
     pub(super) traffic: ClientTraffic,
+    /// Held while one subscription is made and confirmed alone, because the server does not say which it refuses for
+    /// their number.
+    pub(super) alone: tokio::sync::Mutex<()>,
     /// Beginning of the subjects that replies go to.
     pub(super) inbox_prefix: String,
 }
@@ -72,7 +76,7 @@ pub(super) enum Next {
 }
 
 impl Shared {
-    pub(super) fn new(info: ServerInfo, inbox_prefix: String) -> Shared {
+    pub(super) fn new(info: ServerInfo, requests: PendingRequests, inbox_prefix: String) -> Shared {
         Shared {
             outgoing: Mutex::default(),
             wake: Notify::new(),
@@ -80,9 +84,10 @@ impl Shared {
             info: Mutex::new(Arc::new(info)),
             subscriptions: Mutex::default(),
             last_subscription: AtomicU64::new(REPLIES),
-            requests: PendingRequests::new(&inbox_prefix),
+            requests,
             news: Mutex::default(),
             traffic: ClientTraffic::default(),
+            alone: tokio::sync::Mutex::default(),
             inbox_prefix,
         }
     }
@@ -99,6 +104,33 @@ impl Shared {
             self.wake.notify_one();
         }
         !outgoing.has_ended
+    }
+
+    /// How many subscriptions the server has refused because there are too many.
+    pub(super) fn refused_for_number(&self) -> u64 {
+        self.news.lock().too_many
+    }
+
+    /// Returns when the server has answered a PING, with the time that took.
+    pub(super) async fn round_trip(&self) -> Result<Duration, RequestFailure> {
+        let began = Instant::now();
+        let (answer, answered) = oneshot::channel();
+        self.queue(|outgoing| outgoing.ping(Some(answer)));
+        answered.await.map_err(|_| RequestFailure::ClientLost)?;
+        Ok(began.elapsed())
+    }
+
+    /// Subscribes to the replies again, which the server has refused because there were too many subscriptions. Fails if
+    /// the connection has ended.
+    pub(super) async fn open_inbox(&self) -> Result<(), RequestFailure> {
+        let _alone = self.alone.lock().await;
+        let (before, replies) = (self.refused_for_number(), self.requests.wildcard());
+        self.queue(|outgoing| wire::subscribe(&mut outgoing.buffer, &replies, None, REPLIES));
+        self.round_trip().await?;
+        if self.refused_for_number() == before {
+            self.requests.set_inbox(InboxState::Open);
+        }
+        Ok(())
     }
 
     /// The server has said something.
@@ -158,7 +190,7 @@ impl Shared {
         match ServerError::of(text) {
             ServerError::PublishForbidden(subject) => self.requests.forbidden(subject),
             ServerError::SubscribeForbidden(subject) if self.requests.is_inbox(subject) => {
-                self.requests.inbox_refused();
+                self.requests.set_inbox(InboxState::Forbidden);
             }
             ServerError::SubscribeForbidden(subject) => news.note_refused(subject),
             ServerError::TooManySubscriptions => news.too_many += 1,

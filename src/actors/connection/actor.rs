@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{RwLock, oneshot, watch};
+use tokio::time::Instant;
 
 use self::events::Reporter;
 use super::delivery::{FLUSH_LIMIT, Retirement, retire, send_all};
@@ -72,6 +73,9 @@ pub struct Connection {
     /// Generation of the client whose server is about to stop.
     leaving: Option<u64>,
     reconnect: ReconnectPolicy,
+    /// When a forced reload has last begun, and who waits for the end of the one under way.
+    forced_at: Option<Instant>,
+    forcing: Option<Vec<oneshot::Sender<Result<()>>>>,
     stats: SharedStats,
     /// Limits the log lines about the server's errors, by the error's text.
     server_errors: HashMap<String, Flood>,
@@ -105,6 +109,8 @@ impl Connection {
             current: None,
             leaving: None,
             reconnect: ReconnectPolicy::default(),
+            forced_at: None,
+            forcing: None,
             stats,
             server_errors: HashMap::new(),
             slow_consumer: Flood::default(),
@@ -245,7 +251,6 @@ impl Connection {
         self.status.send_modify(|status| {
             status.generation = generation;
             status.client = None;
-            status.refused.clear();
             status.refused_consumers.clear();
             // Set before the handover is done, because whoever asked for a reload goes on now.
             status.domain = self.settings.domain.clone();
@@ -324,6 +329,7 @@ impl Connection {
             status.was_up = true;
             status.failures = 0;
             status.error = None;
+            status.down_since = None;
         });
         self.measure_soon(ctx);
         // What has come while the connection was in handover.
@@ -376,6 +382,7 @@ impl Connection {
         self.status.send_modify(|status| {
             status.link.up = false;
             status.client = None;
+            status.down_since = Some(Instant::now());
             // Shown until an attempt to connect has a better explanation.
             status.error = Some(lost);
         });

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
 
+use crate::actors::client::interface::InboxState;
 use crate::actors::client::{NatsClient, RequestFailure, SendFailure};
 use crate::error::{Error, Kind, Result};
 use crate::nats::message::{Message, Outbound};
@@ -61,14 +62,23 @@ pub fn forbidden(subject: &str) -> Error {
     Error::new(Kind::PermissionDenied, message).hint("")
 }
 
-/// The error where the user may not subscribe to the replies to requests, so that none can come.
-pub fn inbox_forbidden(client: &NatsClient) -> Error {
+/// The error where no replies to requests can come.
+pub fn no_inbox(client: &NatsClient, inbox: InboxState) -> Error {
     let subject = client.inbox_wildcard();
+    if inbox == InboxState::TooManySubscriptions {
+        return too_many_subscriptions(&subject);
+    }
     let message =
         format!("the NATS server does not let this user subscribe to \"{subject}\": no reply can arrive");
     Error::new(Kind::PermissionDenied, message).hint(
         "Allow the NATS user that subject, or name the prefix that it may use in the option \"inbox_prefix\".",
     )
+}
+
+/// The error for a subscription that the server refuses because there are too many.
+pub fn too_many_subscriptions(subject: &str) -> Error {
+    let message = format!("the NATS server takes no more subscriptions: that of \"{subject}\" is refused");
+    Error::new(Kind::TooManySubscriptions, message)
 }
 
 /// The error for a message to a subject that was not sent, or a request that was not answered.
@@ -92,9 +102,13 @@ pub fn unsent(subject: &str, failure: RequestFailure) -> Error {
         RequestFailure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
         RequestFailure::InvalidHeaders => Error::new(Kind::InvalidHeaders, "invalid message headers"),
         RequestFailure::Forbidden => forbidden(subject),
-        RequestFailure::InboxForbidden => Error::new(
+        RequestFailure::NoInbox(_) => Error::new(
             Kind::PermissionDenied,
             "the NATS server does not let this user subscribe to the replies to requests",
+        ),
+        RequestFailure::OtherReply(_) => Error::new(
+            Kind::JetStreamRefused,
+            format!("what answered on subject \"{subject}\" is not JetStream"),
         ),
         RequestFailure::ClientLost => Error::new(
             Kind::ConnectionLost,
@@ -108,7 +122,7 @@ pub async fn request(client: &NatsClient, message: Outbound, limit: Duration) ->
     let subject = message.subject.clone();
     let outcome = client.request(message, limit).await;
     outcome.map_err(|failure| match failure {
-        RequestFailure::InboxForbidden => inbox_forbidden(client),
+        RequestFailure::NoInbox(inbox) => no_inbox(client, inbox),
         failure => unsent(&subject, failure),
     })
 }

@@ -1,6 +1,7 @@
 //! What callers may know of a connection, and how they wait for it. In the actor thread.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::time::Duration;
 
 use actix::Recipient;
 use tokio::sync::watch;
@@ -22,8 +23,8 @@ pub struct ConnectionStatus {
     pub failures: u64,
     /// Why the connection is not up, as far as is known; `None` while it is up.
     pub error: Option<Error>,
-    /// Subjects that the NATS server does not let this user subscribe to.
-    pub refused: HashSet<String>,
+    /// Since when the connection is down; `None` while it is up, and before it was up first.
+    pub down_since: Option<Instant>,
     /// Streams and consumers of which the NATS server does not let this user pull or acknowledge messages, with the
     /// subjects that this user may not publish to.
     pub refused_consumers: HashMap<(String, String), &'static str>,
@@ -35,22 +36,32 @@ pub struct ConnectionStatus {
     pub generation: u64,
 }
 
-/// Waits until the connection is up: until the deadline if it has been up before, otherwise for one attempt to connect.
-/// Fails with the connection's last error.
+/// Once it is known that NATS is away, callers wait for one more attempt to connect, but no longer than this.
+const LAST_CHANCE: Duration = Duration::from_millis(250);
+
+/// Waits until the connection is up: for one attempt to connect if the connection has never been up, or has been down
+/// for longer than callers wait; otherwise until the deadline. Fails with the connection's last error.
 pub async fn until_up(
     status: &mut watch::Receiver<ConnectionStatus>,
     connection: &Recipient<ConnectNow>,
     deadline: Instant,
 ) -> Result<Link> {
-    let before = {
+    let (before, is_known) = {
         let now = status.borrow_and_update();
         if now.link.up {
             return Ok(now.link);
         }
-        now.failures
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let is_known = now.failures > 0 && now.down_since.is_some_and(|since| since.elapsed() > patience);
+        (now.failures, is_known)
     };
     connection.do_send(ConnectNow);
-    let decided = status.wait_for(|s| s.link.up || (!s.was_up && s.failures > before));
+    let decided = status.wait_for(|s| s.link.up || ((is_known || !s.was_up) && s.failures > before));
+    let deadline = if is_known {
+        deadline.min(Instant::now() + LAST_CHANCE)
+    } else {
+        deadline
+    };
     let last = match timeout_at(deadline, decided).await {
         Ok(Ok(now)) if now.link.up => return Ok(now.link),
         Ok(Ok(now)) => now.error.clone(),

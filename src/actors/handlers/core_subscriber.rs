@@ -1,27 +1,34 @@
 //! Keeps one handler subscribed to a subject of core NATS: subscribes again after every reconnect and reload, until the
 //! handler is removed. A task of the actor thread.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::{HandlerState, MessageHandler};
 use super::interface::Sink;
 use super::queue::{Incoming, Pushed};
-use crate::actors::client::{NatsClient, SendFailure, Subscriber};
+use crate::actors::base::backoff::Backoff;
+use crate::actors::client::{NatsClient, SubscribeFailure, Subscriber};
+use crate::actors::connection::delivery::too_many_subscriptions;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::error::{Error, Kind};
+use crate::flood::Flood;
 use crate::nats::message::Message;
 
 /// After this time without the NATS server's confirmation of a subscription, the handler shows that as its problem.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
+
+/// Bounds of the pause before a subscription that the NATS server has refused is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Keeps the handler subscribed until `stop` is cancelled.
 pub async fn run(
@@ -31,20 +38,34 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut status = connection.status.clone();
+    let (mut backoff, mut complaints) = (Backoff::new(PAUSE, PAUSE_LIMIT), Flood::default());
     while let Some((client, generation)) = next_client(&mut status, &stop).await {
-        match subscribe(&handler, &client) {
+        let mut replaced = status.clone();
+        let gone = async { drop(replaced.wait_for(|now| !has(now, generation)).await) };
+        let mut gone = pin!(gone);
+        let subscribed = tokio::select! {
+            subscribed = subscribe(&handler, &client) => subscribed,
+            () = &mut gone => Err(SubscribeFailure::Lost),
+            () = stop.cancelled() => return,
+        };
+        match subscribed {
             Ok(messages) => {
-                let mut replaced = status.clone();
-                let gone = async { drop(replaced.wait_for(|now| !has(now, generation)).await) };
-                serve(&handler, &client, messages, &sink, gone, &stop).await;
+                backoff.succeeded();
+                handler.set_live(None);
+                serve(&handler, messages, &sink, gone, &stop).await;
+                handler.set_state(HandlerState::Waiting);
             }
-            // The client has lost its connection, or is about to end.
-            Err(_) => log::warn!("could not subscribe: the connection has just ended"),
+            Err(SubscribeFailure::Lost) => handler.set_state(HandlerState::Waiting),
+            // What is refused now may be allowed later, and the server does not tell.
+            Err(failure) => {
+                refused(&handler, failure, &mut complaints);
+                tokio::select! {
+                    () = sleep(backoff.failed()) => continue,
+                    () = gone => {}
+                    () = stop.cancelled() => return,
+                }
+            }
         }
-        if stop.is_cancelled() {
-            return;
-        }
-        handler.set_state(HandlerState::Waiting);
         // A subscription that has ended by itself waits for another client.
         tokio::select! {
             outcome = status.wait_for(|now| !has(now, generation)) => if outcome.is_err() { return },
@@ -53,40 +74,60 @@ pub async fn run(
     }
 }
 
-fn subscribe(handler: &MessageHandler, client: &NatsClient) -> Result<Subscriber, SendFailure> {
+/// Subscribes, and returns when the NATS server has taken the subscription.
+async fn subscribe(handler: &MessageHandler, client: &NatsClient) -> Result<Subscriber, SubscribeFailure> {
     let definition = handler.definition();
-    client.subscribe(&definition.subject, definition.queue_group.as_deref())
+    let mut confirmed =
+        pin!(client.subscribe_confirmed(&definition.subject, definition.queue_group.as_deref()));
+    match timeout(CONFIRM_LIMIT, &mut confirmed).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            report_unconfirmed(handler);
+            confirmed.await
+        }
+    }
 }
 
-/// Takes messages until the client is gone or the handler is removed. The handler becomes live when the NATS server has
-/// answered a round trip, and not before: by then the server has read the subscription.
+/// Shows and logs that the NATS server refuses the subscription.
+fn refused(handler: &MessageHandler, failure: SubscribeFailure, complaints: &mut Flood) {
+    let definition = handler.definition();
+    let problem = match failure {
+        SubscribeFailure::TooMany => too_many_subscriptions(&definition.subject),
+        SubscribeFailure::Invalid => Error::new(Kind::InvalidSubject, "invalid subject or queue group"),
+        SubscribeFailure::Forbidden | SubscribeFailure::Lost => {
+            let message = "the NATS server does not let this user subscribe to the subject";
+            Error::new(Kind::PermissionDenied, message)
+        }
+    };
+    if let Some(suppressed) = complaints.pass() {
+        let what = definition.kind.describe(&definition.subject);
+        log::warn!(
+            "the {what} for {} gets no messages: {problem}{suppressed}",
+            definition.function
+        );
+    }
+    if failure == SubscribeFailure::TooMany {
+        handler.stall(problem);
+    } else {
+        handler.refused(problem);
+    }
+}
+
+/// Takes messages until the client is gone or the handler is removed.
 async fn serve(
     handler: &Arc<MessageHandler>,
-    client: &NatsClient,
     mut messages: Subscriber,
     sink: &impl Sink,
-    gone: impl Future<Output = ()>,
+    mut gone: Pin<&mut impl Future<Output = ()>>,
     stop: &CancellationToken,
 ) {
-    let (mut gone, mut stopped) = (pin!(gone), pin!(stop.cancelled()));
-    let (mut confirmed, mut late) = (pin!(client.round_trip()), pin!(sleep(CONFIRM_LIMIT)));
-    let (mut is_decided, mut is_late) = (false, false);
+    let mut stopped = pin!(stop.cancelled());
     loop {
         tokio::select! {
             message = messages.next() => match message {
                 Some(message) => take(handler, message, sink),
                 None => break,
             },
-            outcome = &mut confirmed, if !is_decided => {
-                is_decided = true;
-                if outcome.is_ok() {
-                    handler.set_live(None);
-                }
-            }
-            () = &mut late, if !is_decided && !is_late => {
-                is_late = true;
-                report_unconfirmed(handler);
-            }
             () = &mut gone => break,
             () = &mut stopped => break,
         }

@@ -28,6 +28,8 @@ pub enum HandlerState {
     /// The subscription waits, and the handler's problem says for what.
     Stalled,
     Live,
+    /// The NATS server does not let the user subscribe; that is tried again from time to time.
+    Refused,
     /// The definition has to be corrected first.
     Disabled,
     /// The handler was removed.
@@ -190,6 +192,12 @@ impl MessageHandler {
         self.set_state(HandlerState::Stalled);
     }
 
+    /// The NATS server refuses the handler's subscription, and this is why.
+    pub fn refused(&self, problem: Error) {
+        self.lock().problem = Some(problem);
+        self.set_state(HandlerState::Refused);
+    }
+
     /// The handler gets messages. `notice` is what the view says besides.
     pub fn set_live(&self, notice: Option<Error>) {
         let mut changing = self.lock();
@@ -339,22 +347,12 @@ impl MessageHandler {
             .connection
             .as_ref()
             .map(|connection| connection.status.borrow());
-        // The subject of a durable subscription is a stream's name, and what it subscribes to is an inbox.
-        let is_refused = definition.consumer.is_none()
-            && status
-                .as_ref()
-                .is_some_and(|status| status.refused.contains(&definition.subject));
         let state = match *self.state.borrow() {
             // A handler that is over is shown until the handler in its place has started.
             HandlerState::Waiting | HandlerState::Stalled | HandlerState::Over => "waiting",
-            HandlerState::Live if is_refused => "disabled",
             HandlerState::Live => "live",
-            HandlerState::Disabled => "disabled",
+            HandlerState::Refused | HandlerState::Disabled => "disabled",
         };
-        if is_refused {
-            let problem = "the NATS server does not let this user subscribe to the subject";
-            return (state, Some(problem.to_string()));
-        }
         let needed = definition.consumer.as_ref().zip(status.as_ref());
         let needed = needed.and_then(|(consumer, status)| {
             let key = (definition.subject.clone(), consumer.durable.clone());

@@ -9,20 +9,18 @@ use std::time::Duration;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
-use futures::StreamExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
 
 use super::answers::{ApiError, StreamInfo, parse};
 use super::refusals::{refused, unavailable};
-use crate::actors::client::{NatsClient, RequestFailure};
-use crate::actors::connection::delivery::{inbox_forbidden, unsent};
+use crate::actors::client::{Accepts, NatsClient, RequestFailure};
+use crate::actors::connection::delivery::{no_inbox, unsent};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
-use crate::nats::message::{Outbound, status};
+use crate::nats::message::{Message, Outbound};
 
 /// JetStream as a call uses it: a client, a domain, and the prefix of the API's subjects.
 #[derive(Clone)]
@@ -136,9 +134,7 @@ impl Api {
                 self.domain.as_deref(),
                 "No JetStream answers its API.",
             )),
-            Err(RequestFailure::TimedOut) => {
-                Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"))
-            }
+            Err(RequestFailure::TimedOut) => Err(no_answer()),
             Err(failure) => Err(self.unanswered(&subject, failure)),
         }
     }
@@ -146,7 +142,7 @@ impl Api {
     /// The error for a request to a subject that nothing has answered.
     pub fn unanswered(&self, subject: &str, failure: RequestFailure) -> Error {
         match failure {
-            RequestFailure::InboxForbidden => inbox_forbidden(&self.client),
+            RequestFailure::NoInbox(inbox) => no_inbox(&self.client, inbox),
             RequestFailure::ClientLost => lost(),
             failure => unsent(subject, failure),
         }
@@ -164,8 +160,26 @@ impl Api {
         Ok(self.stream_info(stream).await?.is_some())
     }
 
-    /// Publishes a message and waits for the acknowledgement; returns the message's sequence in the stream.
+    /// Publishes a message and waits for the acknowledgement; returns the message's sequence in the stream. Others may
+    /// answer on the subject too, and do not count.
     pub async fn publish(&self, subject: String, headers: Headers, payload: Bytes) -> Result<u64> {
+        self.publish_and_wait(None, subject, headers, payload).await
+    }
+
+    /// Like [`Api::publish`], for a subject that is the same in every domain: a stream of this domain has to
+    /// acknowledge it. Streams of several domains may take the message, and each acknowledges it.
+    pub async fn publish_plain(&self, subject: String, headers: Headers, payload: Bytes) -> Result<u64> {
+        self.publish_and_wait(self.domain.as_deref(), subject, headers, payload)
+            .await
+    }
+
+    async fn publish_and_wait(
+        &self,
+        domain: Option<&str>,
+        subject: String,
+        headers: Headers,
+        payload: Bytes,
+    ) -> Result<u64> {
         self.check_server()?;
         let request = Outbound {
             subject: subject.clone(),
@@ -173,66 +187,13 @@ impl Api {
             headers,
             payload,
         };
-        match self.client.request(request, self.timeout).await {
+        let accepts = accepts_ack(domain);
+        match self.client.request_until(request, self.timeout, accepts).await {
             Ok(answer) => self.acknowledged(&answer.payload).map(|ack| ack.sequence),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(&subject).await),
             Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
+            Err(RequestFailure::OtherReply(other)) => Err(answered_elsewhere(domain, &subject, &other)),
             Err(failure) => Err(self.unanswered(&subject, failure)),
-        }
-    }
-
-    /// Like [`Api::publish`], for a subject that is the same in every domain: a stream of this domain has to
-    /// acknowledge it.
-    pub async fn publish_plain(&self, subject: String, headers: Headers, payload: Bytes) -> Result<u64> {
-        match &self.domain {
-            Some(domain) => self.publish_to_domain(domain, subject, headers, payload).await,
-            None => self.publish(subject, headers, payload).await,
-        }
-    }
-
-    /// Like [`Api::publish`], but waits for a stream of the domain: streams of several domains may take the message,
-    /// and each acknowledges it.
-    async fn publish_to_domain(
-        &self,
-        domain: &str,
-        subject: String,
-        headers: Headers,
-        payload: Bytes,
-    ) -> Result<u64> {
-        self.check_server()?;
-        let deadline = Instant::now() + self.timeout;
-        let inbox = self.client.new_inbox();
-        let mut answers = self.client.subscribe(&inbox, None).map_err(|_| lost())?;
-        let message = Outbound {
-            subject: subject.clone(),
-            reply: Some(inbox),
-            headers,
-            payload,
-        };
-        let published = self.client.publish(&message).await;
-        published.map_err(|failure| self.unanswered(&subject, failure.into()))?;
-        let mut elsewhere = None;
-        loop {
-            let answer = match timeout_at(deadline, answers.next()).await {
-                Ok(Some(answer)) => answer,
-                Ok(None) => return Err(lost()),
-                Err(_) => return Err(elsewhere.unwrap_or_else(|| no_ack(&subject))),
-            };
-            if answer.status == Some(status::NO_RESPONDERS) {
-                return Err(self.no_stream(&subject).await);
-            }
-            let ack = self.acknowledged(&answer.payload)?;
-            if ack.domain == domain {
-                return Ok(ack.sequence);
-            }
-            let theirs = if ack.domain.is_empty() {
-                "none"
-            } else {
-                &ack.domain
-            };
-            let detail = format!("A stream of domain \"{theirs}\" has taken the message.");
-            let message = format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
-            elsewhere = Some(Error::new(Kind::NoStream, message).detail(detail));
         }
     }
 
@@ -252,14 +213,50 @@ impl Api {
     pub async fn no_stream(&self, subject: &str) -> Error {
         match self.order("INFO", &Value::Null).await {
             Ok(()) => no_stream(subject),
+            // Without the right to ask, what the server has said of the subject is all there is.
+            Err(error) if error.kind == Kind::PermissionDenied => no_stream(subject),
             Err(error) => error,
         }
     }
 }
 
+/// Tells acknowledgements and refusals of JetStream from what others answer on the same subject. With a domain, the
+/// acknowledgement has to be of a stream of that domain.
+pub fn accepts_ack(domain: Option<&str>) -> Option<Accepts> {
+    let domain = domain.map(String::from);
+    Some(Box::new(move |reply| match parse::<PublishAck>(&reply.payload) {
+        Ok(Ok(ack)) => domain.as_ref().is_none_or(|domain| *domain == ack.domain),
+        Ok(Err(error)) => error.err_code.0 != 0,
+        Err(_) => false,
+    }))
+}
+
+/// The error for a message that only others have answered.
+fn answered_elsewhere(domain: Option<&str>, subject: &str, other: &Message) -> Error {
+    let ack = parse::<PublishAck>(&other.payload);
+    let (Some(domain), Ok(Ok(ack))) = (domain, ack) else {
+        return unsent(subject, RequestFailure::OtherReply(Box::new(other.clone())));
+    };
+    let theirs = if ack.domain.is_empty() {
+        "none"
+    } else {
+        &ack.domain
+    };
+    let message = format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
+    Error::new(Kind::NoStream, message)
+        .detail(format!("A stream of domain \"{theirs}\" has taken the message."))
+}
+
 /// The error for a subject that no stream takes.
 pub fn no_stream(subject: &str) -> Error {
     Error::new(Kind::NoStream, format!("no stream takes subject \"{subject}\""))
+}
+
+/// The error for a request to the API that was not answered. It has a hint of its own: the kind's hint is about writes.
+pub fn no_answer() -> Error {
+    Error::new(Kind::AckTimeout, "JetStream did not answer in time").hint(
+        "litmus_pgnats.jetstream_timeout sets the time. Check the JetStream cluster and the option domain.",
+    )
 }
 
 pub fn lost() -> Error {

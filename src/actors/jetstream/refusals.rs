@@ -4,31 +4,7 @@ use async_nats::jetstream::ErrorCode;
 
 use super::answers::ApiError;
 use crate::error::{Error, Kind};
-
-/// JetStream is not there for this account.
-const NOT_ENABLED: [ErrorCode; 3] = [
-    ErrorCode::NO_ACCOUNT,
-    ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
-    ErrorCode::JETSTREAM_NOT_ENABLED,
-];
-/// The message's header Nats-Expected-Stream, -Last-Sequence, -Last-Msg-Id or -Last-Subject-Sequence was not met.
-const EXPECTATIONS: [ErrorCode; 5] = [
-    ErrorCode::STREAM_NOT_MATCH,
-    ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID,
-    ErrorCode::STREAM_WRONG_LAST_SEQUENCE,
-    ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT,
-    ErrorCode::STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_INVALID,
-];
-/// No room: in the storage of the server, the account or the stream, or by the stream's limits of messages, bytes,
-/// or messages per subject.
-const FULL: [ErrorCode; 6] = [
-    ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
-    ErrorCode::INSUFFICIENT_RESOURCES,
-    ErrorCode::MEMORY_RESOURCES_EXCEEDED,
-    ErrorCode::STORAGE_RESOURCES_EXCEEDED,
-    ErrorCode::STREAM_STORE_FAILED,
-    ErrorCode::STREAM_MAX_BYTES_REQUIRED,
-];
+use crate::nats::jetstream_errors::{Meaning, meaning};
 
 const UNEXPECTED: &str = "the stream is not in the expected state";
 /// Hint of the error about a named stream that does not exist.
@@ -46,20 +22,24 @@ pub fn unavailable(domain: Option<&str>, why: &str) -> Error {
 
 /// Turns an error that JetStream reports into one of ours. `domain` is the domain that was asked.
 pub fn refused(domain: Option<&str>, error: &ApiError) -> Error {
-    let code = error.err_code;
     let failed = |kind, message| Error::new(kind, message).detail(error.detail());
-    match code {
-        _ if NOT_ENABLED.contains(&code) => unavailable(domain, &error.detail()),
-        ErrorCode::STREAM_NOT_FOUND => failed(Kind::NoStream, "stream does not exist").hint(MISSING_STREAM),
-        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
-            failed(Kind::PayloadTooLarge, "message is larger than the stream allows")
+    match meaning(error.err_code.0) {
+        Meaning::NotEnabled => unavailable(domain, &error.detail()),
+        Meaning::NoStream => failed(Kind::NoStream, "stream does not exist").hint(MISSING_STREAM),
+        Meaning::TooLarge => failed(Kind::PayloadTooLarge, "message is larger than the stream allows"),
+        Meaning::NoMessage => failed(Kind::ObjectNotFound, "no message found"),
+        Meaning::Expectation if error.err_code == ErrorCode::STREAM_NOT_MATCH => {
+            failed(Kind::ExpectationFailed, UNEXPECTED)
+                .hint("The header Nats-Expected-Stream has to name the stream that takes the subject.")
         }
-        ErrorCode::NO_MESSAGE_FOUND => failed(Kind::ObjectNotFound, "no message found"),
-        ErrorCode::STREAM_NOT_MATCH => failed(Kind::ExpectationFailed, UNEXPECTED)
-            .hint("The header Nats-Expected-Stream has to name the stream that takes the subject."),
-        _ if EXPECTATIONS.contains(&code) => failed(Kind::ExpectationFailed, UNEXPECTED),
-        _ if FULL.contains(&code) => failed(Kind::StreamFull, "the stream or its storage is full"),
-        _ => failed(Kind::JetStreamRefused, "JetStream refused the request"),
+        Meaning::Expectation => failed(Kind::ExpectationFailed, UNEXPECTED),
+        Meaning::Full => failed(Kind::StreamFull, "the stream or its storage is full"),
+        Meaning::Limit => failed(Kind::JetStreamLimit, "a limit of JetStream is reached"),
+        Meaning::TryAgain => failed(Kind::JetStreamBusy, "JetStream cannot do this now"),
+        Meaning::NeverStored => failed(Kind::NeverStored, "the stream does not take such a message"),
+        Meaning::NoConsumer | Meaning::NameTaken | Meaning::Other => {
+            failed(Kind::JetStreamRefused, "JetStream refused the request")
+        }
     }
 }
 
@@ -93,6 +73,10 @@ mod tests {
             (10071, Kind::ExpectationFailed),
             (10077, Kind::StreamFull),
             (10058, Kind::JetStreamRefused),
+            (10097, Kind::PayloadTooLarge),
+            (10026, Kind::JetStreamLimit),
+            (10008, Kind::JetStreamBusy),
+            (10166, Kind::NeverStored),
         ] {
             assert_eq!(told(code).kind, kind, "{code}");
         }

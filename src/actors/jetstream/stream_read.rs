@@ -14,7 +14,7 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::api::{Api, lost};
+use super::api::{Api, lost, no_answer};
 use super::consumer::{self, PendingPull};
 use crate::actors::base::tasks;
 use crate::actors::client::Subscriber;
@@ -114,7 +114,7 @@ impl StreamRead {
             self.ask_for_more().await?;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new(Kind::AckTimeout, "JetStream did not answer in time"));
+                return Err(no_answer());
             }
             match timeout(SILENCE.min(left), self.messages.next()).await {
                 Ok(Some(message)) => {

@@ -159,7 +159,7 @@ impl Outbox {
                 // The runtime worker is about to end.
                 Err(_) => return Ok((Vec::new(), None)),
             };
-            let fates = deliver(handle.status.clone(), messages, serial).await;
+            let fates = deliver(handle.status.clone(), messages, serial).await?;
             Ok((fates, Some(handle)))
         };
         let (delivery, abort) = futures::future::abortable(delivery);

@@ -11,10 +11,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::fate::{MessageFate, is_permanent};
 use crate::actors::base::backoff::full_jitter;
+use crate::actors::client::interface::InboxState;
 use crate::actors::client::{PendingReply, RequestFailure};
-use crate::actors::connection::delivery::{forbidden, unsent};
+use crate::actors::connection::delivery::{forbidden, no_inbox, unsent};
 use crate::actors::connection::status::ConnectionStatus;
-use crate::actors::jetstream::api::{Api, no_stream};
+use crate::actors::jetstream::api::{Api, accepts_ack, no_stream};
 use crate::channel::outbox::OutboxMessage;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -54,21 +55,32 @@ struct Round<'a> {
     answered_at: Option<Instant>,
 }
 
-/// Delivers a batch; returns each message's fate when all are decided, or when NATS has been away for long. Of the
+/// Delivers a batch; returns each message's fate when all are decided, or when NATS has been away for long. Fails if no
+/// acknowledgement can come, with nothing sent. Of the
 /// subjects in `serial`, one message at a time is sent.
 pub async fn deliver(
     mut status: watch::Receiver<ConnectionStatus>,
     messages: Vec<(OutboxMessage, Bytes)>,
     serial: HashSet<String>,
-) -> Vec<MessageFate> {
+) -> Result<Vec<MessageFate>> {
     let mut fates = vec![None; messages.len()];
     let mut silent_since = None;
     loop {
         let up = status.wait_for(|status| status.client.is_some());
-        let generation = match timeout(CONNECTION_LIMIT, up).await {
-            Ok(Ok(status)) => status.generation,
-            _ => return decided(fates),
+        let (generation, client) = match timeout(CONNECTION_LIMIT, up).await {
+            Ok(Ok(status)) => (status.generation, status.client.clone()),
+            _ => return Ok(decided(fates)),
         };
+        if let Some(client) = client
+            && client.inbox() != InboxState::Open
+        {
+            // What is sent and not confirmed would be sent, and stored, again and again. Nothing is given up.
+            let why = no_inbox(&client, client.inbox());
+            return Err(Error {
+                kind: Kind::Unreachable,
+                ..why
+            });
+        }
         let round = Round {
             messages: &messages,
             fates: &mut fates,
@@ -78,18 +90,18 @@ pub async fn deliver(
             answered_at: None,
         };
         match round.run(&status).await {
-            Ok(()) => return decided(fates),
+            Ok(()) => return Ok(decided(fates)),
             Err(RoundEnd::Lost) => {
                 let replaced = |s: &ConnectionStatus| s.client.is_none() || s.generation != generation;
                 if status.wait_for(replaced).await.is_err() {
-                    return decided(fates);
+                    return Ok(decided(fates));
                 }
             }
             Err(RoundEnd::Silence) => {
                 if refuse_silenced(&status, &messages, &mut fates).await {
                     silent_since = None;
                 } else if silent_since.get_or_insert_with(Instant::now).elapsed() >= CONNECTION_LIMIT {
-                    return decided(fates);
+                    return Ok(decided(fates));
                 } else {
                     sleep(full_jitter(PAUSE)).await;
                 }
@@ -112,17 +124,21 @@ async fn refuse_silenced(
     let Some((silenced, _)) = messages.get(first) else {
         return true;
     };
-    let is_there = match Api::of(status, silenced.domain.clone(), ACK_LIMIT) {
-        Some(api) => api.order("INFO", &Value::Null).await.is_ok(),
-        None => false,
-    };
-    if !is_there {
+    let Some(api) = Api::of(status, silenced.domain.clone(), ACK_LIMIT) else {
         return false;
-    }
+    };
+    let refusal = match api.order("INFO", &Value::Null).await {
+        Ok(()) => {
+            let why = format!("no acknowledgement for subject \"{}\" in time", silenced.subject);
+            MessageFate::Refused(Error::new(Kind::AckTimeout, why))
+        }
+        // Without the right to ask it is not known whether JetStream is there, so nothing is given up; others go on.
+        Err(error) if error.kind == Kind::PermissionDenied => MessageFate::NotSent,
+        Err(_) => return false,
+    };
     for (index, (fate, (message, _))) in fates.iter_mut().zip(messages).enumerate() {
         if index == first {
-            let why = format!("no acknowledgement for subject \"{}\" in time", message.subject);
-            *fate = Some(MessageFate::Refused(Error::new(Kind::AckTimeout, why)));
+            *fate = Some(refusal.clone());
         } else if fate.is_none() && message.subject == silenced.subject {
             *fate = Some(MessageFate::NotSent);
         }
@@ -188,7 +204,7 @@ impl Round<'_> {
             headers: headers_of(message),
             payload: payload.clone(),
         };
-        match api.client.begin(request).await {
+        match api.client.begin(request, accepts_ack(None)).await {
             Ok(pending) => self.flight.push_back((index, pending)),
             Err(RequestFailure::ClientLost) => {
                 self.collect(api);
@@ -238,6 +254,7 @@ impl Round<'_> {
             Ok(answer) => Ok(answer),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(api, subject).await),
             Err(RequestFailure::Forbidden) => Err(forbidden(subject)),
+            Err(failure @ RequestFailure::OtherReply(_)) => Err(unsent(subject, failure)),
             Err(failure) => {
                 self.collect(api);
                 let is_silence = failure == RequestFailure::TimedOut;

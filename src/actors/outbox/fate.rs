@@ -15,6 +15,10 @@ pub enum MessageFate {
 pub fn is_permanent(error: &Error) -> bool {
     matches!(
         error.kind,
-        Kind::PayloadTooLarge | Kind::InvalidSubject | Kind::ExpectationFailed
+        Kind::PayloadTooLarge
+            | Kind::InvalidSubject
+            | Kind::InvalidHeaders
+            | Kind::ExpectationFailed
+            | Kind::NeverStored
     )
 }

@@ -11,8 +11,8 @@ use crate::nats::server_error::ServerError;
 
 /// Most errors of a server whose log lines are limited separately.
 const MAX_SERVER_ERRORS: usize = 64;
-/// Most subjects that are remembered because the server refused to let the user subscribe; views show them with the
-/// handlers.
+/// Most consumers that are remembered because the user may not pull or acknowledge their messages; views show them with
+/// the handlers.
 const MAX_REFUSED: usize = 10_000;
 
 /// Passes what a client reports to its connection's actor.
@@ -126,22 +126,13 @@ impl Connection {
         self.stats
             .lock()
             .failed(&format!("the NATS server reports: {what}"));
-        match ServerError::of(what) {
-            ServerError::PublishForbidden(subject) => {
-                if let Some((key, needed)) = refused_consumer(subject) {
-                    self.status.send_if_modified(|status| {
-                        let consumers = &mut status.refused_consumers;
-                        consumers.len() < MAX_REFUSED && consumers.insert(key, needed).is_none()
-                    });
-                }
-            }
-            // A refused inbox is not remembered, because each is used only once.
-            ServerError::SubscribeForbidden(subject) if !self.is_inbox(subject) => {
-                self.status.send_if_modified(|status| {
-                    status.refused.len() < MAX_REFUSED && status.refused.insert(subject.to_string())
-                });
-            }
-            _ => {}
+        if let ServerError::PublishForbidden(subject) = ServerError::of(what)
+            && let Some((key, needed)) = refused_consumer(subject)
+        {
+            self.status.send_if_modified(|status| {
+                let consumers = &mut status.refused_consumers;
+                consumers.len() < MAX_REFUSED && consumers.insert(key, needed).is_none()
+            });
         }
         if self.server_errors.len() >= MAX_SERVER_ERRORS {
             self.server_errors.clear();
@@ -150,11 +141,6 @@ impl Connection {
         if let Some(suppressed) = flood.pass() {
             log::warn!("{}: the NATS server reports: {what}{suppressed}", self.name);
         }
-    }
-
-    fn is_inbox(&self, subject: &str) -> bool {
-        let rest = subject.strip_prefix(&self.settings.inbox_prefix);
-        rest.is_some_and(|rest| rest.starts_with('.'))
     }
 }
 

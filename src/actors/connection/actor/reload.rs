@@ -1,12 +1,22 @@
 //! Takes new settings for a connection: the old client serves until a client with the new settings is connected. A part
 //! of the connection actor; in the actor thread.
 
+use std::time::Duration;
+
 use actix::prelude::*;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Attempt, Connection};
+use crate::actors::connection::delivery::{FLUSH_LIMIT, retire};
 use crate::actors::connection::interface::{CONNECT_LIMIT, ReloadConnection, ReplaceSettings, SettingsMatch};
-use crate::error::Result;
+use crate::actors::connection::status::not_connected;
+use crate::error::{Kind, Result};
 use crate::settings::Settings;
+
+/// Least time from one forced reload to the next. Every role with USAGE may ask for one, and each costs core messages
+/// that come while the subscriptions move.
+const FORCED_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Connection {
     /// Takes over settings that need no new client.
@@ -38,10 +48,91 @@ impl Connection {
                     self.lifecycle.reload_counts(attempt.number);
                     self.settings = attempt.settings;
                     self.attempt_anew(ctx);
+                } else if self.lifecycle.is_down() && self.retry.is_none() {
+                    self.attempt(ctx);
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Connects with new settings. The old client serves until the new one is connected, and stays if that fails; unless
+    /// the server takes no more connections, and the old one has to make room.
+    fn connect_anew(
+        &mut self,
+        settings: Settings,
+        limit: Duration,
+        ctx: &Context<Self>,
+    ) -> ResponseActFuture<Self, Result<()>> {
+        let dial = self.dial(settings, limit, ctx).into_actor(self);
+        Box::pin(dial.then(move |attempt, actor, ctx: &mut Context<Self>| {
+            let needs_room = matches!(&attempt.client, Err(error) if error.kind == Kind::TooManyConnections)
+                && actor.hosts_are_those_of(&attempt.settings);
+            let former = actor.lifecycle.client().cloned().filter(|_| needs_room);
+            let Some(former) = former else {
+                return Box::pin(fut::ready(actor.reloaded(attempt, ctx)))
+                    as ResponseActFuture<Self, Result<()>>;
+            };
+            log::info!(
+                "{}: the NATS server takes no more connections, so the former one ends first",
+                actor.name
+            );
+            let senders = actor.senders.clone();
+            let retired = async move {
+                retire(&former, &senders, FLUSH_LIMIT).await;
+            };
+            let again = retired.into_actor(actor).then(move |(), actor, ctx| {
+                actor.lost("it has made room for a new connection", ctx);
+                // Otherwise the former settings might take the room.
+                if let Some(retry) = actor.retry.take() {
+                    ctx.cancel_future(retry);
+                }
+                let dial = actor.dial(attempt.settings, limit, ctx).into_actor(actor);
+                dial.map(|attempt, actor: &mut Self, ctx: &mut Context<Self>| actor.reloaded(attempt, ctx))
+            });
+            Box::pin(again)
+        }))
+    }
+
+    /// Whether the current client is connected to one of the hosts of these settings.
+    fn hosts_are_those_of(&self, settings: &Settings) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|current| {
+            self.candidates(settings)
+                .iter()
+                .any(|other| other.host == current.host)
+        })
+    }
+
+    /// A forced reload: one at a time, and no more often than [`FORCED_INTERVAL`]; those who ask meanwhile share the next
+    /// one.
+    fn force(&mut self, settings: Settings, limit: Duration) -> ResponseActFuture<Self, Result<()>> {
+        if let Some(waiting) = &mut self.forcing {
+            let (answer, answered) = oneshot::channel();
+            waiting.push(answer);
+            let shared = async move { answered.await.unwrap_or_else(|_| Err(not_connected())) };
+            return Box::pin(shared.into_actor(self));
+        }
+        self.forcing = Some(Vec::new());
+        let next = self.forced_at.map(|before| before + FORCED_INTERVAL);
+        let pause = async move {
+            if let Some(next) = next {
+                sleep_until(next).await;
+            }
+        };
+        let reload = pause
+            .into_actor(self)
+            .then(move |(), actor: &mut Self, ctx: &mut Context<Self>| {
+                actor.forced_at = Some(Instant::now());
+                actor.connect_anew(settings, limit, ctx)
+            });
+        Box::pin(reload.map(|outcome, actor, _| {
+            for waiting in actor.forcing.take().into_iter().flatten() {
+                // Whoever waited may have given up.
+                let _ = waiting.send(outcome.clone());
+            }
+            outcome
+        }))
     }
 }
 
@@ -54,16 +145,15 @@ impl Handler<ReloadConnection> for Connection {
             force,
             limit,
         } = reload;
-        if !force && !self.settings.needs_reconnect(&settings) {
-            self.take_over(settings);
-            return Box::pin(fut::ready(Ok(())));
+        let limit = limit.min(CONNECT_LIMIT);
+        if self.settings.needs_reconnect(&settings) {
+            return self.connect_anew(settings, limit, ctx);
         }
-        // The old client serves until the new one is connected, and stays if that fails.
-        let dial = self.dial(settings, limit.min(CONNECT_LIMIT), ctx);
-        Box::pin(
-            dial.into_actor(self)
-                .map(|attempt, actor, ctx| actor.reloaded(attempt, ctx)),
-        )
+        if force {
+            return self.force(settings, limit);
+        }
+        self.take_over(settings);
+        Box::pin(fut::ready(Ok(())))
     }
 }
 

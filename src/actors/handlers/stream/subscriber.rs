@@ -13,6 +13,9 @@ use super::deliveries::Deliveries;
 use super::pulling::Pulling;
 use super::supply::{PullEnd, Supply};
 use crate::actors::base::backoff::Backoff;
+use crate::actors::client::SubscribeFailure;
+use crate::actors::client::interface::InboxState;
+use crate::actors::connection::delivery::{no_inbox, too_many_subscriptions};
 use crate::actors::connections::interface::ConnectionHandle;
 use crate::actors::handlers::core_subscriber::{has, next_client};
 use crate::actors::handlers::handler::{HandlerState, MessageHandler};
@@ -94,8 +97,13 @@ async fn consume(supply: &mut Supply, connection: &ConnectionHandle, sink: &impl
         supply.notice_gap(stream, &consumer.durable, gap, found.keeps_messages);
     }
     let inbox = api.client.new_inbox();
-    let Ok(messages) = api.client.subscribe(&inbox, None) else {
-        return PullEnd::Over;
+    let messages = match api.client.subscribe_confirmed(&inbox, None).await {
+        Ok(messages) => messages,
+        Err(SubscribeFailure::Lost) => return PullEnd::Over,
+        Err(SubscribeFailure::TooMany) => return PullEnd::Failed(too_many_subscriptions(&inbox)),
+        Err(SubscribeFailure::Forbidden | SubscribeFailure::Invalid) => {
+            return PullEnd::Failed(no_inbox(&api.client, InboxState::Forbidden));
+        }
     };
     supply.handler.lock().undelivered = Some(found.pending);
     supply.show(found.paused.clone());
