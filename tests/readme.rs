@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_nats::{Client, jetstream};
 use futures::StreamExt;
 use litmus_pgnats::settings::options::{
-    DEFAULT_CAPACITY, DEFAULT_HOST, DEFAULT_PORT, DEFAULT_RESPONDER_TIMEOUT_MS, OPTIONS, allowed,
+    DEFAULT_CAPACITY, DEFAULT_HOST, DEFAULT_INBOX_PREFIX, DEFAULT_PORT, DEFAULT_RESPONDER_TIMEOUT_MS,
+    OPTIONS, allowed,
 };
 use support::*;
 
@@ -293,7 +294,8 @@ fn the_reference_names_every_option() {
             "port" => format!("`{DEFAULT_PORT}`"),
             "capacity" => format!("`{DEFAULT_CAPACITY}`"),
             "responder_timeout_ms" => format!("`{DEFAULT_RESPONDER_TIMEOUT_MS}`"),
-            "tls_insecure" => "`false`".to_owned(),
+            "tls_insecure" | "tls_first" => "`false`".to_owned(),
+            "inbox_prefix" => format!("`{DEFAULT_INBOX_PREFIX}`"),
             _ => String::new(),
         };
         let mapping = if option.credential { "yes" } else { "no" };

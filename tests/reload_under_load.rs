@@ -181,7 +181,6 @@ async fn reloads_fail_no_calls_of_files() {
             calls
         }));
     }
-    run(&session, &alter(&[("ADD host", "127.0.0.1")])).await;
     for host in ["localhost", "127.0.0.1"].repeat(100) {
         run(&session, &alter(&[("SET host", host)])).await;
         run(&session, RELOAD).await;

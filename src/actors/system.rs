@@ -59,6 +59,10 @@ pub struct Config {
     pub memory: PathBuf,
 }
 
+/// Threads that may look up names and read files at a time, and the stack of each.
+const BLOCKING_THREADS: usize = 64;
+const BLOCKING_STACK: usize = 512 * 1024;
+
 /// Why the actor system ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SystemEnd {
@@ -78,7 +82,13 @@ pub fn run(config: Config, stop: oneshot::Receiver<()>) -> SystemEnd {
         move || coalescing.rest(in_flight.peak() > 0)
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = match runtime.enable_all().on_thread_park(rest).build() {
+    let runtime = match runtime
+        .enable_all()
+        .on_thread_park(rest)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(BLOCKING_STACK)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return SystemEnd::Failed(format!("could not start the runtime: {error}")),
     };

@@ -15,7 +15,7 @@
 //! - `known_commits.rs`: which commits of an outbox wait;
 //! - `dead_letter.rs`: messages that could not be delivered or executed;
 //! - `promotion_notifier.rs`: tells the runtime worker when recovery has ended;
-//! - `memory.rs`: gives the runtime worker's freed memory back to the system;
+//! - `allocator.rs`: ends the runtime worker, and nothing else, when memory runs out; `memory.rs`: gives the runtime worker's freed memory back to the system;
 //! - `threads.rs`: threads that PostgreSQL's signals do not reach;
 //! - `logging.rs`: what the workers write to the server log.
 //!
@@ -27,6 +27,8 @@ mod durable_definition;
 mod known_commits;
 mod message_groups;
 
+#[cfg(feature = "pg")]
+mod allocator;
 #[cfg(feature = "pg")]
 mod dead_letter;
 #[cfg(feature = "pg")]

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::memory::Trimmer;
 use super::workers::Workers;
-use super::{limits, logging, promotion_notifier, threads, workers};
+use super::{allocator, limits, logging, promotion_notifier, threads, workers};
 use crate::actors::system;
 use crate::actors::system::{Config, SystemEnd};
 use crate::channel::SOCKET_PATH;
@@ -36,6 +36,7 @@ const STOP_LIMIT: Duration = Duration::from_millis(1500);
 #[pg_guard]
 pub extern "C-unwind" fn litmus_pgnats_runtime_main(_arg: pg_sys::Datum) {
     worker::attach();
+    allocator::guard();
     // Two sessions may have asked for a runtime worker at the same time.
     let Some(_lock) = lock() else { worker::exit(0) };
     if let Err(error) = run() {
@@ -116,6 +117,9 @@ fn serve(
         let due = deadline.map_or(trimmer.due(), |deadline: Instant| deadline.min(trimmer.due()));
         let time = due.saturating_duration_since(Instant::now());
         let woken = worker::wait(&mut set, records.socket(), time);
+        if allocator::is_exhausted() {
+            out_of_memory();
+        }
         let alive = records.take_wakes();
         logging::set_level(parameters::log_level());
         bounds.update();
@@ -136,6 +140,17 @@ fn serve(
             return Err(std::io::Error::other("the actors did not end in time"));
         }
     }
+}
+
+/// Ends the worker at once. Nothing here waits for a lock.
+fn out_of_memory() -> ! {
+    logging::write(
+        log::Level::Error,
+        "the runtime worker ends: it is out of memory",
+        "",
+        "litmus_pgnats.runtime_memory_limit sets how much the worker may take.",
+    );
+    worker::exit(1)
 }
 
 fn ended(actors: JoinHandle<SystemEnd>) -> std::io::Result<()> {

@@ -13,6 +13,7 @@ pub static MAX_EXECUTORS: GucSetting<i32> = GucSetting::<i32>::new(4);
 pub static EXECUTOR_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 pub static QUEUE_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(512 * 1024);
 pub static QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+pub static RUNTIME_MEMORY_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(2048);
 pub static TOTAL_QUEUE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256 * 1024);
 static MAX_HANDLERS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 pub static CALLBACK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -181,6 +182,16 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"litmus_pgnats.runtime_memory_limit",
+        c"Sets how much memory the runtime worker may take; 0 sets no limit.",
+        c"A worker that would take more ends, and is started again. Memory that processes share does not count.",
+        &RUNTIME_MEMORY_LIMIT,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
         c"litmus_pgnats.max_handlers",

@@ -86,6 +86,11 @@ impl NatsClient {
         self.shared().news.lock().refused.contains(subject)
     }
 
+    /// Whether the server has refused a message to this subject.
+    pub fn is_forbidden(&self, subject: &str) -> bool {
+        self.shared().news.lock().forbidden.contains(subject)
+    }
+
     /// How many subscriptions the server has refused because there are too many. It does not say which.
     pub fn refused_for_number(&self) -> u64 {
         self.shared().refused_for_number()

@@ -96,7 +96,11 @@ async fn proof(credential: &Credential) -> Result<Proof> {
     })
 }
 
-/// Fails with `FileUnreadable` if the credential is in a file that cannot be used.
-pub async fn check(credential: &Credential) -> Result<()> {
-    proof(credential).await.map(drop)
+/// The JWT of a credential, if it has one. Fails with `FileUnreadable` if the credential is in a file that cannot be
+/// used.
+pub async fn check(credential: &Credential) -> Result<Option<String>> {
+    Ok(match proof(credential).await? {
+        Proof::Jwt(jwt, _) => Some(jwt),
+        _ => None,
+    })
 }

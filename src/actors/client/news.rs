@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// Most errors that wait for the actor.
 const MOST_ERRORS: usize = 256;
-/// Most subjects that are remembered because the user may not subscribe to them.
+/// Most subjects that are remembered because the user may not subscribe, or publish, to them.
 const MOST_REFUSED: usize = 10_000;
 
 /// What has been reported since it was last taken.
@@ -28,6 +28,8 @@ pub(super) struct NewsDesk {
     is_told: bool,
     /// Subjects that the user may not subscribe to.
     pub(super) refused: BTreeSet<String>,
+    /// Subjects that the user may not publish to.
+    pub(super) forbidden: BTreeSet<String>,
     /// The server has refused subscriptions for their number; how many times.
     pub(super) too_many: u64,
 }
@@ -53,6 +55,13 @@ impl NewsDesk {
         if self.refused.len() < MOST_REFUSED {
             self.refused.insert(subject.to_string());
         }
+    }
+
+    pub(super) fn note_forbidden(&mut self, subject: &str) {
+        if self.forbidden.len() >= MOST_REFUSED {
+            self.forbidden.clear();
+        }
+        self.forbidden.insert(subject.to_string());
     }
 
     pub(super) fn take(&mut self) -> News {

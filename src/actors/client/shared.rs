@@ -188,7 +188,10 @@ impl Shared {
     fn reported(&self, text: &str) -> Next {
         let mut news = self.news.lock();
         match ServerError::of(text) {
-            ServerError::PublishForbidden(subject) => self.requests.forbidden(subject),
+            ServerError::PublishForbidden(subject) => {
+                news.note_forbidden(subject);
+                self.requests.forbidden(subject);
+            }
             ServerError::SubscribeForbidden(subject) if self.requests.is_inbox(subject) => {
                 self.requests.set_inbox(InboxState::Forbidden);
             }

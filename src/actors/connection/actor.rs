@@ -19,7 +19,7 @@ use tokio::sync::{RwLock, oneshot, watch};
 use tokio::time::Instant;
 
 use self::events::Reporter;
-use super::delivery::{FLUSH_LIMIT, Retirement, retire, send_all};
+use super::delivery::{FLUSH_LIMIT, Retirement, no_inbox, retire, send_all};
 use super::held_messages::HeldMessages;
 use super::interface::{CONNECT_LIMIT, ConnectNow, FinishConnection, Publish};
 use super::lifecycle::{HandoverStep, Lifecycle};
@@ -28,7 +28,7 @@ use super::status::ConnectionStatus;
 use crate::actors::base::tasks::Vital;
 use crate::actors::client::NatsClient;
 use crate::actors::client::connect::connect;
-use crate::actors::client::interface::Candidate;
+use crate::actors::client::interface::{Candidate, InboxState};
 use crate::actors::metrics::connection_stats::SharedStats;
 use crate::channel::target::Link;
 use crate::error::{Error, Kind, Result};
@@ -244,6 +244,11 @@ impl Connection {
             info.server_name,
             info.version
         );
+        if client.inbox() != InboxState::Open {
+            let lacks = no_inbox(&client, client.inbox());
+            log::warn!("{}: {lacks}", self.name);
+            self.stats.lock().failed(&lacks.to_string());
+        }
         self.reconnect.connected();
         self.stats
             .lock()

@@ -1,10 +1,12 @@
-//! Reads a certificate's subject and validity. Pure.
+//! Reads the subject and the validity of a certificate, and the validity of a JWT. Pure.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use x509_cert::Certificate as X509;
 use x509_cert::der::Decode;
+
+use crate::nats::credentials;
 
 const DAY: i64 = 24 * 60 * 60;
 /// A certificate ends soon when less than this many seconds are left, or less than a third of its life if that is
@@ -51,15 +53,39 @@ fn seconds(time: Duration) -> i64 {
 
 impl Certificate {
     pub fn validity(&self) -> Validity {
-        let (now, left) = (now(), self.ends.saturating_sub(now()));
-        let life = self.ends.saturating_sub(self.begins);
-        match left {
-            _ if now < self.begins => Validity::NotYet,
-            left if left < 0 => Validity::Over,
-            left if left < NEAR.min(life / 3) => Validity::EndsSoon,
-            _ => Validity::Good,
-        }
+        validity(self.begins, self.ends)
     }
+}
+
+/// The validity of what is valid from one second to another, since 1970.
+fn validity(begins: i64, ends: i64) -> Validity {
+    let (now, left) = (now(), ends.saturating_sub(now()));
+    let life = ends.saturating_sub(begins);
+    match left {
+        _ if now < begins => Validity::NotYet,
+        left if left < 0 => Validity::Over,
+        left if left < NEAR.min(life / 3) => Validity::EndsSoon,
+        _ => Validity::Good,
+    }
+}
+
+/// The validity of a JWT, and what to say of it.
+pub fn jwt(jwt: &str) -> (Validity, String) {
+    // The name is somebody else's text, and has to fit into one line.
+    let name = credentials::name(jwt).unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
+    let (begins, ends) = credentials::validity(jwt);
+    let Some(ends) = ends else {
+        return (Validity::Good, format!("JWT of user \"{name}\" does not expire"));
+    };
+    let validity = validity(begins.unwrap_or(0), ends);
+    let days = (ends - now()) / DAY;
+    let text = match validity {
+        Validity::NotYet => format!("JWT of user \"{name}\" is not valid yet"),
+        Validity::Over => format!("JWT of user \"{name}\" has expired, {} days ago", -days),
+        Validity::Good | Validity::EndsSoon => format!("JWT of user \"{name}\" expires in {days} days"),
+    };
+    (validity, text)
 }
 
 fn now() -> i64 {
@@ -103,6 +129,35 @@ mod tests {
         assert_eq!(certificate.last_day, "2027-02-25");
         assert_eq!(certificate.ends - certificate.begins, 90 * DAY);
         assert!(read(b"no certificate").is_none());
+    }
+
+    #[test]
+    fn a_jwt_ends_as_a_certificate_does() {
+        let of = |begins: i64, ends: i64| {
+            let claims = format!(
+                r#"{{"name":"edge","iat":{},"exp":{}}}"#,
+                now() + begins * DAY,
+                now() + ends * DAY + 60
+            );
+            let claims = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(claims);
+            jwt(&format!("e30.{claims}.c2ln"))
+        };
+        assert_eq!(
+            of(-300, 31),
+            (Validity::Good, "JWT of user \"edge\" expires in 31 days".into())
+        );
+        assert_eq!(of(-300, 29).0, Validity::EndsSoon);
+        assert_eq!(
+            of(-300, -2),
+            (
+                Validity::Over,
+                "JWT of user \"edge\" has expired, 1 days ago".into()
+            )
+        );
+        assert_eq!(
+            jwt("e30.e30.c2ln"),
+            (Validity::Good, "JWT of user \"\" does not expire".into())
+        );
     }
 
     #[test]

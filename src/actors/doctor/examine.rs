@@ -13,8 +13,9 @@ use tokio::time::timeout;
 use super::certificate::{self, Validity};
 use super::tls_probe::{Probe, Secured, greet};
 use crate::actors::client::connect::{self, connect};
-use crate::actors::client::interface::{Candidate, Observer};
+use crate::actors::client::interface::{Candidate, InboxState, Observer};
 use crate::actors::client::{NatsClient, files, tls};
+use crate::actors::connection::delivery::no_inbox;
 use crate::actors::ha::PatroniWatcher;
 use crate::actors::ha::interface::WhoAmI;
 use crate::actors::jetstream::api::Api;
@@ -22,6 +23,8 @@ use crate::channel::frame::MAX_FRAME;
 use crate::channel::message::EXAMINE_STEPS;
 use crate::error::{Kind, Result};
 use crate::findings::{CheckStatus, Finding, Findings};
+use crate::nats::message::Outbound;
+use crate::nats::server_error::ServerError;
 use crate::patroni;
 use crate::settings::options::Host;
 use crate::settings::{Credential, Settings, Verify};
@@ -73,6 +76,7 @@ async fn examine_all(
     }
     if let Some(client) = connected {
         max_payload(client.info().max_payload, findings);
+        replies(&client, limit, findings).await;
         jetstream(settings, client, limit, findings).await;
     }
     if let Some(url) = &settings.patroni_url {
@@ -130,6 +134,11 @@ async fn visit(
                     let found = "not tried, because a file cannot be used";
                     findings.wrong("authentication", &object, found, "See the check of the file.");
                 }
+                // The connection in use may be what takes the last place.
+                Kind::TooManyConnections => {
+                    let hint = error.hint.clone().unwrap_or_default();
+                    findings.warn("connection", &object, error.to_string(), &hint);
+                }
                 _ => findings.failed("connection", &object, &error, CHECK_HOST),
             }
             None
@@ -167,19 +176,40 @@ async fn option_files(settings: &Settings, findings: &mut Findings) {
             Err(error) => findings.failed("file", option, &error, READABLE),
         }
     }
-    let (option, path) = match &settings.credential {
+    credential_file(&settings.credential, findings).await;
+}
+
+/// Checks the file of a credential, and when its JWT ends, if it has one.
+async fn credential_file(credential: &Credential, findings: &mut Findings) {
+    let (option, path) = match credential {
         Credential::NkeyFile(path) => ("nkey_seed_path", path),
         Credential::TokenFile(path) => ("token_path", path),
         Credential::PasswordFile(_, path) => ("password_path", path),
         Credential::File(path) => ("credentials_path", path),
+        Credential::Inline(_) => ("credentials", &String::new()),
         _ => return,
     };
-    match connect::check_credential(&settings.credential).await {
-        Ok(()) => findings.ok("file", option, format!("\"{path}\" is readable")),
+    match connect::check_credential(credential).await {
+        Ok(Some(jwt)) => {
+            let (validity, found) = certificate::jwt(&jwt);
+            let found = if path.is_empty() {
+                found
+            } else {
+                format!("\"{path}\": {found}")
+            };
+            let (status, advice) = match validity {
+                Validity::Good => (CheckStatus::Ok, ""),
+                Validity::EndsSoon => (CheckStatus::Warning, RENEW_JWT),
+                Validity::NotYet | Validity::Over => (CheckStatus::Error, RENEW_JWT),
+            };
+            findings.add("file", option, status, found, advice);
+        }
+        Ok(None) => findings.ok("file", option, format!("\"{path}\" is readable")),
         Err(error) => findings.failed("file", option, &error, READABLE),
     }
 }
 
+const RENEW_JWT: &str = "Issue another JWT; a file that is replaced is read at the next connect.";
 const READABLE: &str = "It has to be what the option wants, and readable for the operating system's user that runs \
                         PostgreSQL, on each node.";
 
@@ -278,6 +308,45 @@ fn judge(certificate: Option<&[u8]>) -> (CheckStatus, String, &'static str) {
     };
     let advice = if status == CheckStatus::Ok { "" } else { RENEW };
     (status, certificate.to_string(), advice)
+}
+
+/// Says whether replies to requests can arrive.
+async fn replies(client: &NatsClient, limit: Duration, findings: &mut Findings) {
+    let inbox = client.inbox();
+    if inbox == InboxState::Open {
+        return;
+    }
+    let error = no_inbox(client, inbox);
+    if inbox == InboxState::Forbidden && may_only_subscribe(client, limit).await {
+        let found =
+            "the user may subscribe, but not publish, nor get replies: subscriptions work, and nothing else";
+        let advice = "If more is wanted, allow it: docs/nats-permissions.md names the subjects.";
+        return findings.warn("replies", "", found, advice);
+    }
+    findings.failed("replies", "", &error, "");
+}
+
+/// Whether the user may publish to none of the subjects that others use first.
+async fn may_only_subscribe(client: &NatsClient, limit: Duration) -> bool {
+    let subjects = [client.new_inbox(), "$JS.API.INFO".to_string()];
+    for subject in &subjects {
+        let message = Outbound {
+            subject: subject.clone(),
+            ..Outbound::default()
+        };
+        if client.publish(&message).await.is_err() {
+            return false;
+        }
+    }
+    if !matches!(timeout(limit, client.round_trip()).await, Ok(Ok(_))) {
+        return false;
+    }
+    let errors = client.take_news().errors;
+    let is_refused = |subject: &String| {
+        let mut refusals = errors.iter().map(|text| ServerError::of(text));
+        refusals.any(|refusal| refusal == ServerError::PublishForbidden(subject))
+    };
+    subjects.iter().all(is_refused)
 }
 
 fn max_payload(bytes: u64, findings: &mut Findings) {

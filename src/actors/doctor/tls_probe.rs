@@ -49,10 +49,14 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
     let mut line = String::new();
     let mut greeting = (&mut stream).take(MAX_INFO);
     // A server may wait for the handshake before it says anything.
-    let is_silent = timeout(limit / 2, greeting.read_line(&mut line))
-        .await
-        .map_or(Ok(true), |read| read.map(|_| false))
-        .map_err(failed)?;
+    let greets = async {
+        if tls.first {
+            return Ok(true);
+        }
+        let read = timeout(limit / 2, greeting.read_line(&mut line)).await;
+        read.map_or(Ok(true), |read| read.map(|_| false))
+    };
+    let is_silent = greets.await.map_err(failed)?;
     let info = line
         .strip_prefix("INFO ")
         .and_then(|info| serde_json::from_str::<Value>(info).ok());

@@ -290,6 +290,11 @@ impl PendingPull {
     }
 }
 
+/// The subject on which messages of a consumer are asked for.
+pub fn next_subject(api: &Api, stream: &str, durable: &str) -> String {
+    format!("{}.CONSUMER.MSG.NEXT.{stream}.{durable}", api.prefix)
+}
+
 /// Pulls up to `count` messages, which go to `inbox`.
 pub async fn pull(
     api: &Api,
@@ -304,7 +309,7 @@ pub async fn pull(
         "idle_heartbeat": HEARTBEAT * NANOSECONDS,
     });
     let message = Outbound {
-        subject: format!("{}.CONSUMER.MSG.NEXT.{stream}.{durable}", api.prefix),
+        subject: next_subject(api, stream, durable),
         reply: Some(inbox.into()),
         payload: body.to_string().into(),
         ..Outbound::default()

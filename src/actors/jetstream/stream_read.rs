@@ -18,6 +18,7 @@ use super::api::{Api, lost, no_answer};
 use super::consumer::{self, PendingPull};
 use crate::actors::base::tasks;
 use crate::actors::client::Subscriber;
+use crate::actors::connection::delivery::forbidden;
 use crate::error::{Error, Kind, Result};
 use crate::nats::ack;
 use crate::nats::ack::Delivery;
@@ -137,6 +138,15 @@ impl StreamRead {
         let pulled = consumer::pull(&consumer.api, &consumer.stream, &consumer.name, &self.inbox, room).await;
         pulled.map_err(|_| lost())?;
         self.asked.0 += room;
+        if self.received == 0 {
+            // A pull that the user may not send has no answer. The first messages take a round trip as well.
+            let client = &consumer.api.client;
+            let next = consumer::next_subject(&consumer.api, &consumer.stream, &consumer.name);
+            client.round_trip().await.map_err(|_| lost())?;
+            if client.is_forbidden(&next) {
+                return Err(forbidden(&next));
+            }
+        }
         Ok(())
     }
 
