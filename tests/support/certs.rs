@@ -11,8 +11,9 @@ use super::place::{self, WorkDir, give_to_server, run};
 
 const DAYS: &str = "30";
 const RENEW_AFTER: Duration = Duration::from_secs(20 * 24 * 3600);
-const EXTENSIONS: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1\n\
-    extendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\n";
+const NAMES: &str = "DNS:localhost,IP:127.0.0.1";
+const EXTENSIONS: &str =
+    "extendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\nkeyUsage=digitalSignature\n";
 
 /// A CA, and a server's and a client's certificate signed by it, valid for localhost and 127.0.0.1. All files are
 /// readable by the user that servers run as.
@@ -43,7 +44,7 @@ impl Certs {
             let _ = fs::remove_dir_all(&directory);
             let _ = fs::remove_dir_all(&unfinished);
             fs::create_dir(&unfinished).unwrap_or_else(|e| panic!("create {}: {e}", unfinished.display()));
-            make(&unfinished);
+            make(&unfinished, NAMES);
             fs::rename(&unfinished, &directory)
                 .unwrap_or_else(|e| panic!("rename {}: {e}", unfinished.display()));
         }
@@ -55,8 +56,17 @@ impl Certs {
 
     /// A set of its own with a CA of its own, removed with the last clone: for a wrong CA, or to change files.
     pub fn fresh() -> Self {
+        Self::with(NAMES)
+    }
+
+    /// Like [`Certs::fresh`], valid for this host name alone.
+    pub fn for_name(name: &str) -> Self {
+        Self::with(&format!("DNS:{name}"))
+    }
+
+    fn with(names: &str) -> Self {
         let work = WorkDir::new("fresh-certs");
-        make(work.path());
+        make(work.path(), names);
         Self {
             directory: work.path().to_owned(),
             _work: Some(Arc::new(Owned(work))),
@@ -84,7 +94,7 @@ impl Certs {
     }
 }
 
-fn make(directory: &Path) {
+fn make(directory: &Path, names: &str) {
     let openssl = |args: &str| {
         run(Command::new("openssl")
             .args(args.split_whitespace())
@@ -95,7 +105,8 @@ fn make(directory: &Path) {
         "req -x509 {new_key} -days {DAYS} -keyout ca.key -out ca.pem -subj /CN=test-ca \
          -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign"
     ));
-    fs::write(directory.join("extensions"), EXTENSIONS).expect("write the certificates' extensions");
+    let extensions = format!("subjectAltName={names}\n{EXTENSIONS}");
+    fs::write(directory.join("extensions"), extensions).expect("write the certificates' extensions");
     for name in ["server", "client"] {
         openssl(&format!(
             "req {new_key} -keyout {name}.key -out {name}.csr -subj /CN={name}"

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Dialed, dial};
 use super::handle::NatsClient;
-use super::interface::{Candidate, InboxState, Observer, unreachable};
+use super::interface::{Candidate, InboxState, Observer, SILENT, unreachable};
 use super::pump;
 use super::shared::Shared;
 use crate::actors::base::tasks;
@@ -113,9 +113,6 @@ fn failed(settings: &Settings, candidates: &[Candidate], failures: Vec<Option<Er
     }
     error
 }
-
-const SILENT: &str = "Check the options \"host\" and \"port\", the network and the NATS server. A server with \
-                      handshake_first says nothing before TLS, and wants the option \"tls_first\".";
 
 /// Tries from time to time to subscribe to the replies, which the server has refused because there were too many
 /// subscriptions.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::interface::{Candidate, InboxState, unreachable};
+use super::interface::{Candidate, InboxState, SILENT, unreachable};
 use super::requests::PendingRequests;
 use super::shared::REPLIES;
 use super::{login, tls};
@@ -127,7 +127,14 @@ impl Talk<'_> {
                 }
             }
             match self.stream.read_buf(&mut self.input).await {
-                Ok(0) => return Err(unreachable(self.host, "the connection was closed".into())),
+                Ok(0) => {
+                    let closed = unreachable(self.host, "the connection was closed".into());
+                    return Err(if self.read == 0 {
+                        closed.hint(SILENT)
+                    } else {
+                        closed
+                    });
+                }
                 Ok(count) => self.read += count,
                 Err(error) => return Err(broken(self.host, &error)),
             }

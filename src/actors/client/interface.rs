@@ -102,3 +102,7 @@ pub fn unreachable(host: &Host, why: String) -> Error {
     )
     .cause(&why)
 }
+
+/// Hint of the error for a server that says nothing.
+pub const SILENT: &str = "Check the options \"host\" and \"port\", the network and the NATS server. A server with \
+                          handshake_first says nothing before TLS, and wants the option \"tls_first\".";

@@ -18,6 +18,9 @@ use crate::error::{Error, Kind, Result};
 use crate::settings::options::Host;
 use crate::settings::{Tls, Verify};
 
+/// Longest wait for a server's INFO, before it is taken for one that begins with TLS. Such a server ends a connection
+/// after two seconds without TLS.
+const GREETING: Duration = Duration::from_millis(1500);
 /// Longest INFO line that is read, in bytes.
 const MAX_INFO: u64 = 64 * 1024;
 
@@ -53,7 +56,7 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
         if tls.first {
             return Ok(true);
         }
-        let read = timeout(limit / 2, greeting.read_line(&mut line)).await;
+        let read = timeout(GREETING.min(limit / 2), greeting.read_line(&mut line)).await;
         read.map_or(Ok(true), |read| read.map(|_| false))
     };
     let is_silent = greets.await.map_err(failed)?;
