@@ -45,7 +45,11 @@ async fn a_credentials_file_and_its_rotation() {
         "file|",
         "JWT of user \"first\" does not expire",
     );
-    file(&pg, "user.creds", &operator.creds("second", Some(3 * 24 * 3600 + 60)));
+    file(
+        &pg,
+        "user.creds",
+        &operator.creds("second", Some(3 * 24 * 3600 + 60)),
+    );
     nats.restart().await;
     eventually(SOON, async || user_name(&nats).await.as_deref() == Some("second")).await;
     run(&session, INFO).await;

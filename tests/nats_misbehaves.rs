@@ -41,8 +41,16 @@ async fn gated() -> (Scene, Session, Session, Gate) {
 /// Memory of a process that is its own, in bytes.
 fn memory(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
-    let kilobytes: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon:"))
+        .expect("RssAnon");
+    let kilobytes: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .expect("a number")
+        .parse()
+        .expect("a number");
     kilobytes * 1024
 }
 
@@ -51,7 +59,10 @@ fn memory(pid: i32) -> u64 {
 async fn what_no_server_sends() {
     let (_scene, session, other, gate) = gated().await;
     for (lie, reason) in [
-        (&b"HMSG a 1 12 18446744073709551613\r\n"[..], "a size that no message has"),
+        (
+            &b"HMSG a 1 12 18446744073709551613\r\n"[..],
+            "a size that no message has",
+        ),
         (b"MSG a 1 99999999999999999999\r\n", "a size that no message has"),
         (b"MSG a x 1\r\n", "subscription is no number"),
         (b"HTTP/1.1 400 Bad Request\r\n", "not of NATS's protocol"),
@@ -79,9 +90,10 @@ async fn what_no_server_sends() {
 async fn a_request_hears_of_the_end() {
     let (scene, session, _other, gate) = gated().await;
     let requests = scene.silent_responder("silent").await;
-    let waits = tokio::spawn(async move {
-        refused(&session, "SELECT nats_request_text('silent', 'x', 20000)").await
-    });
+    let waits =
+        tokio::spawn(
+            async move { refused(&session, "SELECT nats_request_text('silent', 'x', 20000)").await },
+        );
     tokio::time::sleep(Duration::from_millis(300)).await;
     gate.lie(Lie::Once(b"HMSG a 1 12 18446744073709551613\r\n".to_vec()));
     let (report, took) = waits.await.expect("an error");
@@ -146,7 +158,10 @@ async fn an_info_with_too_many_servers() {
     let pid = scene.runtime().await;
     let before = memory(pid);
     let urls: Vec<String> = (0..400_000).map(|n| format!("\"10.1.1.1:{n}\"")).collect();
-    let info = format!("INFO {{\"server_id\":\"A\",\"connect_urls\":[{}]}}\r\n", urls.join(","));
+    let info = format!(
+        "INFO {{\"server_id\":\"A\",\"connect_urls\":[{}]}}\r\n",
+        urls.join(",")
+    );
     let port = says(info.into_bytes()).await;
     run(
         &session,
@@ -226,7 +241,9 @@ async fn forced_reloads_without_end() {
         pests.push(tokio::spawn(async move {
             let end = Instant::now() + Duration::from_secs(6);
             while Instant::now() < end {
-                let _ = pest.batch_execute("SELECT litmus_pgnats_reload_conf_force()").await;
+                let _ = pest
+                    .batch_execute("SELECT litmus_pgnats_reload_conf_force()")
+                    .await;
             }
         }));
     }
@@ -254,7 +271,14 @@ async fn files_that_are_none() {
     assert!(status.expect("mkfifo").success());
     let large = scene.pg.data_dir().join("large");
     std::fs::write(&large, vec![b'x'; 10_000_000]).expect("a large file");
-    for path in ["/dev/zero", "/dev/tty", "/proc/self/mem", "/proc/kmsg", &fifo.display().to_string(), &large.display().to_string()] {
+    for path in [
+        "/dev/zero",
+        "/dev/tty",
+        "/proc/self/mem",
+        "/proc/kmsg",
+        &fifo.display().to_string(),
+        &large.display().to_string(),
+    ] {
         for option in ["credentials_path", "token_path", "tls_ca_path"] {
             let sql = format!(
                 "CREATE SERVER odd FOREIGN DATA WRAPPER litmus_pgnats_fdw
@@ -263,7 +287,10 @@ async fn files_that_are_none() {
             );
             run(&session, &sql).await;
             let (report, took) = refused(&session, ECHO).await;
-            assert!(["58030", "08004"].contains(&report.code.as_str()), "{path}: {report:?}");
+            assert!(
+                ["58030", "08004"].contains(&report.code.as_str()),
+                "{path}: {report:?}"
+            );
             assert!(took < Duration::from_secs(4), "{path}: {took:?}");
             run(&other, ECHO).await;
             run(&session, "DROP SERVER odd").await;

@@ -150,7 +150,9 @@ pub async fn begins_a_message(size: usize) -> u16 {
                 let info = "INFO {\"server_id\":\"X\",\"version\":\"2.10.0\",\"max_payload\":67108864,\"headers\":true}\r\n";
                 let _ = client.write_all(info.as_bytes()).await;
                 let mut heard = Vec::new();
-                while !heard.ends_with(b"PING\r\n") && client.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {}
+                while !heard.ends_with(b"PING\r\n") && client.read_buf(&mut heard).await.is_ok_and(|n| n > 0)
+                {
+                }
                 let _ = client.write_all(b"PONG\r\n").await;
                 let _ = client.write_all(format!("MSG a 1 {size}\r\n").as_bytes()).await;
                 let piece = vec![b'x'; 65536];

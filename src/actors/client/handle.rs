@@ -52,6 +52,11 @@ impl NatsClient {
         NatsClient(Arc::new(Handle { shared, abandoned }))
     }
 
+    /// Ends the connection, whoever still has a clone.
+    pub fn close(&self) {
+        self.0.abandoned.cancel();
+    }
+
     fn shared(&self) -> &Shared {
         &self.0.shared
     }

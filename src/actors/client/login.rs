@@ -28,8 +28,9 @@ pub(super) async fn connect(settings: &Settings, name: &str, info: &ServerInfo) 
         version: env!("LITMUS_PGNATS_VERSION"),
         protocol: 1,
         echo: true,
-        headers: true,
-        no_responders: true,
+        headers: info.headers,
+        // Needs headers.
+        no_responders: info.headers,
         tls_required: settings.wants_tls(),
         ..Connect::default()
     };

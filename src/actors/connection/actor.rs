@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{RwLock, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use self::events::Reporter;
 use super::delivery::{FLUSH_LIMIT, Retirement, no_inbox, retire, send_all};
@@ -39,6 +39,8 @@ use crate::nats::wire::ServerInfo;
 use crate::settings::Settings;
 use crate::settings::options::{DEFAULT_PORT, Host, parse_hosts};
 
+/// Pause before a connection is tried again whose place another one has just left.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
 const LOST: &str = "connection to the NATS server lost";
 
 /// The outcome of an attempt to connect.
@@ -149,18 +151,29 @@ impl Connection {
         self.discovered = Some((self.settings.clone(), candidates.collect()));
     }
 
-    /// Connects a new client with these settings.
+    /// Connects a new client with these settings. `waits_for_room`: a former connection has just ended, and its place is
+    /// free as soon as the server has noticed.
     fn dial(
         &mut self,
         settings: Settings,
         limit: Duration,
+        waits_for_room: bool,
         ctx: &Context<Self>,
     ) -> impl Future<Output = Attempt> + use<> {
         let number = self.lifecycle.begin_attempt();
         let observer = Reporter::new(ctx.address(), number);
         let (name, candidates) = (self.name.clone(), self.candidates(&settings));
         async move {
-            let client = connect(&settings, &candidates, &name, limit, observer).await;
+            let deadline = Instant::now() + limit;
+            let client = loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let client = connect(&settings, &candidates, &name, left, observer.clone()).await;
+                let lacks_room = matches!(&client, Err(error) if error.kind == Kind::TooManyConnections);
+                if !(waits_for_room && lacks_room) || left < ROOM_PAUSE {
+                    break client;
+                }
+                sleep(ROOM_PAUSE).await;
+            };
             Attempt {
                 settings,
                 number,
@@ -177,7 +190,7 @@ impl Connection {
         if self.connecting.is_some() || !self.lifecycle.is_down() {
             return;
         }
-        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
+        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, false, ctx);
         let attempt = dial.into_actor(self).map(|attempt, actor, ctx| {
             actor.connecting = None;
             actor.attempted(attempt, ctx);
@@ -351,7 +364,7 @@ impl Connection {
         if self.lifecycle.is_in_handover() {
             return Self::leave_later(generation, ctx);
         }
-        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, ctx);
+        let dial = self.dial(self.settings.clone(), CONNECT_LIMIT, false, ctx);
         ctx.spawn(dial.into_actor(self).map(move |attempt, actor, ctx| {
             let is_current = generation == actor.lifecycle.generation();
             match attempt.client {

@@ -36,11 +36,13 @@ pub struct ConnectionStatus {
     pub generation: u64,
 }
 
+/// NATS that has been away for so long is not expected back in a moment.
+const KNOWN_AWAY: Duration = Duration::from_secs(2);
 /// Once it is known that NATS is away, callers wait for one more attempt to connect, but no longer than this.
 const LAST_CHANCE: Duration = Duration::from_millis(250);
 
 /// Waits until the connection is up: for one attempt to connect if the connection has never been up, or has been down
-/// for longer than callers wait; otherwise until the deadline. Fails with the connection's last error.
+/// for long; otherwise until the deadline. Fails with the connection's last error.
 pub async fn until_up(
     status: &mut watch::Receiver<ConnectionStatus>,
     connection: &Recipient<ConnectNow>,
@@ -51,8 +53,7 @@ pub async fn until_up(
         if now.link.up {
             return Ok(now.link);
         }
-        let patience = deadline.saturating_duration_since(Instant::now());
-        let is_known = now.failures > 0 && now.down_since.is_some_and(|since| since.elapsed() > patience);
+        let is_known = now.failures > 0 && now.down_since.is_some_and(|since| since.elapsed() > KNOWN_AWAY);
         (now.failures, is_known)
     };
     connection.do_send(ConnectNow);

@@ -64,7 +64,7 @@ impl Connection {
         limit: Duration,
         ctx: &Context<Self>,
     ) -> ResponseActFuture<Self, Result<()>> {
-        let dial = self.dial(settings, limit, ctx).into_actor(self);
+        let dial = self.dial(settings, limit, false, ctx).into_actor(self);
         Box::pin(dial.then(move |attempt, actor, ctx: &mut Context<Self>| {
             let needs_room = matches!(&attempt.client, Err(error) if error.kind == Kind::TooManyConnections)
                 && actor.hosts_are_those_of(&attempt.settings);
@@ -80,6 +80,7 @@ impl Connection {
             let senders = actor.senders.clone();
             let retired = async move {
                 retire(&former, &senders, FLUSH_LIMIT).await;
+                former.close();
             };
             let again = retired.into_actor(actor).then(move |(), actor, ctx| {
                 actor.lost("it has made room for a new connection", ctx);
@@ -87,8 +88,9 @@ impl Connection {
                 if let Some(retry) = actor.retry.take() {
                     ctx.cancel_future(retry);
                 }
-                let dial = actor.dial(attempt.settings, limit, ctx).into_actor(actor);
-                dial.map(|attempt, actor: &mut Self, ctx: &mut Context<Self>| actor.reloaded(attempt, ctx))
+                let dial = actor.dial(attempt.settings, limit, true, ctx);
+                dial.into_actor(actor)
+                    .map(|attempt, actor: &mut Self, ctx: &mut Context<Self>| actor.reloaded(attempt, ctx))
             });
             Box::pin(again)
         }))
