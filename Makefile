@@ -8,6 +8,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PG ?= 15
+WORLD ?=
 PROFILE ?= debug
 MINUTES ?= 10
 SECONDS ?= 60
@@ -100,18 +101,20 @@ package: ## make the zip and the Debian package for PG=15, in target/package
 	scripts/package.sh zip $(PG)
 	scripts/package.sh deb $(PG)
 
-test: ## run the tests, but those of test-ha, on a private PostgreSQL and nats-server; PG=15, ARGS=(for cargo nextest run)
+test: ## run the tests, but those of test-ha, on a private PostgreSQL and nats-server; PG=15, WORLD=narrow (the core tests with a NATS user of few rights), ARGS=(for cargo nextest run)
 	@scripts/setup.sh rust pg15 pg$(PG) nats nats29 natspy prometheus
 	$(MAKE) --no-print-directory private PROFILE=debug
 	$(servers) NATS_SERVER_OLD="$(STATE)/nats29/bin/nats-server" NATS_PY="$(STATE)/natspy" \
-		PROMETHEUS="$(STATE)/prometheus" cargo nextest run --locked $(ARGS)
+		PROMETHEUS="$(STATE)/prometheus" WORLD="$(WORLD)" \
+		cargo nextest run --locked $(if $(WORLD),--profile $(WORLD)) $(ARGS)
 	# cargo nextest runs no documentation tests. Building for them costs time, so only if there are any.
 	doctests='/^ *\/\/[\/!] *```/ { open = !open; if (open && /```(rust.*)?$$/) found = 1 } END { exit !found }'
 	if find src -name '*.rs' -exec cat {} + | awk "$$doctests"; then cargo test --locked --doc; fi
 
-test-all: ## run every test on PostgreSQL 15, and on 16, 17 and 18 those that a major may change
+test-all: ## run every test on PostgreSQL 15, and on 16, 17 and 18 those that a major may change; on 17 with a NATS user of few rights
 	@$(MAKE) --no-print-directory test PG=15
-	for pg in 16 17 18; do $(MAKE) --no-print-directory test PG=$$pg ARGS='--profile core $(ARGS)'; done
+	for pg in 16 18; do $(MAKE) --no-print-directory test PG=$$pg ARGS='--profile core $(ARGS)'; done
+	$(MAKE) --no-print-directory test PG=17 WORLD=narrow
 
 test-pg-upgrade: ## have clusters with handlers go from PostgreSQL 15 and 16 to 18 by pg_upgrade
 	@scripts/setup.sh rust pg15 pg16 pg18 nats

@@ -336,8 +336,9 @@ async fn dropping_the_server() {
     assert_eq!(number(&session, left).await, 0);
     // A server of that name, made anew, has nobody's subscriptions but those that are registered.
     let server = format!(
-        "CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}')",
-        scene.nats.port()
+        "CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{}'{})",
+        scene.nats.port(),
+        support::world::server_options()
     );
     run(&session, &server).await;
     subscribe(&session, "anew", "keep").await;

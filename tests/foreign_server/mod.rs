@@ -77,6 +77,9 @@ pub fn map(role: &str, pairs: &[(&str, &str)]) -> String {
 pub async fn create_for(session: &Session, port: u16, more: &[(&str, &str)]) {
     let port = port.to_string();
     let mut pairs = vec![("host", "127.0.0.1"), ("port", port.as_str())];
+    if world::is_narrow() && !more.iter().any(|(name, _)| *name == "inbox_prefix") {
+        pairs.push(("inbox_prefix", "_INBOX_narrow"));
+    }
     pairs.extend(more);
     run(session, &create(&pairs)).await;
 }

@@ -106,7 +106,8 @@ impl Scene {
 pub fn create_server(port: u16, options: &str) -> String {
     format!(
         "CREATE EXTENSION litmus_pgnats; CREATE SERVER nats FOREIGN DATA WRAPPER litmus_pgnats_fdw \
-         OPTIONS (host '127.0.0.1', port '{port}'{options})"
+         OPTIONS (host '127.0.0.1', port '{port}'{}{options})",
+        world::server_options()
     )
 }
 

@@ -66,7 +66,8 @@ impl Stage {
 pub async fn create_server(session: &Session, name: &str, port: u16, more: &str) {
     let sql = format!(
         "CREATE SERVER {name} FOREIGN DATA WRAPPER litmus_pgnats_fdw \
-         OPTIONS (host '127.0.0.1', port '{port}'{more})"
+         OPTIONS (host '127.0.0.1', port '{port}'{}{more})",
+        world::server_options()
     );
     run(session, &sql).await;
 }

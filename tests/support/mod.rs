@@ -52,6 +52,7 @@ mod psql;
 mod session;
 mod wait;
 mod wire;
+pub mod world;
 
 pub use certs::Certs;
 pub use core_nats::CoreNats;

@@ -115,6 +115,15 @@ impl NatsServer {
         format!("{}://127.0.0.1:{}", self.config.scheme(), self.port())
     }
 
+    /// [`NatsServer::url`] with the name of a user who may do everything, where that is not everybody.
+    pub fn open_url(&self) -> String {
+        if self.config.is_narrow() {
+            self.url().replace("://", "://admin:admin@")
+        } else {
+            self.url()
+        }
+    }
+
     pub fn port(&self) -> u16 {
         self.port.number()
     }

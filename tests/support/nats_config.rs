@@ -6,6 +6,7 @@ use async_nats::ConnectOptions;
 use nkeys::KeyPair;
 
 use super::certs::Certs;
+use super::world;
 
 /// The configuration of a nats-server: everything but its addresses. Chain the methods, then
 /// [`NatsConfig::start`](super::nats::NatsServer).
@@ -111,10 +112,17 @@ impl NatsConfig {
         self
     }
 
+    /// Whether the extension's user has few rights, because the test says nothing of users.
+    pub(super) fn is_narrow(&self) -> bool {
+        let of_users = ["authorization", "accounts", "operator:", "no_auth_user"];
+        world::is_narrow() && !of_users.iter().any(|word| self.text.contains(word))
+    }
+
     /// The configuration file.
     pub(super) fn render(&self, port: u16, monitor_port: u16, store: &Path) -> String {
         let mut text = format!("host: 127.0.0.1\nport: {port}\nhttp: \"127.0.0.1:{monitor_port}\"\n");
         text += &match &self.auth {
+            Auth::Nobody if self.is_narrow() => world::users(),
             Auth::Nobody => String::new(),
             Auth::User { user, password } => {
                 format!("authorization {{ user: {user:?}, password: {password:?} }}\n")
@@ -152,6 +160,7 @@ impl NatsConfig {
     pub(super) fn client_options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new();
         options = match self.auth.clone() {
+            Auth::Nobody if self.is_narrow() => options.user_and_password("admin".into(), "admin".into()),
             Auth::Nobody => options,
             Auth::User { user, password } => options.user_and_password(user, password),
             Auth::Token(token) => options.token(token),

@@ -31,7 +31,7 @@ impl NatsServer {
             .env("PYTHONPATH", directory)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .arg(script)
-            .arg(self.url())
+            .arg(self.open_url())
             .stdin(input);
         let output = tokio::task::spawn_blocking(move || run(&mut command)).await;
         let output = output.expect("nats-py does every step").stdout;
