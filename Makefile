@@ -170,7 +170,7 @@ lint: ## formatting, clippy, shellcheck, and that the layers without PostgreSQL 
 		shellcheck -x install.sh .ci/run scripts/*.sh scripts/patroni/*.sh packaging/*.sh docker/*.sh $(wildcard demo/*.sh demo/ha/*.sh bench/*.sh)
 	fi
 
-fuzz: ## have libFuzzer look for input that breaks what reads input; SECONDS=60 (for all), ONLY=frame|options|texts, INPUT=(a file, to run that alone), ARGS=(for libFuzzer)
+fuzz: ## have libFuzzer look for input that breaks what reads input; SECONDS=60 (for all), ONLY=frame|options|texts|wire, INPUT=(a file, to run that alone), ARGS=(for libFuzzer)
 	@[ -z "$(INPUT)" ] || [ -n "$(ONLY)" ] || { echo 'error: INPUT is for one program, say ONLY=NAME too' >&2; exit 1; }
 	scripts/setup.sh rust cxx
 	host=$$(rustc --print host-tuple)

@@ -305,15 +305,23 @@ fn kinds_have_their_own_sqlstate() {
     assert_eq!(
         shared,
         [
+            // What passes by itself.
+            ("CANNOT_CONNECT_NOW", vec!["JetStreamBusy", "RuntimeUnavailable"]),
             (
                 "CONFIGURATION_LIMIT_EXCEEDED",
-                vec!["TooManyHandlers", "BufferFull"]
+                vec![
+                    "TooManySubscriptions",
+                    "TooManyHandlers",
+                    "BufferFull",
+                    "JetStreamLimit"
+                ]
             ),
             (
                 "INSUFFICIENT_PRIVILEGE",
                 vec!["PermissionDenied", "FileOptionDenied"]
             ),
             ("INVALID_NAME", vec!["InvalidSubject", "InvalidName"]),
+            ("INVALID_PARAMETER_VALUE", vec!["InvalidHeaders", "NeverStored"]),
             // States of a handler, which the views show.
             ("OBJECT_NOT_IN_PREREQUISITE_STATE", vec!["Stopped", "Fenced"]),
             (

@@ -172,6 +172,9 @@ async fn through(change: Change, nats: NatsConfig, encoding: &str, strict: &str)
             }
             kill(pg, RUNTIME).await;
         }
+        // So that the last stream has something to be lost, or to come twice.
+        let enough = last.load(Ordering::SeqCst) + 40;
+        eventually(LONG, async || last.load(Ordering::SeqCst) > enough).await;
         until_executed(pg, &last).await;
         ended.store(true, Ordering::SeqCst);
     };

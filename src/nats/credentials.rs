@@ -13,8 +13,9 @@ use serde_json::Value;
 pub fn read(text: &str) -> Result<(String, String), &'static str> {
     let mut entries = text.split("-----BEGIN ").skip(1).filter_map(|part| {
         let (title, rest) = part.split_once("-----")?;
-        let (body, _) = rest.split_once("---")?;
-        Some((title.trim(), body.trim()))
+        // The body is one line; hyphens are among its letters.
+        let body = rest.lines().map(str::trim).find(|line| !line.is_empty())?;
+        Some((title.trim(), body))
     });
     let (mut jwt, mut seed) = (None, None);
     for (title, body) in entries.by_ref() {
@@ -82,6 +83,13 @@ mod tests {
         assert_eq!(read(&creds(&jwt, &seed)), Ok((jwt.clone(), seed)));
         assert_eq!(validity(&jwt), (Some(1_700_000_000), Some(1_800_000_000)));
         assert_eq!(name(&jwt).as_deref(), Some("edge"));
+    }
+
+    #[test]
+    fn hyphens_in_a_signature_end_nothing() {
+        let seed = KeyPair::new_user().seed().expect("a seed");
+        let jwt = format!("{}---x", jwt("{}"));
+        assert_eq!(read(&creds(&jwt, &seed)), Ok((jwt, seed)));
     }
 
     #[test]

@@ -3,12 +3,12 @@
 #![forbid(unsafe_code)]
 
 /// An error of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerError<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerError {
     /// The user may not publish to this subject.
-    PublishForbidden(&'a str),
-    /// The user may not subscribe to this subject.
-    SubscribeForbidden(&'a str),
+    PublishForbidden(String),
+    /// The user may not subscribe to this subject, or not any longer: then the subscription has this number.
+    SubscribeForbidden(String, Option<u64>),
     /// The user, the account or the server has as many subscriptions as it may have.
     TooManySubscriptions,
     /// The server, the account or the user has as many connections as it may have.
@@ -20,19 +20,21 @@ pub enum ServerError<'a> {
     Other,
 }
 
-impl ServerError<'_> {
+impl ServerError {
     /// Tells what an error means by its text.
-    pub fn of(text: &str) -> ServerError<'_> {
+    pub fn of(text: &str) -> ServerError {
         let quoted = |start: &str| {
             let (before, rest) = text.split_once('"')?;
-            let (subject, _) = rest.split_once('"')?;
-            before.trim_end().eq_ignore_ascii_case(start).then_some(subject)
+            before
+                .trim_end()
+                .eq_ignore_ascii_case(start)
+                .then(|| unquoted(rest))
         };
         if let Some(subject) = quoted("Permissions Violation for Publish to") {
             return ServerError::PublishForbidden(subject);
         }
         if let Some(subject) = quoted("Permissions Violation for Subscription to") {
-            return ServerError::SubscribeForbidden(subject);
+            return ServerError::SubscribeForbidden(subject, number(text));
         }
         let text = text.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -50,24 +52,50 @@ impl ServerError<'_> {
     }
 }
 
+/// The text up to the quote that ends it; nats-server escapes quotes and backslashes.
+fn unquoted(rest: &str) -> String {
+    let (mut text, mut characters) = (String::new(), rest.chars());
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => break,
+            '\\' => text.extend(characters.next()),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+/// The number in `(sid "7")`.
+fn number(text: &str) -> Option<u64> {
+    let (_, rest) = text.split_once("(sid \"")?;
+    rest.split_once('"')?.0.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_texts_of_nats_server() {
+        let publish = |subject: &str| ServerError::PublishForbidden(subject.into());
+        let subscribe = |subject: &str, sid| ServerError::SubscribeForbidden(subject.into(), sid);
         for (text, meaning) in [
+            ("Permissions Violation for Publish to \"a.b\"", publish("a.b")),
             (
-                "Permissions Violation for Publish to \"a.b\"",
-                ServerError::PublishForbidden("a.b"),
+                "Permissions Violation for Publish to \"a\\\\b\\\"c\"",
+                publish("a\\b\"c"),
             ),
             (
                 "Permissions Violation for Subscription to \"a.*\"",
-                ServerError::SubscribeForbidden("a.*"),
+                subscribe("a.*", None),
             ),
             (
                 "Permissions Violation for Subscription to \"a\" using queue \"q\"",
-                ServerError::SubscribeForbidden("a"),
+                subscribe("a", None),
+            ),
+            (
+                "Permissions Violation for Subscription to \"a\" (sid \"7\")",
+                subscribe("a", Some(7)),
             ),
             (
                 "maximum subscriptions exceeded",

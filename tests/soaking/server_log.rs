@@ -22,6 +22,11 @@ const fn rule(process: &'static str, text: &'static str, why: &'static str) -> R
 
 /// What processes other than sessions may say, and what sessions may for another reason than their calls.
 const RULES: &[Rule] = &[
+    rule(
+        "litmus_pgnats runtime",
+        "the NATS server reports: Authorization Violation",
+        "the secret was changed, so the server ends the connection",
+    ),
     rule("litmus_pgnats runtime", "has no USAGE privilege", REVOKED),
     rule(
         "client backend",

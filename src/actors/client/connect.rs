@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::{Dialed, dial};
 use super::handle::NatsClient;
-use super::interface::{Candidate, InboxState, Observer, SILENT, unreachable};
+use super::interface::{Candidate, Observer, SILENT, unreachable};
 use super::pump;
 use super::shared::Shared;
 use crate::actors::base::tasks;
@@ -23,8 +23,6 @@ pub use super::login::check as check_credential;
 
 /// From one host's turn to the next one's, while none has answered; less where there are many hosts.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Pause before the replies to requests are subscribed to again.
-const INBOX_PAUSE: Duration = Duration::from_secs(3);
 /// Most hosts that an error names.
 const NAMED: usize = 10;
 
@@ -47,7 +45,7 @@ pub async fn connect<O: Observer>(
         if Instant::now() >= turn || dials.is_empty() {
             match waiting.next() {
                 Some((index, candidate)) => {
-                    dials.push(async move { (index, dial(settings, candidate, name).await) });
+                    dials.push(async move { (index, dial(settings, candidate, name, limit).await) });
                     turn = Instant::now() + stagger;
                 }
                 None if dials.is_empty() => break,
@@ -114,17 +112,6 @@ fn failed(settings: &Settings, candidates: &[Candidate], failures: Vec<Option<Er
     error
 }
 
-/// Tries from time to time to subscribe to the replies, which the server has refused because there were too many
-/// subscriptions.
-async fn open_inbox(shared: Arc<Shared>) {
-    while shared.requests.inbox() == InboxState::TooManySubscriptions {
-        sleep(INBOX_PAUSE).await;
-        if shared.open_inbox().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Starts the task of a client that was let in.
 fn start<O: Observer>(settings: &Settings, dialed: Dialed, observer: O) -> NatsClient {
     let Dialed {
@@ -140,10 +127,7 @@ fn start<O: Observer>(settings: &Settings, dialed: Dialed, observer: O) -> NatsC
     let client = NatsClient::new(shared.clone(), abandoned.clone());
     tasks::spawn(
         "NATS connection",
-        pump::run(stream, input, shared.clone(), abandoned, observer),
+        pump::run(stream, input, shared, abandoned, observer),
     );
-    if shared.requests.inbox() == InboxState::TooManySubscriptions {
-        tasks::spawn("subscription of replies", open_inbox(shared));
-    }
     client
 }

@@ -1,14 +1,17 @@
 //! Connects to one host: its name, TCP, the server's INFO, TLS, and the CONNECT. In the actor thread.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -42,14 +45,13 @@ pub(super) struct Dialed {
 }
 
 /// Connects to a host, and subscribes to the replies to requests.
-pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Result<Dialed> {
+pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str, limit: Duration) -> Result<Dialed> {
     let host = &to.host;
     let failed = |error: io::Error| unreachable(host, error.to_string());
     let addresses = tokio::net::lookup_host((host.name.as_str(), host.port))
         .await
         .map_err(failed)?;
-    let addresses: Vec<_> = addresses.collect();
-    let tcp = TcpStream::connect(addresses.as_slice()).await.map_err(failed)?;
+    let tcp = reach(addresses.collect(), limit).await.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
     let mut stream = Socket::Plain(tcp);
     if settings.tls.first {
@@ -69,6 +71,10 @@ pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Res
         if !(info.tls_required || info.tls_available) {
             return Err(tls_failed(host, &io::Error::other("the server offers no TLS")));
         }
+        // A server that has no place says so in the clear, right behind its INFO.
+        if let Ok(Some(ServerOp::Error(text))) = wire::read(&mut talk.input) {
+            return Err(not_let_in(settings, host, &info, &text));
+        }
         talk.stream = secure(settings, talk.stream, to).await?;
         talk.input.clear();
     }
@@ -78,13 +84,15 @@ pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Res
     let requests = PendingRequests::new(&settings.inbox_prefix);
     wire::subscribe(&mut hello, &requests.wildcard(), None, REPLIES);
     hello.extend_from_slice(wire::PING);
-    talk.say(&hello).await?;
+    // A server that does not let the client in may have closed the connection, but has said why.
+    let said = talk.say(&hello).await;
     loop {
-        match talk.hear().await? {
+        let heard = talk.hear().await;
+        match heard.map_err(|error| said.clone().err().unwrap_or(error))? {
             ServerOp::Pong => break,
             ServerOp::Info(newer) => info = *newer,
             ServerOp::Error(text) => match ServerError::of(&text) {
-                ServerError::SubscribeForbidden(_) => requests.set_inbox(InboxState::Forbidden),
+                ServerError::SubscribeForbidden(..) => requests.set_inbox(InboxState::Forbidden),
                 ServerError::TooManySubscriptions => requests.set_inbox(InboxState::TooManySubscriptions),
                 _ => return Err(not_let_in(settings, host, &info, &text)),
             },
@@ -99,6 +107,21 @@ pub(super) async fn dial(settings: &Settings, to: &Candidate, name: &str) -> Res
         read: talk.read,
         requests,
     })
+}
+
+/// Connects to the first address that answers. Each has an equal share of the time, because one that is dead says
+/// nothing.
+async fn reach(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut failure = io::Error::other("the name has no address");
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::Error::other("timed out"),
+        }
+    }
+    Err(failure)
 }
 
 /// The conversation with a server before it has let the client in.

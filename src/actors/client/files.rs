@@ -5,9 +5,9 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 
+use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::Semaphore;
 use x509_cert::der::Decode;
 
 use crate::error::{Error, Kind, Result};
@@ -17,8 +17,34 @@ const MAX_SECRET: u64 = 64 * 1024;
 /// Largest file with certificates, in bytes: a system's bundle has some 220 KB.
 const MAX_CERTIFICATES: u64 = 4 * 1024 * 1024;
 
-/// Files that may be read at a time. A file system that hangs keeps the threads that wait for it.
-static READERS: Semaphore = Semaphore::const_new(16);
+/// Readings of one file that may be under way. A file system that hangs keeps the threads that wait for it, and has only
+/// so many of them.
+const MOST_READINGS: usize = 4;
+static READINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The reading of a file, until it is dropped.
+struct Reading(String);
+
+impl Reading {
+    /// `None` if too many readings of the file have not ended.
+    fn of(path: &str) -> Option<Reading> {
+        let mut readings = READINGS.lock();
+        let others = readings.iter().filter(|other| *other == path).count();
+        (others < MOST_READINGS).then(|| {
+            readings.push(path.to_string());
+            Reading(path.to_string())
+        })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readings = READINGS.lock();
+        if let Some(place) = readings.iter().position(|other| *other == self.0) {
+            readings.swap_remove(place);
+        }
+    }
+}
 
 /// Certificates of a PEM file.
 pub struct Certificates {
@@ -85,11 +111,16 @@ pub async fn text(option: &str, path: &str) -> Result<String> {
 }
 
 async fn read(option: &str, path: &str, limit: u64) -> Result<Vec<u8>> {
-    // The semaphore is never closed.
-    let reader = READERS.acquire().await;
+    let Some(reading) = Reading::of(path) else {
+        return Err(file_error(
+            option,
+            path,
+            "A former reading of it has not ended.".into(),
+        ));
+    };
     let owned = path.to_string();
     let outcome = tokio::task::spawn_blocking(move || {
-        let _reader = reader;
+        let _reading = reading;
         // The open of a pipe or a device could block, and reading it could never end.
         let file = OpenOptions::new()
             .read(true)

@@ -86,11 +86,6 @@ impl NatsClient {
         self.shared().requests.wildcard()
     }
 
-    /// Whether the server has refused a subscription of this subject.
-    pub fn is_refused(&self, subject: &str) -> bool {
-        self.shared().news.lock().refused.contains(subject)
-    }
-
     /// Whether the server has refused a message to this subject.
     pub fn is_forbidden(&self, subject: &str) -> bool {
         self.shared().news.lock().forbidden.contains(subject)
@@ -106,9 +101,11 @@ impl NatsClient {
         format!("{}.{}", self.shared().inbox_prefix, nuid::next())
     }
 
-    /// Takes a message, which is sent soon; waits while much is to be sent.
+    /// Takes a message, which is sent soon; waits while much is to be sent. Messages are taken in the order in which the
+    /// calls are first polled: one that waits is not overtaken.
     pub async fn publish(&self, message: &Outbound) -> Result<(), SendFailure> {
         self.check(message)?;
+        let _turn = self.shared().turn.lock().await;
         loop {
             let room = self.shared().written.notified();
             {
@@ -132,7 +129,9 @@ impl NatsClient {
         if !is_word(&message.subject) || message.reply.as_deref().is_some_and(|reply| !is_word(reply)) {
             return Err(SendFailure::InvalidSubject);
         }
-        let is_line = |text: &str| !text.contains(['\r', '\n']);
+        // A server without headers ends the connection at a message with some.
+        let info = self.info();
+        let is_line = |text: &str| info.headers && !text.contains(['\r', '\n']);
         if !message
             .headers
             .iter()
@@ -140,7 +139,7 @@ impl NatsClient {
         {
             return Err(SendFailure::InvalidHeaders);
         }
-        let limit = self.info().max_payload;
+        let limit = info.max_payload;
         if wire::size(message) as u64 > limit {
             return Err(SendFailure::TooLarge(limit));
         }
@@ -202,7 +201,7 @@ impl NatsClient {
         };
         let subscriber = self.subscribe(subject, queue_group)?;
         self.round_trip().await.map_err(|_| SubscribeFailure::Lost)?;
-        if self.is_refused(subject) {
+        if self.shared().news.lock().refused.remove(subject) {
             Err(SubscribeFailure::Forbidden)
         } else if self.refused_for_number() > before {
             Err(SubscribeFailure::TooMany)
@@ -274,6 +273,11 @@ impl Subscriber {
         self.client.unsubscribe(self.sid);
         self.messages.close();
     }
+
+    /// The next message that has come already; does not wait.
+    pub fn try_next(&mut self) -> Option<Message> {
+        self.messages.try_recv().ok()
+    }
 }
 
 impl Stream for Subscriber {
@@ -287,5 +291,54 @@ impl Stream for Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.client.unsubscribe(self.sid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use futures::future::FutureExt;
+    use futures::stream::FuturesOrdered;
+
+    use super::*;
+    use crate::actors::client::requests::PendingRequests;
+
+    fn message(number: usize) -> Outbound {
+        Outbound {
+            subject: number.to_string(),
+            payload: vec![b'x'; 100_000].into(),
+            ..Outbound::default()
+        }
+    }
+
+    /// The chunks of an object are published so, and have to stay in order.
+    #[tokio::test]
+    async fn a_message_that_waits_is_not_overtaken() {
+        let info: ServerInfo = serde_json::from_str("{\"max_payload\":1000000}").expect("an INFO");
+        let shared = Arc::new(Shared::new(info, PendingRequests::new("_INBOX"), "_INBOX".into()));
+        let client = NatsClient::new(shared.clone(), CancellationToken::new());
+        let messages: Vec<Outbound> = (0..40).map(message).collect();
+        let (mut waiting, mut written) = (FuturesOrdered::new(), Vec::new());
+        for message in &messages {
+            waiting.push_back(client.publish(message));
+            assert!(!matches!(waiting.next().now_or_never(), Some(Some(Err(_)))));
+            if shared.outgoing.lock().is_full() {
+                written.append(&mut std::mem::take(&mut shared.outgoing.lock().buffer));
+                shared.written.notify_waiters();
+            }
+        }
+        while waiting.next().now_or_never().flatten().is_some() || shared.outgoing.lock().is_full() {
+            written.append(&mut std::mem::take(&mut shared.outgoing.lock().buffer));
+            shared.written.notify_waiters();
+        }
+        written.append(&mut shared.outgoing.lock().buffer);
+        let text = String::from_utf8(written).expect("text");
+        let order: Vec<&str> = text
+            .split("PUB ")
+            .skip(1)
+            .filter_map(|part| part.split(' ').next())
+            .collect();
+        let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+        assert_eq!(order, expected);
     }
 }

@@ -52,9 +52,10 @@ impl NewsDesk {
     }
 
     pub(super) fn note_refused(&mut self, subject: &str) {
-        if self.refused.len() < MOST_REFUSED {
-            self.refused.insert(subject.to_string());
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
         }
+        self.refused.insert(subject.to_string());
     }
 
     pub(super) fn note_forbidden(&mut self, subject: &str) {

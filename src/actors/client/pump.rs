@@ -11,14 +11,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::Socket;
-use super::interface::Observer;
+use super::interface::{InboxState, Observer};
 use super::shared::{Lines, Next, Shared};
+use crate::actors::base::tasks;
 use crate::nats::wire;
 
 /// Time between PINGs.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes to read at a time.
 const READ: usize = 64 * 1024;
+/// PINGs from one attempt to subscribe to the replies to the next one, where the user may not.
+const FORBIDDEN_TICKS: u32 = 30;
 /// A buffer that has grown beyond this is not kept.
 const KEPT: usize = 1024 * 1024;
 
@@ -56,17 +59,30 @@ pub(super) async fn run<O: Observer>(
 }
 
 /// Reads and writes; returns why the connection has ended.
-async fn pump<O: Observer>(stream: Socket, mut input: BytesMut, shared: &Shared, observer: &O) -> String {
+async fn pump<O: Observer>(
+    stream: Socket,
+    mut input: BytesMut,
+    shared: &Arc<Shared>,
+    observer: &O,
+) -> String {
     let mut output = Output::of(&stream);
     let (mut reader, mut writer) = split(stream);
-    let mut lines = Lines::default();
+    let (mut lines, mut has_much) = (Lines::default(), false);
+    let (mut read_at, mut ticks) = (std::time::Instant::now(), 0);
     let mut clock = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if let Err(reason) = understand(&mut input, shared, &mut lines, observer) {
             return reason;
         }
+        if std::mem::take(&mut has_much) {
+            // Others take theirs before more is read.
+            tokio::task::yield_now().await;
+        }
         output.refill(shared);
+        if input.is_empty() && input.capacity() > KEPT {
+            input = BytesMut::new();
+        }
         if input.capacity() - input.len() < READ / 4 {
             input.reserve(READ);
         }
@@ -76,26 +92,40 @@ async fn pump<O: Observer>(stream: Socket, mut input: BytesMut, shared: &Shared,
                 Ok(0) => return "it has closed the connection".into(),
                 Ok(count) => {
                     shared.traffic.read(count);
-                    if count >= READ / 4 {
-                        // Much has come: others take theirs before more is read. What has come is not yet understood,
-                        // which costs them one turn.
-                        if let Err(reason) = understand(&mut input, shared, &mut lines, observer) {
-                            return reason;
-                        }
-                        tokio::task::yield_now().await;
-                    }
+                    read_at = std::time::Instant::now();
+                    has_much = count >= READ / 4;
                 }
                 Err(error) => return error.to_string(),
             },
-            written = output.write(&mut writer), if !is_idle => match written {
-                Ok(()) => shared.written.notify_waiters(),
-                Err(error) => return error.to_string(),
+            written = output.write(&mut writer), if !is_idle => if let Err(error) = written {
+                return error.to_string();
             },
             () = shared.wake.notified(), if is_idle => {}
-            _ = clock.tick() => if let Err(reason) = shared.look_after() {
-                return reason;
-            },
+            _ = clock.tick() => {
+                ticks += 1;
+                open_inbox(shared, ticks);
+                if let Err(reason) = shared.look_after([read_at, output.moved_at()]) {
+                    return reason;
+                }
+            }
         }
+    }
+}
+
+/// Has the replies subscribed to again, now and then, if the server has refused that.
+fn open_inbox(shared: &Arc<Shared>, ticks: u32) {
+    let is_due = match shared.requests.inbox() {
+        InboxState::Open => false,
+        InboxState::TooManySubscriptions => true,
+        // Each attempt is a line in the NATS server's log.
+        InboxState::Forbidden => ticks % FORBIDDEN_TICKS == 0,
+    };
+    if is_due {
+        let shared = shared.clone();
+        tasks::spawn(
+            "subscription of replies",
+            async move { shared.open_inbox().await },
+        );
     }
 }
 
@@ -122,6 +152,8 @@ struct Output {
     /// Whether what was written may still lie in a buffer, as with TLS.
     is_buffered: bool,
     needs_flush: bool,
+    /// When something was written last.
+    moved_at: std::time::Instant,
 }
 
 impl Output {
@@ -131,11 +163,21 @@ impl Output {
             written: 0,
             is_buffered: matches!(stream, Socket::Tls(_)),
             needs_flush: false,
+            moved_at: std::time::Instant::now(),
         }
     }
 
     fn is_done(&self) -> bool {
         self.written >= self.bytes.len() && !self.needs_flush
+    }
+
+    /// When something was written last; now, if there is nothing to write.
+    fn moved_at(&self) -> std::time::Instant {
+        if self.is_done() {
+            std::time::Instant::now()
+        } else {
+            self.moved_at
+        }
     }
 
     /// Takes what is to be written next, once all before is written.
@@ -150,6 +192,7 @@ impl Output {
         }
         std::mem::swap(&mut self.bytes, &mut shared.outgoing.lock().buffer);
         if !self.bytes.is_empty() {
+            self.moved_at = std::time::Instant::now();
             shared.written.notify_waiters();
         }
     }
@@ -166,6 +209,7 @@ impl Output {
             0 => pending().await,
             count => self.written += count,
         }
+        self.moved_at = std::time::Instant::now();
         self.needs_flush = self.is_buffered;
         Ok(())
     }

@@ -23,6 +23,8 @@ pub(super) const REPLIES: u64 = 1;
 const HIGH_WATER: usize = 256 * 1024;
 /// A server that leaves PINGs unanswered for so long is given up.
 const PATIENCE: Duration = Duration::from_millis(19_900);
+/// However much moves, a PING is answered within this time.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(240);
 /// A server has no reason to send more of its own lines than this in a second.
 const MOST_LINES: u32 = 1000;
 
@@ -60,6 +62,8 @@ pub(super) struct Shared {
     pub(super) requests: PendingRequests,
     pub(super) news: Mutex<NewsDesk>,
     pub(super) traffic: ClientTraffic,
+    /// Held by the message that is taken next, so that messages are taken in order.
+    pub(super) turn: tokio::sync::Mutex<()>,
     /// Held while one subscription is made and confirmed alone, because the server does not say which it refuses for
     /// their number.
     pub(super) alone: tokio::sync::Mutex<()>,
@@ -87,6 +91,7 @@ impl Shared {
             requests,
             news: Mutex::default(),
             traffic: ClientTraffic::default(),
+            turn: tokio::sync::Mutex::default(),
             alone: tokio::sync::Mutex::default(),
             inbox_prefix,
         }
@@ -120,17 +125,17 @@ impl Shared {
         Ok(began.elapsed())
     }
 
-    /// Subscribes to the replies again, which the server has refused because there were too many subscriptions. Fails if
-    /// the connection has ended.
-    pub(super) async fn open_inbox(&self) -> Result<(), RequestFailure> {
+    /// Subscribes to the replies again, which the server has refused.
+    pub(super) async fn open_inbox(&self) {
         let _alone = self.alone.lock().await;
         let (before, replies) = (self.refused_for_number(), self.requests.wildcard());
+        self.requests.set_inbox(InboxState::TooManySubscriptions);
         self.queue(|outgoing| wire::subscribe(&mut outgoing.buffer, &replies, None, REPLIES));
-        self.round_trip().await?;
-        if self.refused_for_number() == before {
+        let is_read = self.round_trip().await.is_ok();
+        let is_refused = self.refused_for_number() > before || self.requests.inbox() == InboxState::Forbidden;
+        if is_read && !is_refused {
             self.requests.set_inbox(InboxState::Open);
         }
-        Ok(())
     }
 
     /// The server has said something.
@@ -189,13 +194,19 @@ impl Shared {
         let mut news = self.news.lock();
         match ServerError::of(text) {
             ServerError::PublishForbidden(subject) => {
-                news.note_forbidden(subject);
-                self.requests.forbidden(subject);
+                news.note_forbidden(&subject);
+                self.requests.forbidden(&subject);
             }
-            ServerError::SubscribeForbidden(subject) if self.requests.is_inbox(subject) => {
+            ServerError::SubscribeForbidden(subject, _) if self.requests.is_inbox(&subject) => {
                 self.requests.set_inbox(InboxState::Forbidden);
             }
-            ServerError::SubscribeForbidden(subject) => news.note_refused(subject),
+            ServerError::SubscribeForbidden(subject, sid) => {
+                news.note_refused(&subject);
+                // The server has ended a subscription that was there: so its stream of messages ends.
+                if let Some(sid) = sid {
+                    self.subscriptions.lock().remove(&sid);
+                }
+            }
             ServerError::TooManySubscriptions => news.too_many += 1,
             _ => {}
         }
@@ -206,15 +217,17 @@ impl Shared {
         if is_new { Next::Tell } else { Next::GoOn }
     }
 
-    /// Asks the server from time to time whether it is there. Fails if it has not answered for long.
-    pub(super) fn look_after(&self) -> Result<(), String> {
+    /// Asks the server from time to time whether it is there. Fails if it has not answered for long while nothing moved
+    /// in one direction; `moved_at` says when something was read, and written.
+    pub(super) fn look_after(&self, moved_at: [Instant; 2]) -> Result<(), String> {
         let mut outgoing = self.outgoing.lock();
         match outgoing.pings.front() {
             Some((since, _)) if since.elapsed() >= PATIENCE => {
-                return Err(format!(
-                    "it has not answered for {} seconds",
-                    since.elapsed().as_secs()
-                ));
+                let stands_still = moved_at.iter().any(|moved_at| moved_at.elapsed() >= PATIENCE);
+                if stands_still || since.elapsed() >= LONGEST_PATIENCE {
+                    let seconds = since.elapsed().as_secs();
+                    return Err(format!("it has not answered for {seconds} seconds"));
+                }
             }
             Some(_) => {}
             None => outgoing.ping(None),

@@ -293,11 +293,13 @@ impl Connection {
             Some((former.traffic().clone(), outcome))
         };
         ctx.spawn(retirement.into_actor(self).map(move |retired, actor, ctx| {
-            actor.retiring.remove(&generation);
+            let former = actor.retiring.remove(&generation);
             if let Some((traffic, outcome)) = retired {
                 actor.stats.lock().retired(&traffic);
                 if outcome == Retirement::Unconfirmed {
                     actor.report_unconfirmed();
+                    // Who still hands messages to the former client, and waits for room, gets them back.
+                    former.iter().for_each(NatsClient::close);
                 }
             }
             actor.lifecycle.retired();

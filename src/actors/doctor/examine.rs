@@ -128,7 +128,7 @@ async fn visit(
                 Kind::AuthenticationRefused => {
                     let advice =
                         "Correct the credential: in the foreign server, the user mapping, or the file.";
-                    findings.wrong("authentication", &object, error.to_string(), advice);
+                    findings.failed("authentication", &object, &error, advice);
                 }
                 Kind::FileUnreadable => {
                     let found = "not tried, because a file cannot be used";
@@ -344,7 +344,7 @@ async fn may_only_subscribe(client: &NatsClient, limit: Duration) -> bool {
     let errors = client.take_news().errors;
     let is_refused = |subject: &String| {
         let mut refusals = errors.iter().map(|text| ServerError::of(text));
-        refusals.any(|refusal| refusal == ServerError::PublishForbidden(subject))
+        refusals.any(|refusal| refusal == ServerError::PublishForbidden(subject.clone()))
     };
     subjects.iter().all(is_refused)
 }

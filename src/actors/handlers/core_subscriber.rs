@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::handler::{HandlerState, MessageHandler};
 use super::interface::Sink;
 use super::queue::{Incoming, Pushed};
-use crate::actors::base::backoff::Backoff;
+use crate::actors::base::backoff::{Backoff, full_jitter};
 use crate::actors::client::{NatsClient, SubscribeFailure, Subscriber};
 use crate::actors::connection::delivery::too_many_subscriptions;
 use crate::actors::connection::status::ConnectionStatus;
@@ -52,8 +52,13 @@ pub async fn run(
             Ok(messages) => {
                 backoff.succeeded();
                 handler.set_live(None);
-                serve(&handler, messages, &sink, gone, &stop).await;
+                let end = serve(&handler, messages, &sink, gone, &stop).await;
                 handler.set_state(HandlerState::Waiting);
+                if end == ServeEnd::Ended && has(&status.borrow_and_update(), generation) {
+                    // The server has taken the subscription back, or the client is about to be lost.
+                    sleep(full_jitter(PAUSE)).await;
+                    continue;
+                }
             }
             Err(SubscribeFailure::Lost) => handler.set_state(HandlerState::Waiting),
             // What is refused now may be allowed later, and the server does not tell.
@@ -113,29 +118,39 @@ fn refused(handler: &MessageHandler, failure: SubscribeFailure, complaints: &mut
     }
 }
 
-/// Takes messages until the client is gone or the handler is removed.
+/// Why messages are not taken any more.
+#[derive(PartialEq, Eq)]
+enum ServeEnd {
+    /// The client is gone, or the handler is removed.
+    Over,
+    /// The subscription has ended by itself.
+    Ended,
+}
+
+/// Takes messages until the client is gone, the handler is removed, or the subscription ends.
 async fn serve(
     handler: &Arc<MessageHandler>,
     mut messages: Subscriber,
     sink: &impl Sink,
     mut gone: Pin<&mut impl Future<Output = ()>>,
     stop: &CancellationToken,
-) {
+) -> ServeEnd {
     let mut stopped = pin!(stop.cancelled());
-    loop {
+    let end = loop {
         tokio::select! {
             message = messages.next() => match message {
                 Some(message) => take(handler, message, sink),
-                None => break,
+                None => break ServeEnd::Ended,
             },
-            () = &mut gone => break,
-            () = &mut stopped => break,
+            () = &mut gone => break ServeEnd::Over,
+            () = &mut stopped => break ServeEnd::Over,
         }
-    }
+    };
     messages.unsubscribe();
-    while let Some(Some(message)) = messages.next().now_or_never() {
+    while let Some(message) = messages.try_next() {
         take(handler, message, sink);
     }
+    end
 }
 
 fn report_unconfirmed(handler: &MessageHandler) {

@@ -12,13 +12,13 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, ReplayPolicy};
 use futures::StreamExt;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::api::{Api, lost, no_answer};
 use super::consumer::{self, PendingPull};
 use crate::actors::base::tasks;
 use crate::actors::client::Subscriber;
-use crate::actors::connection::delivery::forbidden;
+use crate::actors::connection::delivery::{forbidden, too_many_subscriptions};
 use crate::error::{Error, Kind, Result};
 use crate::nats::ack;
 use crate::nats::ack::Delivery;
@@ -78,6 +78,7 @@ impl StreamRead {
             None
         };
         let inbox = api.client.new_inbox();
+        let before = api.client.refused_for_number();
         let messages = api.client.subscribe(&inbox, None).map_err(|_| lost())?;
         let consumer = Temporary {
             api: api.clone(),
@@ -90,6 +91,10 @@ impl StreamRead {
         let Some(made) = made.await? else {
             return Ok(None);
         };
+        // By the answer to a later request the server has read the subscription.
+        if api.client.refused_for_number() > before {
+            return Err(too_many_subscriptions(&inbox));
+        }
         // The consumer may have missed a subject whose message was replaced while the consumer was created.
         let subjects = info.as_ref().map_or(0, |info| info.state.num_subjects);
         let initial = made.num_pending.max(subjects);
@@ -112,7 +117,8 @@ impl StreamRead {
     pub async fn next(&mut self) -> Result<Option<(Message, Delivery)>> {
         let deadline = Instant::now() + self.consumer.api.timeout;
         while self.pending > 0 {
-            self.ask_for_more().await?;
+            let asked = timeout_at(deadline, self.ask_for_more()).await;
+            asked.map_err(|_| no_answer())??;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(no_answer());
@@ -152,13 +158,15 @@ impl StreamRead {
 
     /// The place of a message in the stream; `None` for a status message of JetStream.
     fn take(&mut self, message: &Message) -> Result<Option<Delivery>> {
-        if let Some(status) = message.status {
+        let place = message.reply.as_deref().and_then(ack::parse);
+        // A stored message may have a status in its headers, which is not the server's.
+        if let Some(status) = message.status.filter(|_| place.is_none()) {
             if self.asked.told(status, message) {
                 return Ok(None);
             }
             return Err(ended(status, &message.description()));
         }
-        let Some(delivery) = message.reply.as_deref().and_then(ack::parse) else {
+        let Some(delivery) = place else {
             return Ok(None);
         };
         self.asked.came();

@@ -39,6 +39,8 @@ enum RoundEnd {
     Lost,
     /// There was no answer in time.
     Silence,
+    /// No acknowledgement can come any more.
+    NoReplies,
 }
 
 /// One attempt to send what is undecided of a batch.
@@ -97,6 +99,8 @@ pub async fn deliver(
                     return Ok(decided(fates));
                 }
             }
+            // The reason is found, and told, at the beginning of the next round.
+            Err(RoundEnd::NoReplies) => {}
             Err(RoundEnd::Silence) => {
                 if refuse_silenced(&status, &messages, &mut fates).await {
                     silent_since = None;
@@ -206,9 +210,9 @@ impl Round<'_> {
         };
         match api.client.begin(request, accepts_ack(None)).await {
             Ok(pending) => self.flight.push_back((index, pending)),
-            Err(RequestFailure::ClientLost) => {
+            Err(failure @ (RequestFailure::ClientLost | RequestFailure::NoInbox(_))) => {
                 self.collect(api);
-                return Err(RoundEnd::Lost);
+                return Err(end_of(&failure));
             }
             Err(failure) => self.refuse(index, unsent(&message.subject, failure)),
         }
@@ -226,6 +230,9 @@ impl Round<'_> {
         let api = Api::of(status, message.domain.clone(), ACK_LIMIT).ok_or(RoundEnd::Lost)?;
         let published = api.publish_plain(message.subject.clone(), headers_of(message), payload.clone());
         let stored = published.await;
+        if stored.is_err() && api.client.inbox() != InboxState::Open {
+            return Err(RoundEnd::NoReplies);
+        }
         self.answered(index, stored.map(drop))
     }
 
@@ -257,12 +264,7 @@ impl Round<'_> {
             Err(failure @ RequestFailure::OtherReply(_)) => Err(unsent(subject, failure)),
             Err(failure) => {
                 self.collect(api);
-                let is_silence = failure == RequestFailure::TimedOut;
-                return Err(if is_silence {
-                    RoundEnd::Silence
-                } else {
-                    RoundEnd::Lost
-                });
+                return Err(end_of(&failure));
             }
         };
         let stored = answer.and_then(|answer| api.acknowledged(&answer.payload));
@@ -310,6 +312,15 @@ impl Round<'_> {
         if let Some(undecided) = self.fates.get_mut(index) {
             *undecided = Some(fate);
         }
+    }
+}
+
+/// What a request without an acknowledgement means for the round.
+fn end_of(failure: &RequestFailure) -> RoundEnd {
+    match failure {
+        RequestFailure::TimedOut => RoundEnd::Silence,
+        RequestFailure::NoInbox(_) => RoundEnd::NoReplies,
+        _ => RoundEnd::Lost,
     }
 }
 

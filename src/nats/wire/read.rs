@@ -14,10 +14,15 @@ use crate::nats::raw_headers;
 
 /// Longest line of a server but for INFO, in bytes: subject and reply subject, or the text of an error.
 const MAX_LINE: usize = 64 * 1024;
+/// Longest text of an error that is kept, in bytes.
+const MAX_ERROR: usize = 4500;
 /// Longest INFO line, in bytes.
 const MAX_INFO: usize = 1024 * 1024;
-/// Largest message that nats-server allows, in bytes, with room for headers that servers add.
+/// Largest message, in bytes: nats-server advises against more than 8 MB, and allows 64 MB where nothing else is set.
 const MAX_MESSAGE: usize = 65 * 1024 * 1024;
+
+/// Least room for the rest of a message, in bytes.
+const GROWTH: usize = 64 * 1024;
 
 /// What a server has said.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,12 +73,9 @@ pub fn read(input: &mut BytesMut) -> Result<Option<ServerOp>, Malformed> {
     } else if is_verb("+OK") {
         ServerOp::Ok
     } else if is_verb("-ERR") {
-        ServerOp::Error(
-            String::from_utf8_lossy(rest)
-                .trim()
-                .trim_matches('\'')
-                .to_string(),
-        )
+        let text = rest.get(..rest.len().min(MAX_ERROR)).unwrap_or_default();
+        let text = String::from_utf8_lossy(text);
+        ServerOp::Error(text.trim().trim_matches('\'').to_string())
     } else if is_verb("INFO") {
         if rest.len() > MAX_INFO {
             return malformed("an INFO that is too long");
@@ -107,8 +109,10 @@ fn message(input: &mut BytesMut, end: usize, has_headers: bool) -> Result<Option
         return malformed("a line that is too long");
     }
     let line = input.get(..end).unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // Other white space may be a part of a subject.
     let words = line
-        .split(u8::is_ascii_whitespace)
+        .split(|byte| matches!(byte, b' ' | b'\t'))
         .filter(|word| !word.is_empty())
         .skip(1);
     let words: Vec<&[u8]> = words.take(MOST_WORDS).collect();
@@ -133,7 +137,8 @@ fn message(input: &mut BytesMut, end: usize, has_headers: bool) -> Result<Option
     };
     let whole = end + 1 + total + 2;
     if input.len() < whole {
-        input.reserve(whole - input.len());
+        // An announced size alone costs nothing: there is room for as much again as has come.
+        input.reserve((whole - input.len()).min(input.len().max(GROWTH)));
         return Ok(None);
     }
     let (subject, reply) = (text(subject), reply.map(|reply| text(reply)));
@@ -247,6 +252,15 @@ mod tests {
             (message.subject.as_str(), &ops[1]),
             ("a\u{fffd}", &ServerOp::Ping)
         );
+    }
+
+    #[test]
+    fn white_space_in_a_subject_is_a_part_of_it() {
+        let ops = all(b"MSG foo.\x0cx\ry 1 0\r\n\r\n").expect("a message");
+        let ServerOp::Message(1, message) = &ops[0] else {
+            panic!("{ops:?}")
+        };
+        assert_eq!(message.subject, "foo.\x0cx\ry");
     }
 
     #[test]

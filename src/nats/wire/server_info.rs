@@ -23,7 +23,7 @@ pub struct ServerInfo {
     pub tls_required: bool,
     pub tls_available: bool,
     /// Largest message, headers included, in bytes: the server's limit, and then the account's.
-    #[serde(deserialize_with = "limit")]
+    #[serde(default = "default_limit", deserialize_with = "limit")]
     pub max_payload: u64,
     pub proto: i8,
     pub client_id: u64,
@@ -37,6 +37,10 @@ pub struct ServerInfo {
     pub headers: bool,
     #[serde(rename = "ldm")]
     pub lame_duck_mode: bool,
+}
+
+fn default_limit() -> u64 {
+    DEFAULT_MAX_PAYLOAD
 }
 
 fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -91,6 +95,7 @@ mod tests {
             (1024, true, true)
         );
         assert_eq!(read(r#"{"max_payload":-1}"#).max_payload, DEFAULT_MAX_PAYLOAD);
+        assert_eq!(read("{}").max_payload, DEFAULT_MAX_PAYLOAD);
         assert!(read(r#"{"connect_urls":null}"#).connect_urls.is_empty());
         let many: Vec<String> = (0..500).map(|n| format!("10.0.0.1:{n}")).collect();
         let info = read(&serde_json::json!({ "connect_urls": many }).to_string());

@@ -127,7 +127,7 @@ impl Connection {
             .lock()
             .failed(&format!("the NATS server reports: {what}"));
         if let ServerError::PublishForbidden(subject) = ServerError::of(what)
-            && let Some((key, needed)) = refused_consumer(subject)
+            && let Some((key, needed)) = refused_consumer(&subject)
         {
             self.status.send_if_modified(|status| {
                 let consumers = &mut status.refused_consumers;

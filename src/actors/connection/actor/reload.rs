@@ -77,21 +77,31 @@ impl Connection {
                 "{}: the NATS server takes no more connections, so the former one ends first",
                 actor.name
             );
-            let senders = actor.senders.clone();
+            let (senders, generation) = (actor.senders.clone(), actor.lifecycle.generation());
             let retired = async move {
                 retire(&former, &senders, FLUSH_LIMIT).await;
                 former.close();
             };
-            let again = retired.into_actor(actor).then(move |(), actor, ctx| {
-                actor.lost("it has made room for a new connection", ctx);
-                // Otherwise the former settings might take the room.
-                if let Some(retry) = actor.retry.take() {
-                    ctx.cancel_future(retry);
-                }
-                let dial = actor.dial(attempt.settings, limit, true, ctx);
-                dial.into_actor(actor)
-                    .map(|attempt, actor: &mut Self, ctx: &mut Context<Self>| actor.reloaded(attempt, ctx))
-            });
+            let again =
+                retired.into_actor(actor).then(move |(), actor, ctx| {
+                    if generation != actor.lifecycle.generation() {
+                        // Another connection has come meanwhile, which is not to end.
+                        return Box::pin(fut::ready(actor.reloaded(attempt, ctx)))
+                            as ResponseActFuture<Self, Result<()>>;
+                    }
+                    // The former settings must not take the room.
+                    actor.settings = attempt.settings.clone();
+                    if actor.lifecycle.report_lost(generation) {
+                        actor.lost("it has made room for a new connection", ctx);
+                    }
+                    if let Some(retry) = actor.retry.take() {
+                        ctx.cancel_future(retry);
+                    }
+                    let dial = actor.dial(attempt.settings, limit, true, ctx);
+                    Box::pin(dial.into_actor(actor).map(
+                        |attempt, actor: &mut Self, ctx: &mut Context<Self>| actor.reloaded(attempt, ctx),
+                    ))
+                });
             Box::pin(again)
         }))
     }
@@ -108,7 +118,7 @@ impl Connection {
 
     /// A forced reload: one at a time, and no more often than [`FORCED_INTERVAL`]; those who ask meanwhile share the next
     /// one.
-    fn force(&mut self, settings: Settings, limit: Duration) -> ResponseActFuture<Self, Result<()>> {
+    fn force(&mut self, limit: Duration) -> ResponseActFuture<Self, Result<()>> {
         if let Some(waiting) = &mut self.forcing {
             let (answer, answered) = oneshot::channel();
             waiting.push(answer);
@@ -126,15 +136,18 @@ impl Connection {
             .into_actor(self)
             .then(move |(), actor: &mut Self, ctx: &mut Context<Self>| {
                 actor.forced_at = Some(Instant::now());
-                actor.connect_anew(settings, limit, ctx)
+                // Who asks from now on may have changed a file that is read just now, and gets a reload of his own.
+                let waiting = actor.forcing.take().unwrap_or_default();
+                let reload = actor.connect_anew(actor.settings.clone(), limit, ctx);
+                reload.map(|outcome, _, _| {
+                    for one in waiting {
+                        // Whoever waited may have given up.
+                        let _ = one.send(outcome.clone());
+                    }
+                    outcome
+                })
             });
-        Box::pin(reload.map(|outcome, actor, _| {
-            for waiting in actor.forcing.take().into_iter().flatten() {
-                // Whoever waited may have given up.
-                let _ = waiting.send(outcome.clone());
-            }
-            outcome
-        }))
+        Box::pin(reload)
     }
 }
 
@@ -151,10 +164,10 @@ impl Handler<ReloadConnection> for Connection {
         if self.settings.needs_reconnect(&settings) {
             return self.connect_anew(settings, limit, ctx);
         }
-        if force {
-            return self.force(settings, limit);
-        }
         self.take_over(settings);
+        if force {
+            return self.force(limit);
+        }
         Box::pin(fut::ready(Ok(())))
     }
 }
@@ -163,7 +176,7 @@ impl Handler<ReplaceSettings> for Connection {
     type Result = ();
 
     fn handle(&mut self, ReplaceSettings(settings): ReplaceSettings, ctx: &mut Self::Context) {
-        if self.settings != settings && !self.status.borrow().was_up {
+        if self.settings != settings && self.lifecycle.is_down() && !self.status.borrow().was_up {
             self.settings = settings;
             self.status
                 .send_modify(|status| status.domain = self.settings.domain.clone());

@@ -114,7 +114,9 @@ impl Pulling<'_> {
     /// Takes a message, or a status of the consumer. `false` if the consumer has to be found anew.
     fn received(&mut self, message: Message, sink: &impl Sink) -> bool {
         self.heard = Instant::now();
-        match message.status {
+        // A stored message may have a status in its headers, which is not the server's.
+        let is_stored = message.reply.as_deref().and_then(ack::parse).is_some();
+        match message.status.filter(|_| !is_stored) {
             None => self.take(message, sink),
             Some(code) => {
                 if code == status::IDLE_HEARTBEAT {
