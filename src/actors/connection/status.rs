@@ -48,20 +48,21 @@ pub async fn until_up(
     connection: &Recipient<ConnectNow>,
     deadline: Instant,
 ) -> Result<Link> {
-    let (before, is_known) = {
+    let (before, was_up, is_known) = {
         let now = status.borrow_and_update();
         if now.link.up {
             return Ok(now.link);
         }
         let is_known = now.failures > 0 && now.down_since.is_some_and(|since| since.elapsed() > KNOWN_AWAY);
-        (now.failures, is_known)
+        (now.failures, now.was_up, is_known)
     };
     connection.do_send(ConnectNow);
     let decided = status.wait_for(|s| s.link.up || ((is_known || !s.was_up) && s.failures > before));
-    let deadline = if is_known {
-        deadline.min(Instant::now() + LAST_CHANCE)
-    } else {
-        deadline
+    let deadline = match (is_known, was_up) {
+        (true, _) => deadline.min(Instant::now() + LAST_CHANCE),
+        (false, true) => deadline,
+        // The first attempt may take as long as a caller waits, and then says why it has failed.
+        (false, false) => deadline + LAST_CHANCE,
     };
     let last = match timeout_at(deadline, decided).await {
         Ok(Ok(now)) if now.link.up => return Ok(now.link),

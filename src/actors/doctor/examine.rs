@@ -278,7 +278,7 @@ fn tls_state(settings: &Settings, addresses: &[SocketAddr], tls: Option<Result<S
         Some(Err(error)) => state(
             CheckStatus::Error,
             &error.to_string(),
-            "Look into the NATS server's configuration and log.",
+            "Look into the NATS server's configuration and log, and check \"tls_ca_path\" and the other options of TLS.",
         ),
         Some(Ok(secured)) => {
             let (mut status, found, mut advice) = judge(secured.certificate.as_deref());

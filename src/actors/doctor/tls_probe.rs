@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::actors::client::interface::unreachable;
+use crate::actors::client::interface::{SILENT, unreachable};
 use crate::actors::client::tls;
 use crate::error::{Error, Kind, Result};
 use crate::settings::options::Host;
@@ -90,7 +90,7 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
         let handshake = handshake.unwrap_or_else(|_| Err(late()));
         if is_silent && handshake.is_err() {
             let why = "it says nothing, and does not answer to TLS";
-            return Err(unreachable(host, why.into()));
+            return Err(unreachable(host, why.into()).hint(SILENT));
         }
         Some(handshake)
     } else {
