@@ -50,7 +50,10 @@ fn all<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<ServerOp>, Option
         loop {
             let understood = read(&mut input);
             // The room for one step more, doubled as vectors do it when they grow.
-            assert!(input.capacity() <= 2 * (sent + (1 << 20)), "an announced size costs nothing");
+            assert!(
+                input.capacity() <= 2 * (sent + (1 << 20)),
+                "an announced size costs nothing"
+            );
             match understood {
                 Ok(Some(op)) => ops.push(op),
                 Ok(None) => break,

@@ -118,7 +118,7 @@ fn open_inbox(shared: &Arc<Shared>, ticks: u32) {
         InboxState::Open => false,
         InboxState::TooManySubscriptions => true,
         // Each attempt is a line in the NATS server's log.
-        InboxState::Forbidden => ticks % FORBIDDEN_TICKS == 0,
+        InboxState::Forbidden => ticks.is_multiple_of(FORBIDDEN_TICKS),
     };
     if is_due {
         let shared = shared.clone();
