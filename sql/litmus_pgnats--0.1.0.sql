@@ -810,7 +810,7 @@ COMMENT ON FUNCTION litmus_pgnats_reload_conf() IS 'apply changed options of the
 
 CREATE FUNCTION litmus_pgnats_reload_conf_force() RETURNS void
   LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'litmus_pgnats_reload_conf_force';
-COMMENT ON FUNCTION litmus_pgnats_reload_conf_force() IS 'drop the NATS connections of the foreign server and connect anew';
+COMMENT ON FUNCTION litmus_pgnats_reload_conf_force() IS 'make new NATS connections for the foreign server in place of the present ones, whether or not options have changed';
 
 CREATE FUNCTION litmus_pgnats_version(
     OUT version text, OUT commit_date date, OUT short_commit text, OUT branch text, OUT last_tag text) RETURNS record
