@@ -119,6 +119,30 @@ async fn an_account_that_takes_less() {
     );
 }
 
+/// Objects go in pieces that the account takes.
+#[tokio::test]
+async fn an_object_where_the_account_takes_less() {
+    let config = "accounts { A { jetstream: enabled, limits { max_payload: 20000 }, users: [ { user: a, password: p } ] },
+                  SYS { users: [ { user: s, password: s } ] } }
+                  system_account: SYS
+                  no_auth_user: a";
+    let (_pg, session) = ready().await;
+    let nats = NatsServer::builder().jetstream().config(config).start().await;
+    create_for(&session, nats.port(), &[]).await;
+    assert_eq!(
+        texts(&session, "SELECT max_payload::text FROM nats_get_server_info()").await,
+        ["20000"]
+    );
+    run(
+        &session,
+        "SELECT nats_put_file('s', 'f', convert_to(repeat('x', 100000), 'utf8'))",
+    )
+    .await;
+    let sizes =
+        "SELECT length(nats_get_file('s', 'f'))::text || ' ' || chunks FROM nats_get_file_info('s', 'f')";
+    assert_eq!(texts(&session, sizes).await, ["100000 5"]);
+}
+
 /// A message that the account does not take is a dead letter at once; those behind it go on.
 #[tokio::test]
 async fn what_is_too_large_for_a_stream() {

@@ -262,6 +262,45 @@ async fn forced_reloads_without_end() {
     assert!(made <= 8, "{made}");
 }
 
+/// The end of a connection's task, or of an attempt to connect, by a panic is a lost connection, and nothing else.
+#[tokio::test]
+async fn a_task_that_panics() {
+    let (scene, session, other, gate) = gated().await;
+    let pid = scene.runtime().await;
+    run(
+        &session,
+        "CREATE FUNCTION panic(task text) RETURNS void LANGUAGE c AS '$libdir/litmus_pgnats', 'litmus_pgnats_fault_panic_task'",
+    )
+    .await;
+    for n in 0..2 {
+        // The oldest such task is the one of server nats, then the gate's.
+        let before = gate.connections();
+        run(&session, "SELECT panic('NATS connection')").await;
+        eventually(SOON, async || session.batch_execute(ECHO).await).await;
+        eventually(SOON, async || other.batch_execute(ECHO).await).await;
+        println!(
+            "{n}: {} connections through the gate",
+            gate.connections() - before
+        );
+    }
+    let port = says(Vec::new()).await;
+    let silent = format!(
+        "CREATE SERVER silent FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{port}');
+         SET litmus_pgnats.server = 'silent'"
+    );
+    run(&session, &silent).await;
+    let asked = tokio::spawn(async move { refused(&session, ECHO).await });
+    let tell = scene.pg.connect().await;
+    eventually(SOON, async || {
+        tell.batch_execute("SELECT panic('attempt to connect')").await
+    })
+    .await;
+    let (report, _) = asked.await.expect("an error");
+    println!("{report:?}");
+    run(&other, ECHO).await;
+    assert_eq!(scene.runtime().await, pid);
+}
+
 /// A file that is none holds nobody up.
 #[tokio::test]
 async fn files_that_are_none() {

@@ -25,7 +25,7 @@ use super::interface::{CONNECT_LIMIT, ConnectNow, FinishConnection, Publish};
 use super::lifecycle::{HandoverStep, Lifecycle};
 use super::reconnect_policy::ReconnectPolicy;
 use super::status::ConnectionStatus;
-use crate::actors::base::tasks::Vital;
+use crate::actors::base::tasks::{self, Vital};
 use crate::actors::client::NatsClient;
 use crate::actors::client::connect::connect;
 use crate::actors::client::interface::{Candidate, InboxState};
@@ -167,7 +167,9 @@ impl Connection {
             let deadline = Instant::now() + limit;
             let client = loop {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let client = connect(&settings, &candidates, &name, left, observer.clone()).await;
+                let connecting = connect(&settings, &candidates, &name, left, observer.clone());
+                // Whatever a server does to an attempt, the actor goes on.
+                let client = tasks::answer("attempt to connect to NATS", connecting).await;
                 let lacks_room = matches!(&client, Err(error) if error.kind == Kind::TooManyConnections);
                 if !(waits_for_room && lacks_room) || left < ROOM_PAUSE {
                     break client;

@@ -252,7 +252,7 @@ impl Bucket {
         }))
     }
 
-    /// Creates a bucket with async-nats's defaults, unless another session was faster.
+    /// Creates a bucket with the defaults of NATS's clients, unless another session was faster.
     async fn create_for_put(&self) -> Result<()> {
         let created = self.create(BucketConfig {
             history: 1,
