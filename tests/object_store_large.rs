@@ -171,3 +171,41 @@ async fn a_cancelled_get_ends_the_transfer() {
     run(&session, "RESET statement_timeout").await;
     assert_eq!(value::<i32>(&session, get).await, 268_435_456);
 }
+
+/// The chunks of an object stay in order while other sessions fill what is to be sent.
+#[tokio::test]
+async fn chunks_stay_in_order_among_others() {
+    let stage = Stage::jetstream().await;
+    let session = stage.pg.connect().await;
+    run(
+        &session,
+        "CREATE TABLE o AS SELECT decode(string_agg(md5(n::text), ''), 'hex') AS content FROM generate_series(1, 200000) n",
+    )
+    .await;
+    let end = std::sync::Arc::new(AtomicBool::new(false));
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let (other, end) = (stage.pg.connect().await, end.clone());
+        others.push(tokio::spawn(async move {
+            while !end.load(Ordering::Relaxed) {
+                run(
+                    &other,
+                    "SELECT count(nats_publish_text('load', repeat('x', 60000))) FROM generate_series(1, 50)",
+                )
+                .await;
+            }
+        }));
+    }
+    for _ in 0..30 {
+        run(&session, "SELECT nats_put_file('s', 'o', content) FROM o").await;
+        run(
+            &session,
+            "DO $$ BEGIN ASSERT (SELECT nats_get_file('s', 'o') = content FROM o); END $$",
+        )
+        .await;
+    }
+    end.store(true, Ordering::Relaxed);
+    for other in others {
+        other.await.expect("messages");
+    }
+}

@@ -62,8 +62,6 @@ pub(super) struct Shared {
     pub(super) requests: PendingRequests,
     pub(super) news: Mutex<NewsDesk>,
     pub(super) traffic: ClientTraffic,
-    /// Held by the message that is taken next, so that messages are taken in order.
-    pub(super) turn: tokio::sync::Mutex<()>,
     /// Held while one subscription is made and confirmed alone, because the server does not say which it refuses for
     /// their number.
     pub(super) alone: tokio::sync::Mutex<()>,
@@ -91,7 +89,6 @@ impl Shared {
             requests,
             news: Mutex::default(),
             traffic: ClientTraffic::default(),
-            turn: tokio::sync::Mutex::default(),
             alone: tokio::sync::Mutex::default(),
             inbox_prefix,
         }

@@ -4,7 +4,7 @@
 //! Nothing about a stream is cached, so nothing is stale after a reload, a restart of NATS, or when somebody deletes
 //! and re-creates a bucket. Each call takes the client that the connection has at that moment.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
@@ -12,10 +12,11 @@ use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::answers::{ApiError, StreamInfo, parse};
 use super::refusals::{refused, unavailable};
-use crate::actors::client::{Accepts, NatsClient, RequestFailure};
+use crate::actors::client::{Accepts, NatsClient, PendingReply, RequestFailure};
 use crate::actors::connection::delivery::{no_inbox, unsent};
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
@@ -180,6 +181,27 @@ impl Api {
         headers: Headers,
         payload: Bytes,
     ) -> Result<u64> {
+        let began = Instant::now();
+        let pending = self.begin(domain, subject, headers, payload).await?;
+        pending
+            .acknowledged(self.timeout.saturating_sub(began.elapsed()))
+            .await
+    }
+
+    /// Publishes a message as [`Api::publish_plain`] does, whose acknowledgement is waited for later. Messages are
+    /// published in the order of these calls, if each begins after the one before has ended.
+    pub async fn begin_plain(&self, subject: String, payload: Bytes) -> Result<PendingAck<'_>> {
+        self.begin(self.domain.as_deref(), subject, Headers::new(), payload)
+            .await
+    }
+
+    async fn begin(
+        &self,
+        domain: Option<&str>,
+        subject: String,
+        headers: Headers,
+        payload: Bytes,
+    ) -> Result<PendingAck<'_>> {
         self.check_server()?;
         let request = Outbound {
             subject: subject.clone(),
@@ -187,14 +209,15 @@ impl Api {
             headers,
             payload,
         };
-        let accepts = accepts_ack(domain);
-        match self.client.request_until(request, self.timeout, accepts).await {
-            Ok(answer) => self.acknowledged(&answer.payload).map(|ack| ack.sequence),
-            Err(RequestFailure::NoResponders) => Err(self.no_stream(&subject).await),
-            Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
-            Err(RequestFailure::OtherReply(other)) => Err(answered_elsewhere(domain, &subject, &other)),
-            Err(failure) => Err(self.unanswered(&subject, failure)),
-        }
+        let begun = timeout(self.timeout, self.client.begin(request, accepts_ack(domain))).await;
+        let reply = begun.map_err(|_| no_ack(&subject))?;
+        let reply = reply.map_err(|failure| self.unanswered(&subject, failure))?;
+        Ok(PendingAck {
+            api: self,
+            domain: domain.map(String::from),
+            subject,
+            reply,
+        })
     }
 
     /// Parses an acknowledgement. Fails with the reason why JetStream refused the message.
@@ -216,6 +239,35 @@ impl Api {
             // Without the right to ask, what the server has said of the subject is all there is.
             Err(error) if error.kind == Kind::PermissionDenied => no_stream(subject),
             Err(error) => error,
+        }
+    }
+}
+
+/// A published message whose acknowledgement can be waited for.
+pub struct PendingAck<'a> {
+    api: &'a Api,
+    domain: Option<String>,
+    subject: String,
+    reply: PendingReply,
+}
+
+impl PendingAck<'_> {
+    /// Waits for the acknowledgement, for `limit` at most; returns the message's sequence in the stream.
+    pub async fn acknowledged(self, limit: Duration) -> Result<u64> {
+        let PendingAck {
+            api,
+            domain,
+            subject,
+            reply,
+        } = self;
+        match reply.reply(limit).await {
+            Ok(answer) => api.acknowledged(&answer.payload).map(|ack| ack.sequence),
+            Err(RequestFailure::NoResponders) => Err(api.no_stream(&subject).await),
+            Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
+            Err(RequestFailure::OtherReply(other)) => {
+                Err(answered_elsewhere(domain.as_deref(), &subject, &other))
+            }
+            Err(failure) => Err(api.unanswered(&subject, failure)),
         }
     }
 }

@@ -164,7 +164,10 @@ impl Handler<ReloadConnection> for Connection {
         if self.settings.needs_reconnect(&settings) {
             return self.connect_anew(settings, limit, ctx);
         }
-        self.take_over(settings);
+        // A reload that is under way is overtaken by other settings alone.
+        if !force || self.settings != settings {
+            self.take_over(settings);
+        }
         if force {
             return self.force(limit);
         }

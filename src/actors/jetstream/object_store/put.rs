@@ -17,7 +17,6 @@ use super::{Store, WINDOW, purge};
 use crate::actors::base::tasks;
 use crate::actors::jetstream::api::Api;
 use crate::error::{Error, Kind, Result};
-use crate::nats::headers::Headers;
 
 /// Bytes of a chunk, the default of NATS's clients; a chunk is smaller if the server takes only less.
 const CHUNK: usize = 128 * 1024;
@@ -110,8 +109,10 @@ impl Store {
                     waiting.next().await.transpose()?;
                 }
                 let length = chunk.len();
-                let published = self.api.publish_plain(subject.to_string(), Headers::new(), chunk);
-                let counted = published.inspect_ok(move |_| self.progress.add(length));
+                // In order: a chunk is published before the next one begins.
+                let pending = self.api.begin_plain(subject.to_string(), chunk).await?;
+                let acknowledged = pending.acknowledged(self.api.timeout);
+                let counted = acknowledged.inspect_ok(move |_| self.progress.add(length));
                 waiting.push_back(counted.boxed_local());
             }
         }
