@@ -8,7 +8,6 @@ mod support;
 
 use foreign_server::*;
 use operator_mode::*;
-use serde_json::json;
 use support::*;
 
 /// What keeps a connection from NATS.
@@ -81,10 +80,7 @@ async fn a_cause_is_the_same_everywhere() {
     let with_user = NatsServer::builder().user("alice", "right").start().await;
     let with_tls = NatsServer::builder().tls(&certs).start().await;
     let plain = NatsServer::start().await;
-    let with_operator = NatsServer::builder()
-        .config(&operator.config(json!({})))
-        .start()
-        .await;
+    let with_operator = operator.server().await;
     let full = NatsServer::builder().config("max_connections: 1").start().await;
     let _taken = full.client().await;
     let silent = gate::says(Vec::new()).await;

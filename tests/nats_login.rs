@@ -8,7 +8,6 @@ mod support;
 use foreign_server::*;
 use futures::StreamExt;
 use operator_mode::*;
-use serde_json::json;
 use support::*;
 
 const DOCTOR: &str = "SELECT check_name || '|' || coalesce(object, '') || '|' || status || '|' || found || '|' || \
@@ -32,10 +31,7 @@ fn says(findings: &[String], start: &str, what: &str) {
 async fn a_credentials_file_and_its_rotation() {
     let (pg, session) = ready().await;
     let operator = Operator::new();
-    let mut nats = NatsServer::builder()
-        .config(&operator.config(json!({})))
-        .start()
-        .await;
+    let mut nats = operator.server().await;
     let path = file(&pg, "user.creds", &operator.creds("first", None));
     create_for(&session, nats.port(), &[("credentials_path", &path)]).await;
     run(&session, INFO).await;
@@ -86,10 +82,7 @@ async fn a_credentials_file_and_its_rotation() {
 async fn inline_credentials() {
     let (_pg, session) = ready().await;
     let operator = Operator::new();
-    let nats = NatsServer::builder()
-        .config(&operator.config(json!({})))
-        .start()
-        .await;
+    let nats = operator.server().await;
     session.take_notices();
     create_for(
         &session,
@@ -133,10 +126,7 @@ async fn inline_credentials() {
 async fn operator_mode_that_is_not_expected() {
     let (_pg, session) = ready().await;
     let operator = Operator::new();
-    let nats = NatsServer::builder()
-        .config(&operator.config(json!({})))
-        .start()
-        .await;
+    let nats = operator.server().await;
     create_for(&session, nats.port(), &[("username", "a"), ("password", "b")]).await;
     let report = refused(&session, INFO).await;
     assert_eq!(report.code, code::REFUSED, "{report:?}");

@@ -16,21 +16,22 @@ use support::*;
 const ECHO: &str = "SELECT nats_request_text('echo', 'x', 5000)";
 const HOST_OF: &str = "SELECT coalesce(last_error, '') FROM litmus_pgnats.connections WHERE server = 'gated'";
 
+/// Makes a foreign server of this port, and has the session use it.
+async fn use_server(session: &Session, name: &str, port: u16) {
+    let sql = format!(
+        "CREATE SERVER {name} FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{port}');
+         SET litmus_pgnats.server = '{name}'"
+    );
+    run(session, &sql).await;
+}
+
 /// A scene with a second foreign server that leads through a gate.
 async fn gated() -> (Scene, Session, Session, Gate) {
     let scene = Scene::start().await;
     scene.echo().await;
     let gate = Gate::to(scene.nats.port(), Duration::ZERO).await;
     let session = scene.pg.connect().await;
-    let port = gate.port();
-    run(
-        &session,
-        &format!(
-            "CREATE SERVER gated FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{port}');
-             SET litmus_pgnats.server = 'gated'"
-        ),
-    )
-    .await;
+    use_server(&session, "gated", gate.port()).await;
     run(&session, ECHO).await;
     let other = scene.pg.connect().await;
     run(&other, "SET litmus_pgnats.server = 'nats'").await;
@@ -163,14 +164,7 @@ async fn an_info_with_too_many_servers() {
         urls.join(",")
     );
     let port = says(info.into_bytes()).await;
-    run(
-        &session,
-        &format!(
-            "CREATE SERVER wide FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{port}');
-             SET litmus_pgnats.server = 'wide'"
-        ),
-    )
-    .await;
+    use_server(&session, "wide", port).await;
     let (report, took) = refused(&session, ECHO).await;
     assert_eq!(report.code, "08001", "{report:?}");
     assert!(took < Duration::from_secs(8), "{took:?}");
@@ -284,11 +278,7 @@ async fn a_task_that_panics() {
         );
     }
     let port = says(Vec::new()).await;
-    let silent = format!(
-        "CREATE SERVER silent FOREIGN DATA WRAPPER litmus_pgnats_fdw OPTIONS (host '127.0.0.1', port '{port}');
-         SET litmus_pgnats.server = 'silent'"
-    );
-    run(&session, &silent).await;
+    use_server(&session, "silent", port).await;
     let asked = tokio::spawn(async move { refused(&session, ECHO).await });
     let tell = scene.pg.connect().await;
     eventually(SOON, async || {

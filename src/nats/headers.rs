@@ -73,6 +73,14 @@ pub fn to_json(headers: &[(String, String)]) -> String {
     Value::Object(object).to_string()
 }
 
+/// The first value of a header; `None` if there is none of this name.
+pub fn first<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.as_str())
+}
+
 /// A header name is printable ASCII without space and colon (ADR-4).
 fn check_name(name: &str) -> std::result::Result<(), String> {
     match name.bytes().find(|b| !(b'!'..=b'~').contains(b) || *b == b':') {

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::headers::Headers;
+use super::headers::{self, Headers};
 use super::raw_headers;
 
 /// Statuses of messages that a NATS server itself sends (ADR-4).
@@ -43,8 +43,7 @@ impl Message {
         if self.header_block.is_empty() {
             return None;
         }
-        let mut headers = self.headers().into_iter();
-        headers.find(|(known, _)| known == name).map(|(_, value)| value)
+        headers::first(&self.headers(), name).map(String::from)
     }
 
     /// What the server says beside the status.

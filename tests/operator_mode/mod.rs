@@ -71,6 +71,12 @@ impl Operator {
         )
     }
 
+    /// A server that knows this operator's users, without limits.
+    pub async fn server(&self) -> NatsServer {
+        let config = self.config(json!({}));
+        NatsServer::builder().config(&config).start().await
+    }
+
     /// The contents of a user's .creds file; the JWT expires in so many seconds.
     pub fn creds(&self, name: &str, expires_in: Option<i64>) -> String {
         let user = KeyPair::new_user();

@@ -222,7 +222,7 @@ impl NatsClient {
         self.shared().round_trip().await
     }
 
-    /// Publishes a request, whose reply is waited for later. PendingRequests are published in the order of these calls.
+    /// Publishes a request, whose reply is waited for later. Requests are published in the order of these calls.
     /// `accepts` tells which reply counts; without it the first does.
     pub async fn begin(
         &self,
@@ -237,18 +237,8 @@ impl NatsClient {
 
     /// Publishes a request and waits for the first reply, for `limit` in all.
     pub async fn request(&self, message: Outbound, limit: Duration) -> Result<Message, RequestFailure> {
-        self.request_until(message, limit, None).await
-    }
-
-    /// Publishes a request and waits for the first reply that counts, for `limit` in all.
-    pub async fn request_until(
-        &self,
-        message: Outbound,
-        limit: Duration,
-        accepts: Option<Accepts>,
-    ) -> Result<Message, RequestFailure> {
         let began = Instant::now();
-        let pending = timeout(limit, self.begin(message, accepts)).await;
+        let pending = timeout(limit, self.begin(message, None)).await;
         let pending = pending.map_err(|_| RequestFailure::TimedOut)??;
         pending.reply(limit.saturating_sub(began.elapsed())).await
     }

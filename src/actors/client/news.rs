@@ -32,6 +32,8 @@ pub(super) struct NewsDesk {
     pub(super) forbidden: BTreeSet<String>,
     /// The server has refused subscriptions for their number; how many times.
     pub(super) too_many: u64,
+    /// How many times the server has refused the subscription of the replies, because the user may not have it.
+    pub(super) inbox_forbidden: u64,
 }
 
 impl NewsDesk {

@@ -125,14 +125,23 @@ impl Shared {
     /// Subscribes to the replies again, which the server has refused.
     pub(super) async fn open_inbox(&self) {
         let _alone = self.alone.lock().await;
-        let (before, replies) = (self.refused_for_number(), self.requests.wildcard());
-        self.requests.set_inbox(InboxState::TooManySubscriptions);
+        let refusals = || {
+            let news = self.news.lock();
+            (news.inbox_forbidden, news.too_many)
+        };
+        let (before, replies) = (refusals(), self.requests.wildcard());
         self.queue(|outgoing| wire::subscribe(&mut outgoing.buffer, &replies, None, REPLIES));
-        let is_read = self.round_trip().await.is_ok();
-        let is_refused = self.refused_for_number() > before || self.requests.inbox() == InboxState::Forbidden;
-        if is_read && !is_refused {
-            self.requests.set_inbox(InboxState::Open);
+        if self.round_trip().await.is_err() {
+            return;
         }
+        let after = refusals();
+        self.requests.set_inbox(if after.0 > before.0 {
+            InboxState::Forbidden
+        } else if after.1 > before.1 {
+            InboxState::TooManySubscriptions
+        } else {
+            InboxState::Open
+        });
     }
 
     /// The server has said something.
@@ -195,6 +204,7 @@ impl Shared {
                 self.requests.forbidden(&subject);
             }
             ServerError::SubscribeForbidden(subject, _) if self.requests.is_inbox(&subject) => {
+                news.inbox_forbidden += 1;
                 self.requests.set_inbox(InboxState::Forbidden);
             }
             ServerError::SubscribeForbidden(subject, sid) => {
@@ -275,5 +285,51 @@ impl Lines {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// Has the replies subscribed to again; the server answers with these errors, if any. Returns the state before and
+    /// after the answer.
+    fn open_inbox(shared: &Shared, errors: &[&str]) -> [InboxState; 2] {
+        let mut attempt = Box::pin(shared.open_inbox());
+        assert_eq!(attempt.as_mut().now_or_never(), None);
+        let before = shared.requests.inbox();
+        let mut lines = Lines::default();
+        for error in errors {
+            let taken = shared.take(ServerOp::Error((*error).into()), &mut lines);
+            taken.expect("an error is taken");
+        }
+        shared.take(ServerOp::Pong, &mut lines).expect("a PONG is taken");
+        assert_eq!(attempt.now_or_never(), Some(()));
+        [before, shared.requests.inbox()]
+    }
+
+    #[test]
+    fn a_refused_inbox_is_what_the_server_said_last() {
+        let requests = PendingRequests::new("_INBOX");
+        let forbids = format!(
+            "Permissions Violation for Subscription to \"{}\"",
+            requests.wildcard()
+        );
+        let shared = Shared::new(ServerInfo::default(), requests, "_INBOX".into());
+        let (open, forbidden, too_many) = (
+            InboxState::Open,
+            InboxState::Forbidden,
+            InboxState::TooManySubscriptions,
+        );
+        shared.requests.set_inbox(forbidden);
+        assert_eq!(open_inbox(&shared, &[&forbids]), [forbidden, forbidden]);
+        assert_eq!(
+            open_inbox(&shared, &["maximum subscriptions exceeded"]),
+            [forbidden, too_many]
+        );
+        assert_eq!(open_inbox(&shared, &[&forbids]), [too_many, forbidden]);
+        assert_eq!(open_inbox(&shared, &[]), [forbidden, open]);
     }
 }

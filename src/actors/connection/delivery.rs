@@ -26,7 +26,7 @@ pub async fn send_all(client: &NatsClient, mut batch: Vec<Outbound>) -> Vec<Outb
             Err(failure) => log::warn!(
                 "message to subject \"{}\" was not published: {}",
                 message.subject,
-                unsent(&message.subject, failure.into())
+                unsent(client, &message.subject, failure.into())
             ),
         }
     }
@@ -82,7 +82,7 @@ pub fn too_many_subscriptions(subject: &str) -> Error {
 }
 
 /// The error for a message to a subject that was not sent, or a request that was not answered.
-pub fn unsent(subject: &str, failure: RequestFailure) -> Error {
+pub fn unsent(client: &NatsClient, subject: &str, failure: RequestFailure) -> Error {
     match failure {
         RequestFailure::NoResponders => Error::new(
             Kind::NoResponders,
@@ -102,10 +102,7 @@ pub fn unsent(subject: &str, failure: RequestFailure) -> Error {
         RequestFailure::InvalidSubject => Error::new(Kind::InvalidSubject, "invalid subject"),
         RequestFailure::InvalidHeaders => Error::new(Kind::InvalidHeaders, "invalid message headers"),
         RequestFailure::Forbidden => forbidden(subject),
-        RequestFailure::NoInbox(_) => Error::new(
-            Kind::PermissionDenied,
-            "the NATS server does not let this user subscribe to the replies to requests",
-        ),
+        RequestFailure::NoInbox(inbox) => no_inbox(client, inbox),
         RequestFailure::OtherReply(_) => Error::new(
             Kind::JetStreamRefused,
             format!("what answered on subject \"{subject}\" is not JetStream"),
@@ -121,8 +118,5 @@ pub fn unsent(subject: &str, failure: RequestFailure) -> Error {
 pub async fn request(client: &NatsClient, message: Outbound, limit: Duration) -> Result<Message> {
     let subject = message.subject.clone();
     let outcome = client.request(message, limit).await;
-    outcome.map_err(|failure| match failure {
-        RequestFailure::NoInbox(inbox) => no_inbox(client, inbox),
-        failure => unsent(&subject, failure),
-    })
+    outcome.map_err(|failure| unsent(client, &subject, failure))
 }

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -15,14 +15,13 @@ use tokio_rustls::TlsConnector;
 use crate::actors::client::interface::{SILENT, unreachable};
 use crate::actors::client::tls;
 use crate::error::{Error, Kind, Result};
+use crate::nats::wire::{self, ServerInfo, ServerOp};
 use crate::settings::options::Host;
 use crate::settings::{Tls, Verify};
 
 /// Longest wait for a server's INFO, before it is taken for one that begins with TLS. Such a server ends a connection
 /// after two seconds without TLS.
 const GREETING: Duration = Duration::from_millis(1500);
-/// Longest INFO line that is read, in bytes.
-const MAX_INFO: u64 = 64 * 1024;
 
 /// What a probe has found.
 pub struct Probe {
@@ -48,39 +47,27 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
     let stream = timeout(limit, TcpStream::connect(addresses))
         .await
         .map_err(late)?;
-    let mut stream = BufReader::new(stream.map_err(failed)?);
-    let mut line = String::new();
-    let mut greeting = (&mut stream).take(MAX_INFO);
-    // A server may wait for the handshake before it says anything.
-    let greets = async {
-        if tls.first {
-            return Ok(true);
+    let mut stream = stream.map_err(failed)?;
+    let greeting = if tls.first {
+        Greeting::Silence
+    } else {
+        greeting(&mut stream, GREETING.min(limit / 2))
+            .await
+            .map_err(failed)?
+    };
+    let is_silent = matches!(greeting, Greeting::Silence);
+    let (server, wants_tls, offers_tls) = match greeting {
+        Greeting::Info(info) => {
+            let server = format!("{} ({})", info.version, info.server_name);
+            (server, info.tls_required, info.tls_required || info.tls_available)
         }
-        let read = timeout(GREETING.min(limit / 2), greeting.read_line(&mut line)).await;
-        read.map_or(Ok(true), |read| read.map(|_| false))
+        Greeting::Silence => ("that begins with TLS".into(), true, true),
+        Greeting::Other => return Err(unreachable(host, "what answers there is no NATS server".into())),
     };
-    let is_silent = greets.await.map_err(failed)?;
-    let info = line
-        .strip_prefix("INFO ")
-        .and_then(|info| serde_json::from_str::<Value>(info).ok());
-    let has = |name: &str| {
-        let flag = info.as_ref().and_then(|info| info.get(name));
-        flag.and_then(Value::as_bool) == Some(true)
-    };
-    let (server, wants_tls) = match (&info, is_silent) {
-        (Some(info), _) => {
-            let text = |name: &str| info.get(name).and_then(Value::as_str).unwrap_or("unknown");
-            let server = format!("{} ({})", text("version"), text("server_name"));
-            (server, has("tls_required"))
-        }
-        (None, true) if line.is_empty() => ("that begins with TLS".into(), true),
-        (None, _) => return Err(unreachable(host, "what answers there is no NATS server".into())),
-    };
-    let offers_tls = is_silent || wants_tls || has("tls_available");
     let tls = if !offers_tls && tls.verify != Verify::Platform {
         Some(Err(Error::new(Kind::TlsFailed, "the NATS server offers no TLS")))
     } else if wants_tls || tls.verify != Verify::Platform {
-        let handshake = timeout(limit, shake_hands(stream.into_inner(), host, tls)).await;
+        let handshake = timeout(limit, shake_hands(stream, host, tls)).await;
         let late = || {
             Error::new(
                 Kind::TlsFailed,
@@ -97,6 +84,37 @@ pub async fn greet(addresses: &[SocketAddr], host: &Host, tls: &Tls, limit: Dura
         None
     };
     Ok(Probe { server, tls })
+}
+
+/// What a server says before anything is said to it.
+enum Greeting {
+    Info(Box<ServerInfo>),
+    /// Nothing: a server may wait for the handshake.
+    Silence,
+    /// What no NATS server says.
+    Other,
+}
+
+/// Reads what a server begins with; a server that has not said anything within `limit` is silent.
+async fn greeting(stream: &mut TcpStream, limit: Duration) -> std::io::Result<Greeting> {
+    let mut input = BytesMut::new();
+    let info = timeout(limit, async {
+        loop {
+            match wire::read(&mut input) {
+                Ok(Some(ServerOp::Info(info))) => return Ok(Greeting::Info(info)),
+                Ok(Some(_)) | Err(_) => return Ok(Greeting::Other),
+                Ok(None) => {}
+            }
+            if stream.read_buf(&mut input).await? == 0 {
+                return Ok(Greeting::Other);
+            }
+        }
+    });
+    match info.await {
+        Ok(greeting) => greeting,
+        Err(_) if input.is_empty() => Ok(Greeting::Silence),
+        Err(_) => Ok(Greeting::Other),
+    }
 }
 
 async fn shake_hands(stream: TcpStream, host: &Host, tls: &Tls) -> Result<Secured> {

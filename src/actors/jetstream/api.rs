@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::answers::{ApiError, StreamInfo, parse};
 use super::refusals::{refused, unavailable};
 use crate::actors::client::{Accepts, NatsClient, PendingReply, RequestFailure};
-use crate::actors::connection::delivery::{no_inbox, unsent};
+use crate::actors::connection::delivery::unsent;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::error::{Error, Kind, Result};
 use crate::nats::headers::Headers;
@@ -143,9 +143,8 @@ impl Api {
     /// The error for a request to a subject that nothing has answered.
     pub fn unanswered(&self, subject: &str, failure: RequestFailure) -> Error {
         match failure {
-            RequestFailure::NoInbox(inbox) => no_inbox(&self.client, inbox),
             RequestFailure::ClientLost => lost(),
-            failure => unsent(subject, failure),
+            failure => unsent(&self.client, subject, failure),
         }
     }
 
@@ -241,6 +240,22 @@ impl Api {
             Err(error) => error,
         }
     }
+
+    /// The error for a message that only others have answered.
+    fn answered_elsewhere(&self, domain: Option<&str>, subject: &str, other: Box<Message>) -> Error {
+        let ack = parse::<PublishAck>(&other.payload);
+        let (Some(domain), Ok(Ok(ack))) = (domain, ack) else {
+            return self.unanswered(subject, RequestFailure::OtherReply(other));
+        };
+        let theirs = if ack.domain.is_empty() {
+            "none"
+        } else {
+            &ack.domain
+        };
+        let message = format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
+        Error::new(Kind::NoStream, message)
+            .detail(format!("A stream of domain \"{theirs}\" has taken the message."))
+    }
 }
 
 /// A published message whose acknowledgement can be waited for.
@@ -265,7 +280,7 @@ impl PendingAck<'_> {
             Err(RequestFailure::NoResponders) => Err(api.no_stream(&subject).await),
             Err(RequestFailure::TimedOut) => Err(no_ack(&subject)),
             Err(RequestFailure::OtherReply(other)) => {
-                Err(answered_elsewhere(domain.as_deref(), &subject, &other))
+                Err(api.answered_elsewhere(domain.as_deref(), &subject, other))
             }
             Err(failure) => Err(api.unanswered(&subject, failure)),
         }
@@ -281,22 +296,6 @@ pub fn accepts_ack(domain: Option<&str>) -> Option<Accepts> {
         Ok(Err(error)) => error.err_code.0 != 0,
         Err(_) => false,
     }))
-}
-
-/// The error for a message that only others have answered.
-fn answered_elsewhere(domain: Option<&str>, subject: &str, other: &Message) -> Error {
-    let ack = parse::<PublishAck>(&other.payload);
-    let (Some(domain), Ok(Ok(ack))) = (domain, ack) else {
-        return unsent(subject, RequestFailure::OtherReply(Box::new(other.clone())));
-    };
-    let theirs = if ack.domain.is_empty() {
-        "none"
-    } else {
-        &ack.domain
-    };
-    let message = format!("no stream of domain \"{domain}\" acknowledged subject \"{subject}\"");
-    Error::new(Kind::NoStream, message)
-        .detail(format!("A stream of domain \"{theirs}\" has taken the message."))
 }
 
 /// The error for a subject that no stream takes.

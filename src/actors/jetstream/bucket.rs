@@ -20,7 +20,7 @@ use crate::actors::base::result_limit::{check_size, collect, row_size};
 use crate::actors::client::RequestFailure;
 use crate::channel::message::{BucketCall, BucketConfig, Expect, Reply};
 use crate::error::{Error, Kind, Result};
-use crate::nats::headers::Headers;
+use crate::nats::headers::{self, Headers};
 use crate::nats::message::{Message, Outbound, status};
 use crate::row::Row;
 
@@ -208,10 +208,7 @@ impl Bucket {
             Ok(answer) if answer.status == Some(status::NOT_FOUND) => Ok(None),
             Ok(answer) => {
                 let headers = answer.headers();
-                let text = |name: &str| {
-                    let value = headers.iter().find(|(known, _)| known == name);
-                    value.map_or("", |(_, value)| value.as_str())
-                };
+                let text = |name: &str| headers::first(&headers, name).unwrap_or_default();
                 let revision = text("Nats-Sequence")
                     .parse()
                     .map_err(|_| Error::new(Kind::JetStreamRefused, "unintelligible answer of JetStream"))?;
@@ -384,10 +381,7 @@ fn entry_row(revision: u64, operation: &str, value: &[u8], created: Option<Strin
 
 fn stored_operation(message: &Message) -> &'static str {
     let headers = message.headers();
-    let text = |name: &str| {
-        let value = headers.iter().find(|(known, _)| known == name);
-        value.map_or("", |(_, value)| value.as_str())
-    };
+    let text = |name: &str| headers::first(&headers, name).unwrap_or_default();
     operation(text(OPERATION), text(MARKER))
 }
 

@@ -13,7 +13,7 @@ use super::fate::{MessageFate, is_permanent};
 use crate::actors::base::backoff::full_jitter;
 use crate::actors::client::interface::InboxState;
 use crate::actors::client::{PendingReply, RequestFailure};
-use crate::actors::connection::delivery::{forbidden, no_inbox, unsent};
+use crate::actors::connection::delivery::no_inbox;
 use crate::actors::connection::status::ConnectionStatus;
 use crate::actors::jetstream::api::{Api, accepts_ack, no_stream};
 use crate::channel::outbox::OutboxMessage;
@@ -214,7 +214,7 @@ impl Round<'_> {
                 self.collect(api);
                 return Err(end_of(&failure));
             }
-            Err(failure) => self.refuse(index, unsent(&message.subject, failure)),
+            Err(failure) => self.refuse(index, api.unanswered(&message.subject, failure)),
         }
         Ok(())
     }
@@ -260,8 +260,9 @@ impl Round<'_> {
         let answer: Result<Message> = match pending.reply(ACK_LIMIT).await {
             Ok(answer) => Ok(answer),
             Err(RequestFailure::NoResponders) => Err(self.no_stream(api, subject).await),
-            Err(RequestFailure::Forbidden) => Err(forbidden(subject)),
-            Err(failure @ RequestFailure::OtherReply(_)) => Err(unsent(subject, failure)),
+            Err(failure @ (RequestFailure::Forbidden | RequestFailure::OtherReply(_))) => {
+                Err(api.unanswered(subject, failure))
+            }
             Err(failure) => {
                 self.collect(api);
                 return Err(end_of(&failure));

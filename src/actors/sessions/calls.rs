@@ -19,7 +19,7 @@ use crate::channel::message::{
     BucketCall, JETSTREAM_ANSWERS, JetStreamCall, JetStreamOptions, Reply, StoreCall,
 };
 use crate::error::{Error, Kind, Result};
-use crate::nats::headers::{Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
+use crate::nats::headers::{self, Headers, SERVICE_ERROR, SERVICE_ERROR_CODE};
 use crate::nats::message::{Message, Outbound};
 
 /// A reply, and the body of its frame.
@@ -81,19 +81,13 @@ pub async fn ask(
 /// Turns a NATS message into a reply. A service reports its failure in headers (ADR-32), which becomes an error.
 fn reply_to_sql(subject: &str, message: Message) -> Result<CallReply> {
     let headers = message.headers();
-    let header = |name: &str| {
-        headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value)
-    };
-    if let Some(error) = header(SERVICE_ERROR) {
+    if let Some(error) = headers::first(&headers, SERVICE_ERROR) {
         let error = error.trim_end_matches('.');
         let failed = Error::new(
             Kind::ServiceError,
             format!("service on subject \"{subject}\" failed: {error}"),
         );
-        return Err(match header(SERVICE_ERROR_CODE) {
+        return Err(match headers::first(&headers, SERVICE_ERROR_CODE) {
             Some(code) => failed.detail(format!("Its error code is {code}.")),
             None => failed,
         });
